@@ -1,0 +1,1 @@
+//! Embeddings in; centroids, each sample's cluster and its hardness out.

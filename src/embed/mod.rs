@@ -1,0 +1,5 @@
+//! Samples in, unit embeddings of every model out, one row a sample, in the order of the shard.
+
+mod model;
+
+pub use model::ModelError;

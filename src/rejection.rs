@@ -1,0 +1,90 @@
+//! Why a sample could not be processed: comes out of reading and decoding, goes into the `rejection` column.
+//!
+//! A rejection is a function of the sample's bytes and of the limits in force, never of the network, the disk or
+//! the clock: a second attempt rejects the same samples for the same reasons.
+
+use std::fmt;
+
+/// The reason for which one sample was left out. Its text is stable: users filter and count by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Rejection {
+    /// The shard ends or breaks inside this sample; nothing after it could be read.
+    ShardBroken,
+    /// A key that was seen earlier in the same shard, not adjacent to this sample.
+    DuplicateKey,
+    /// More members under one key than the limit.
+    TooManyMembers,
+    /// A member larger than the limit.
+    MemberTooLarge,
+    /// No member with an image extension.
+    MissingImage,
+    /// No caption member.
+    MissingCaption,
+    /// The image member has no bytes.
+    EmptyImage,
+    /// The caption is not UTF-8.
+    CaptionNotUtf8,
+    /// The caption has no character but white space.
+    EmptyCaption,
+    /// The caption is longer than the limit.
+    CaptionTooLong,
+    /// The JSON member is not valid JSON, or not UTF-8.
+    InvalidJson,
+    /// The image's width times height is over the limit.
+    ImageTooLarge,
+    /// The image could not be decoded to its end.
+    UndecodableImage,
+    /// A model gave an embedding with NaN, infinity or length 0 for this sample.
+    DegenerateEmbedding,
+}
+
+impl Rejection {
+    /// Every reason, in the order in which a sample can meet them.
+    pub const ALL: [Rejection; 14] = [
+        Rejection::ShardBroken,
+        Rejection::DuplicateKey,
+        Rejection::TooManyMembers,
+        Rejection::MemberTooLarge,
+        Rejection::MissingImage,
+        Rejection::MissingCaption,
+        Rejection::EmptyImage,
+        Rejection::CaptionNotUtf8,
+        Rejection::EmptyCaption,
+        Rejection::CaptionTooLong,
+        Rejection::InvalidJson,
+        Rejection::ImageTooLarge,
+        Rejection::UndecodableImage,
+        Rejection::DegenerateEmbedding,
+    ];
+
+    /// The stable short text that stands in the `rejection` column.
+    pub fn text(self) -> &'static str {
+        match self {
+            Rejection::ShardBroken => "shard_broken",
+            Rejection::DuplicateKey => "duplicate_key",
+            Rejection::TooManyMembers => "too_many_members",
+            Rejection::MemberTooLarge => "member_too_large",
+            Rejection::MissingImage => "missing_image",
+            Rejection::MissingCaption => "missing_caption",
+            Rejection::EmptyImage => "empty_image",
+            Rejection::CaptionNotUtf8 => "caption_not_utf8",
+            Rejection::EmptyCaption => "empty_caption",
+            Rejection::CaptionTooLong => "caption_too_long",
+            Rejection::InvalidJson => "invalid_json",
+            Rejection::ImageTooLarge => "image_too_large",
+            Rejection::UndecodableImage => "undecodable_image",
+            Rejection::DegenerateEmbedding => "degenerate_embedding",
+        }
+    }
+
+    /// The reason with this text, if there is one.
+    pub fn from_text(text: &str) -> Option<Rejection> {
+        Rejection::ALL.into_iter().find(|rejection| rejection.text() == text)
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}

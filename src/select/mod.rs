@@ -1,0 +1,1 @@
+//! Scored super-batches in, verdicts out: what is kept, and why.
