@@ -1,0 +1,126 @@
+//! The reading end of the stage: tasks in, blocks of samples out, in the order of the shards.
+
+use std::sync::mpsc::SyncSender;
+use std::time::SystemTime;
+
+use crate::error::Error;
+use crate::executor::with_retries;
+use crate::plan::{Pool, Shard};
+use crate::read::{Limits, ReadSample, Samples, decompress, is_plain};
+use crate::run_folder::RunFolder;
+
+use super::stage::TaskWork;
+
+/// A block is cut at this many samples or bytes, whichever comes first: what bounds the memory of the queues.
+const BLOCK_SAMPLES_MAX: usize = 64;
+const BLOCK_BYTES_MAX: usize = 64 << 20;
+
+/// What goes from thread to thread: a task's start, its samples, its end.
+pub enum Event<S> {
+    Start { work_idx: usize },
+    Samples(Block<S>),
+    End { times: Vec<ShardTimes> },
+    Failed { task: usize, error: Error },
+}
+
+/// Adjacent samples of one shard.
+pub struct Block<S> {
+    /// Position of the shard in the pool.
+    pub shard_idx: usize,
+    pub samples: Vec<S>,
+}
+
+/// When a shard was read, seconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardTimes {
+    pub start_secs: f64,
+    pub end_secs: f64,
+}
+
+impl<S> Event<S> {
+    pub fn map_block<T>(self, map: impl FnOnce(Block<S>) -> Block<T>) -> Event<T> {
+        match self {
+            Event::Start { work_idx } => Event::Start { work_idx },
+            Event::Samples(block) => Event::Samples(map(block)),
+            Event::End { times } => Event::End { times },
+            Event::Failed { task, error } => Event::Failed { task, error },
+        }
+    }
+}
+
+/// The receiver is gone: the run is stopping.
+struct Stopped;
+
+/// Reads every task's shards; a task that fails is started again, and given up after its retries.
+pub fn read_tasks(run: &RunFolder, work: &[TaskWork], sender: &SyncSender<Event<ReadSample>>) {
+    let plan = run.plan();
+    for (work_idx, work) in work.iter().enumerate() {
+        let attempt = || {
+            if sender.send(Event::Start { work_idx }).is_err() {
+                return Ok(Err(Stopped));
+            }
+            read_task(&plan.pool, work.task, &plan.read.limits, sender)
+        };
+        let event = match with_retries("embed", work.task, attempt) {
+            Ok(Ok(times)) => Event::End { times },
+            Ok(Err(Stopped)) => return,
+            Err(error) => Event::Failed { task: work.task, error },
+        };
+        if sender.send(event).is_err() {
+            return;
+        }
+    }
+}
+
+fn read_task(
+    pool: &Pool,
+    task: usize,
+    limits: &Limits,
+    sender: &SyncSender<Event<ReadSample>>,
+) -> Result<Result<Vec<ShardTimes>, Stopped>, Error> {
+    let mut times = Vec::new();
+    for (position, shard) in pool.shards_of(task).iter().enumerate() {
+        let shard_idx = pool.first_shard_idx(task) + position;
+        let start_secs = now_secs();
+        let mut block = Block { shard_idx, samples: Vec::new() };
+        let mut block_bytes = 0;
+        for sample in open_shard(pool, shard, limits)? {
+            let sample = sample.map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
+            block_bytes += sample.size_bytes();
+            block.samples.push(sample);
+            if block.samples.len() == BLOCK_SAMPLES_MAX || block_bytes >= BLOCK_BYTES_MAX {
+                let full = std::mem::replace(&mut block, Block { shard_idx, samples: Vec::new() });
+                block_bytes = 0;
+                if sender.send(Event::Samples(full)).is_err() {
+                    return Ok(Err(Stopped));
+                }
+            }
+        }
+        if sender.send(Event::Samples(block)).is_err() {
+            return Ok(Err(Stopped));
+        }
+        times.push(ShardTimes { start_secs, end_secs: now_secs() });
+    }
+    Ok(Ok(times))
+}
+
+/// Opens a shard, if it is still the one that the plan saw.
+pub fn open_shard(
+    pool: &Pool,
+    shard: &Shard,
+    limits: &Limits,
+) -> Result<Samples<Box<dyn std::io::Read + Send>>, Error> {
+    let storage = pool.storage();
+    match storage.guard(&shard.id)? {
+        Some(guard) if guard == (shard.size_bytes, shard.modified_ns) => {}
+        Some(_) => return Err(Error::ShardChanged { path: storage.path(&shard.id) }),
+        None => return Err(Error::ShardMissing { path: storage.path(&shard.id) }),
+    }
+    let file = storage.stream(&shard.id)?;
+    let reader = decompress(&shard.id, file).map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
+    Ok(Samples::new(reader, limits.clone(), is_plain(&shard.id)))
+}
+
+fn now_secs() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

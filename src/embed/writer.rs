@@ -1,0 +1,238 @@
+//! The writing end of the stage: an embedded task in; `samples/` and `embeddings/` files and their markers out.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+
+use arrow::array::RecordBatch;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::matrix::Matrix;
+use crate::rejection::Rejection;
+use crate::run_folder::{Done, RunFolder, Stage};
+use crate::settings::EmbeddingDtype;
+use crate::table::{self, Columns};
+
+use super::decoded::{DecodedSample, ModelInputs, SampleRow};
+use super::feed::ShardTimes;
+use super::stage::TaskWork;
+use super::tower::Embedded;
+
+/// Counts of one task of `samples/`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SamplesCounts {
+    pub shards: Vec<ShardCounts>,
+}
+
+/// Counts of one shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardCounts {
+    pub shard: String,
+    /// Samples of the shard, rejected ones included.
+    pub read: u64,
+    /// By the text of the rejection.
+    pub rejected: BTreeMap<String, u64>,
+    /// Bytes of the images of the samples that were not rejected.
+    pub image_bytes: u64,
+    /// Seconds since 1970.
+    pub start_secs: f64,
+    pub end_secs: f64,
+}
+
+impl SamplesCounts {
+    pub fn n_read(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.read).sum()
+    }
+
+    pub fn n_rejected(&self) -> u64 {
+        self.shards.iter().map(ShardCounts::n_rejected).sum()
+    }
+
+    /// Bytes of the images of the samples that were not rejected.
+    pub fn image_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.image_bytes).sum()
+    }
+}
+
+impl ShardCounts {
+    pub fn n_rejected(&self) -> u64 {
+        self.rejected.values().sum()
+    }
+}
+
+/// Counts of one task of `embeddings/<model digest>/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmbeddingsCounts {
+    /// Samples that were not rejected.
+    pub rows: u64,
+    /// Those whose embedding was not a direction; their embeddings are null.
+    pub degenerate: u64,
+}
+
+/// A task with everything that its files hold.
+pub struct EmbeddedTask {
+    pub work: TaskWork,
+    pub times: Vec<ShardTimes>,
+    /// All samples, with the position of their shard in the pool.
+    rows: Vec<(usize, SampleRow)>,
+    /// One for each of `work.models`.
+    models: Vec<ModelRows>,
+}
+
+/// One model's embeddings of a task, a row for each sample that was not rejected.
+struct ModelRows {
+    images: Matrix,
+    captions: Matrix,
+    is_present: Vec<bool>,
+    numerics: BTreeMap<String, String>,
+}
+
+impl EmbeddedTask {
+    pub fn new(work: TaskWork, embedding_dims: Vec<usize>) -> EmbeddedTask {
+        let models = embedding_dims.into_iter().map(|dim| ModelRows {
+            images: Matrix::zeros(0, dim),
+            captions: Matrix::zeros(0, dim),
+            is_present: Vec::new(),
+            numerics: BTreeMap::new(),
+        });
+        EmbeddedTask { work, times: Vec::new(), rows: Vec::new(), models: models.collect() }
+    }
+
+    /// Takes a sample's row and hands back what the models take of it.
+    pub fn push(&mut self, shard_idx: usize, sample: DecodedSample) -> Option<ModelInputs> {
+        self.rows.push((shard_idx, sample.row));
+        sample.inputs
+    }
+
+    /// Takes the embeddings of the next samples that were not rejected.
+    pub fn push_embeddings(
+        &mut self,
+        slot: usize,
+        images: &Embedded,
+        captions: &Embedded,
+        numerics: BTreeMap<String, String>,
+    ) {
+        let rows = &mut self.models[slot];
+        rows.numerics = numerics;
+        for row in 0..images.rows.n_rows() {
+            rows.images.push_row(images.rows.row(row));
+            rows.captions.push_row(captions.rows.row(row));
+            rows.is_present.push(!images.is_degenerate(row) && !captions.is_degenerate(row));
+        }
+    }
+}
+
+/// Writes and commits what the task's work asks for.
+pub fn write_task(run: &RunFolder, stages: &[Stage], task: EmbeddedTask) -> Result<(), Error> {
+    let task_idx = task.work.task;
+    let counts = samples_counts(run, &task);
+    let samples = run.samples();
+    if task.work.needs_samples {
+        let file = table::write(
+            run.storage(&samples),
+            &format!("samples/{task_idx:05}.parquet"),
+            &samples_table(run, &task.rows),
+            &[("samples_digest", samples.digest.to_string())],
+        )?;
+        run.commit(&samples, task_idx, Done::new(vec![file], Vec::new(), counts))?;
+    } else {
+        // the same bytes under the same limits give the same samples
+        let committed = run.committed::<SamplesCounts>(&samples, task_idx)?.counts;
+        if (committed.n_read(), committed.n_rejected()) != (counts.n_read(), counts.n_rejected()) {
+            let shard = run.plan().pool.shards_of(task_idx)[0].id.clone();
+            return Err(Error::NotReproduced { shard });
+        }
+    }
+    let embedded: Vec<&(usize, SampleRow)> = task.rows.iter().filter(|(_, row)| row.rejection.is_none()).collect();
+    for (rows, &model) in task.models.iter().zip(&task.work.models) {
+        assert_eq!(rows.is_present.len(), embedded.len(), "every sample that was not rejected is embedded");
+        write_embeddings(run, &stages[model], task_idx, &embedded, rows)?;
+    }
+    Ok(())
+}
+
+fn write_embeddings(
+    run: &RunFolder,
+    stage: &Stage,
+    task: usize,
+    samples: &[&(usize, SampleRow)],
+    rows: &ModelRows,
+) -> Result<(), Error> {
+    let storage = run.storage(stage);
+    let shards = &run.plan().pool.shards;
+    // embeddings may differ between kinds of hardware: two attempts never share a name
+    let attempt = RandomState::new().hash_one(std::process::id()) as u32;
+    let name = format!("{}/{task:05}-{attempt:08x}.parquet", stage.name);
+    let table = embeddings_table(shards, samples, rows, run.plan().embed.embedding_dtype);
+    let file = table::write(storage, &name, &table, &[("embeddings_digest", stage.digest.to_string())])?;
+    let n_present = rows.is_present.iter().filter(|&&is_present| is_present).count();
+    let counts = EmbeddingsCounts {
+        rows: samples.len() as u64,
+        degenerate: (samples.len() - n_present) as u64,
+    };
+    let done = Done { data: vec![file], read: Vec::new(), counts, numerics: rows.numerics.clone() };
+    if !run.commit(stage, task, done)? {
+        storage.remove(&name)?; // another attempt was first
+    }
+    Ok(())
+}
+
+fn embeddings_table(
+    shards: &[crate::plan::Shard],
+    samples: &[&(usize, SampleRow)],
+    rows: &ModelRows,
+    dtype: EmbeddingDtype,
+) -> RecordBatch {
+    let mut columns = Columns::default();
+    columns
+        .text("shard", samples.iter().map(|(shard_idx, _)| Some(&shards[*shard_idx].id)))
+        .u64("sample_idx", samples.iter().map(|(_, row)| Some(row.sample_idx)))
+        .embeddings("image_embedding", &rows.images, &rows.is_present, dtype)
+        .embeddings("text_embedding", &rows.captions, &rows.is_present, dtype);
+    columns.build()
+}
+
+fn samples_table(run: &RunFolder, rows: &[(usize, SampleRow)]) -> RecordBatch {
+    let shards = &run.plan().pool.shards;
+    let samples = || rows.iter().map(|(_, row)| row);
+    let mut columns = Columns::default();
+    columns
+        .text("key", samples().map(|row| Some(&row.key)))
+        .text("shard", rows.iter().map(|(shard_idx, _)| Some(&shards[*shard_idx].id)))
+        .u64("sample_idx", samples().map(|row| Some(row.sample_idx)))
+        .text("uid", samples().map(|row| row.uid.as_ref()))
+        .text("caption", samples().map(|row| row.caption.as_ref()))
+        .u32("label", samples().map(|_| None))
+        .u32("width", samples().map(|row| row.width))
+        .u32("height", samples().map(|row| row.height))
+        .u64("image_offset", samples().map(|row| row.image_offset))
+        .u64("image_size", samples().map(|row| row.image_offset.map(|_| row.image_size)))
+        .text("json", samples().map(|row| row.json.as_ref()))
+        .text("rejection", samples().map(|row| row.rejection.map(Rejection::text)));
+    columns.build()
+}
+
+fn samples_counts(run: &RunFolder, task: &EmbeddedTask) -> SamplesCounts {
+    let pool = &run.plan().pool;
+    let first = pool.first_shard_idx(task.work.task);
+    let shards = pool.shards_of(task.work.task).iter().zip(&task.times);
+    let mut counts: Vec<ShardCounts> = shards
+        .map(|(shard, times)| ShardCounts {
+            shard: shard.id.clone(),
+            read: 0,
+            rejected: BTreeMap::new(),
+            image_bytes: 0,
+            start_secs: times.start_secs,
+            end_secs: times.end_secs,
+        })
+        .collect();
+    for (shard_idx, row) in &task.rows {
+        let counts = &mut counts[shard_idx - first];
+        counts.read += 1;
+        match row.rejection {
+            Some(rejection) => *counts.rejected.entry(rejection.text().to_owned()).or_default() += 1,
+            None => counts.image_bytes += row.image_size,
+        }
+    }
+    SamplesCounts { shards: counts }
+}

@@ -1,0 +1,286 @@
+//! Settings in, `plan.json` out: every input found and every setting resolved before any work.
+//!
+//! The plan names each stage's digest: its settings, the version of its algorithm and the digests of the stages
+//! that it reads. Threads, device, memory and output paths are in none of them.
+
+mod pool;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::digest::Digest;
+use crate::embed::{Model, Variant};
+use crate::error::Error;
+use crate::settings::{
+    DivideSettings, EmbedSettings, ModelRole, ReadSettings, ReportSettings, SelectSettings, Settings,
+    WriteSettings,
+};
+
+pub use pool::{Pool, Shard};
+
+/// Version of the run folder: files, columns, markers.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Versions of the stages' algorithms; a change of one redoes the stage and those after it.
+const ALGORITHM_VERSION: u32 = 1;
+
+/// What a run will do, fixed before it does anything.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    pub format_version: u32,
+    pub software_version: String,
+    pub seed: u64,
+    /// 0 for the first selection; one more for each new learner checkpoint.
+    pub round: u64,
+    pub store: Option<PathBuf>,
+    pub pool: Pool,
+    pub models: PlannedModels,
+    pub read: ReadSettings,
+    pub embed: EmbedSettings,
+    pub divide: Option<DivideSettings>,
+    pub select: SelectSettings,
+    pub write: WriteSettings,
+    pub report: ReportSettings,
+    pub digests: Digests,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlannedModels {
+    pub learner: Option<PlannedModel>,
+    pub reference: Option<PlannedModel>,
+}
+
+/// A model as the plan fixes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedModel {
+    pub folder: PathBuf,
+    pub variant: Variant,
+    /// Graphs, preprocessing, tokenizer, precision and inference batch size; names the folder of its embeddings.
+    pub digest: Digest,
+    /// Width of an embedding.
+    pub embedding_dim: usize,
+    /// Linear, not its logarithm.
+    pub logit_scale: f64,
+    pub logit_scale_source: String,
+    /// SigLIP's sign; 0 where the model has none.
+    pub logit_bias: f64,
+    pub logit_bias_source: String,
+}
+
+/// The digest of every stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digests {
+    pub samples: Digest,
+    /// By the role of the model.
+    pub embeddings: BTreeMap<String, Digest>,
+    pub divide: Option<Digest>,
+    pub select: Digest,
+    pub write: Digest,
+    pub report: Digest,
+}
+
+impl PlannedModels {
+    pub fn get(&self, role: ModelRole) -> Option<&PlannedModel> {
+        match role {
+            ModelRole::Learner => self.learner.as_ref(),
+            ModelRole::Reference => self.reference.as_ref(),
+        }
+    }
+
+    /// The models that there are, learner first.
+    pub fn iter(&self) -> impl Iterator<Item = (ModelRole, &PlannedModel)> {
+        [ModelRole::Learner, ModelRole::Reference]
+            .into_iter()
+            .filter_map(|role| self.get(role).map(|model| (role, model)))
+    }
+}
+
+impl Plan {
+    /// Finds the shards, opens the models and resolves what depends on them.
+    pub fn new(settings: &Settings) -> Result<Plan, Error> {
+        let pool = Pool::find(&settings.read)?;
+        let mut learner = None;
+        let mut reference = None;
+        for (role, model) in settings.models.iter() {
+            let model = Model::open(&model.folder, model.variant)?;
+            let planned = PlannedModel::new(&model, role, settings)?;
+            match role {
+                ModelRole::Learner => learner = Some(planned),
+                ModelRole::Reference => reference = Some(planned),
+            }
+        }
+        let models = PlannedModels { learner, reference };
+        let mut divide = settings.divide.clone();
+        let mut select = settings.select.clone();
+        fit_to_memory(settings, &models, &mut divide, &mut select)?;
+        let digests = Digests::new(settings, &pool, &models, &divide, &select);
+        let store = settings.store.as_ref().map(|store| {
+            std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
+        });
+        Ok(Plan {
+            format_version: FORMAT_VERSION,
+            software_version: env!("CARGO_PKG_VERSION").to_owned(),
+            seed: settings.seed,
+            round: 0,
+            store: store.transpose()?,
+            pool,
+            models,
+            read: settings.read.clone(),
+            embed: settings.embed.clone(),
+            divide,
+            select,
+            write: settings.write.clone(),
+            report: settings.report.clone(),
+            digests,
+        })
+    }
+
+    /// What another plan says differently, a line each: `path: here → there`.
+    pub fn differences(&self, other: &Plan) -> Vec<String> {
+        let mut lines = Vec::new();
+        let (here, there) = (json!(self), json!(other));
+        collect_differences("", &here, &there, &mut lines);
+        lines
+    }
+}
+
+impl PlannedModel {
+    fn new(model: &Model, role: ModelRole, settings: &Settings) -> Result<PlannedModel, Error> {
+        let (logit_bias, logit_bias_source) = match model.logit_bias() {
+            Some(bias) => (bias.value.get(), bias.source.clone()),
+            None if settings.needs_bias(role) => {
+                return Err(Error::BiasMissing { model: role.name(), folder: model.folder().to_owned() });
+            }
+            None => (0.0, "none: the model has no bias".to_owned()),
+        };
+        Ok(PlannedModel {
+            folder: model.folder().to_owned(),
+            variant: model.variant(),
+            digest: Digest::of_json(&json!({
+                "model": model.digest(),
+                "inference_batch_size": settings.embed.inference_batch_size,
+                "embedding_dtype": settings.embed.embedding_dtype,
+            })),
+            embedding_dim: model.embedding_dim(),
+            logit_scale: model.logit_scale().value.get(),
+            logit_scale_source: model.logit_scale().source.clone(),
+            logit_bias,
+            logit_bias_source,
+        })
+    }
+}
+
+impl Digests {
+    fn new(
+        settings: &Settings,
+        pool: &Pool,
+        models: &PlannedModels,
+        divide: &Option<DivideSettings>,
+        select: &SelectSettings,
+    ) -> Digests {
+        let stage = |name: &str, content: Value| {
+            Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
+        };
+        let shards: Vec<_> = pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes)).collect();
+        let samples = stage(
+            "samples",
+            json!({
+                "shards": shards,
+                "shards_per_task": pool.shards_per_task,
+                "limits": settings.read.limits,
+            }),
+        );
+        let embeddings: BTreeMap<String, Digest> = models
+            .iter()
+            .map(|(role, model)| {
+                let digest = stage("embeddings", json!({"samples": samples, "model": model.digest}));
+                (role.name().to_owned(), digest)
+            })
+            .collect();
+        let failed = settings.read.failed_shards_max;
+        let divide = divide.as_ref().map(|divide| {
+            let embeddings = &embeddings[divide.model.name()];
+            stage("divide", json!({"settings": divide, "seed": settings.seed, "embeddings": embeddings, "failed_shards_max": failed}))
+        });
+        let scales: Vec<_> = models.iter().map(|(_, model)| (model.logit_scale, model.logit_bias)).collect();
+        let select = stage(
+            "select",
+            json!({
+                "settings": select,
+                "seed": settings.seed,
+                "embeddings": embeddings,
+                "logit_scales_and_biases": scales,
+                "divide": divide,
+                "failed_shards_max": failed,
+            }),
+        );
+        let write = stage("write", json!({"settings": settings.write, "select": select}));
+        let report = stage("report", json!({"settings": settings.report, "select": select, "write": write}));
+        Digests { samples, embeddings, divide, select, write, report }
+    }
+}
+
+/// Lowers the sizes of banks and dealing groups to what the memory limit allows: a quarter of it for the banks,
+/// half for a group.
+fn fit_to_memory(
+    settings: &Settings,
+    models: &PlannedModels,
+    divide: &mut Option<DivideSettings>,
+    select: &mut SelectSettings,
+) -> Result<(), Error> {
+    // the two towers of each model in f32
+    let sample_bytes: u64 = models.iter().map(|(_, model)| 2 * 4 * model.embedding_dim as u64).sum();
+    let sample_bytes = sample_bytes.max(1);
+    if let Some(divide) = divide {
+        let banks_bytes_max = settings.memory_limit_bytes / 4;
+        let size_max = banks_bytes_max / (sample_bytes * (divide.n_clusters as u64 + 1));
+        if size_max == 0 {
+            return Err(Error::MemoryLimit {
+                what: "one member for each bank",
+                needed_bytes: 4 * sample_bytes * (divide.n_clusters as u64 + 1),
+                limit_bytes: settings.memory_limit_bytes,
+            });
+        }
+        divide.bank_size = divide.bank_size.min(size_max as usize);
+    }
+    // a group of n super-batches may hold half a super-batch more
+    let super_batch_bytes = settings.draw_step().super_batch_size() as u64 * sample_bytes;
+    let n_max = (settings.memory_limit_bytes / 2).saturating_sub(super_batch_bytes / 2) / super_batch_bytes;
+    if n_max == 0 {
+        return Err(Error::MemoryLimit {
+            what: "one super-batch",
+            needed_bytes: 3 * super_batch_bytes,
+            limit_bytes: settings.memory_limit_bytes,
+        });
+    }
+    select.super_batches_per_group = select.super_batches_per_group.min(n_max as usize);
+    Ok(())
+}
+
+fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<String>) {
+    let at = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match (here, there) {
+        (Value::Object(left), Value::Object(right)) => {
+            let keys: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
+            // digests follow from the rest
+            for key in keys.into_iter().filter(|key| key.as_str() != "digests") {
+                let absent = Value::Null;
+                let left = left.get(key).unwrap_or(&absent);
+                collect_differences(&at(key), left, right.get(key).unwrap_or(&absent), lines);
+            }
+        }
+        (Value::Array(left), Value::Array(right)) if left.len() == right.len() => {
+            for (position, (left, right)) in left.iter().zip(right).enumerate() {
+                collect_differences(&at(&position.to_string()), left, right, lines);
+            }
+        }
+        (Value::Array(left), Value::Array(right)) => {
+            lines.push(format!("{path}: {} → {} elements", left.len(), right.len()));
+        }
+        (left, right) if left != right => lines.push(format!("{path}: {left} → {right}")),
+        _ => {}
+    }
+}

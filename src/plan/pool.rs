@@ -1,0 +1,160 @@
+//! Shard patterns in, the sorted list of the pool's shards out.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::settings::ReadSettings;
+use crate::storage::Storage;
+
+/// More tasks than this in a stage make its bookkeeping slow.
+const TASKS_MAX: usize = 100_000;
+
+/// The shards offered to a run, sorted by id, and how they are dealt out to tasks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Folder below which shard ids are paths.
+    pub root: PathBuf,
+    pub shards: Vec<Shard>,
+    /// Task t covers the shards from t times this on.
+    pub shards_per_task: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Path below the pool's root.
+    pub id: String,
+    pub size_bytes: u64,
+    /// Time of modification, nanoseconds since 1970: checked when the shard is opened, part of no digest.
+    pub modified_ns: u64,
+}
+
+impl Pool {
+    /// Finds all shards of the patterns.
+    ///
+    /// # Errors
+    ///
+    /// A pattern that matches nothing, a named shard that is not there, a shard that is named twice.
+    pub fn find(settings: &ReadSettings) -> Result<Pool, Error> {
+        let mut paths = Vec::new();
+        for pattern in &settings.shards {
+            paths.extend(expand(pattern)?);
+        }
+        paths.sort();
+        if let Some(twice) = paths.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::ShardTwice { path: twice[0].clone() });
+        }
+        if paths.is_empty() {
+            return Err(Error::NoShards { pattern: settings.shards.join(" ") });
+        }
+        let root = match &settings.root {
+            Some(root) => absolute(root)?,
+            None => common_folder(&paths),
+        };
+        let storage = Storage::new(&root);
+        let mut shards = Vec::with_capacity(paths.len());
+        for path in paths {
+            let below = path.strip_prefix(&root);
+            let below = below.map_err(|_| Error::ShardOutsideRoot { path: path.clone(), root: root.clone() })?;
+            let id = below.to_str().ok_or_else(|| Error::PathNotUtf8 { path: path.clone() })?.to_owned();
+            let (size_bytes, modified_ns) =
+                storage.guard(&id)?.ok_or_else(|| Error::ShardMissing { path: path.clone() })?;
+            shards.push(Shard { id, size_bytes, modified_ns });
+        }
+        // as text, so that the order is the same on every system
+        shards.sort_by(|left, right| left.id.cmp(&right.id));
+        let shards_per_task = settings.shards_per_task.unwrap_or(shards.len().div_ceil(TASKS_MAX));
+        Ok(Pool { root, shards, shards_per_task })
+    }
+
+    pub fn n_tasks(&self) -> usize {
+        self.shards.len().div_ceil(self.shards_per_task)
+    }
+
+    /// The shards of one task.
+    pub fn shards_of(&self, task: usize) -> &[Shard] {
+        let start = task * self.shards_per_task;
+        &self.shards[start..(start + self.shards_per_task).min(self.shards.len())]
+    }
+
+    /// Position in the pool of a task's first shard.
+    pub fn first_shard_idx(&self, task: usize) -> usize {
+        task * self.shards_per_task
+    }
+
+    pub fn storage(&self) -> Storage {
+        Storage::new(&self.root)
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.size_bytes).sum()
+    }
+}
+
+/// The absolute paths of one pattern: braces first, as the webdataset tools write them, then globs.
+fn expand(pattern: &str) -> Result<Vec<PathBuf>, Error> {
+    let expanded = webdataset::braceexpand::braceexpand(pattern)
+        .map_err(|_| Error::ShardPattern { pattern: pattern.to_owned() })?;
+    let mut paths = Vec::new();
+    for path in expanded {
+        if !path.contains(['*', '?', '[']) {
+            paths.push(absolute(Path::new(&path))?);
+            continue;
+        }
+        let matches = glob::glob(&path).map_err(|_| Error::ShardPattern { pattern: pattern.to_owned() })?;
+        let n_before = paths.len();
+        for found in matches {
+            let found = found.map_err(|e| Error::Read { path: e.path().to_owned(), source: e.into_error() })?;
+            paths.push(absolute(&found)?);
+        }
+        if paths.len() == n_before {
+            return Err(Error::NoShards { pattern: path });
+        }
+    }
+    Ok(paths)
+}
+
+/// The path made absolute, links followed, so that one file has one path.
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    path.canonicalize().map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => Error::ShardMissing { path: path.to_owned() },
+        _ => Error::Read { path: path.to_owned(), source },
+    })
+}
+
+/// The longest folder that holds all of the sorted paths.
+fn common_folder(paths: &[PathBuf]) -> PathBuf {
+    let first = paths[0].parent().expect("a file has a folder");
+    let last = paths[paths.len() - 1].parent().expect("a file has a folder");
+    first.components().zip(last.components()).take_while(|(l, r)| l == r).map(|(l, _)| l).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool_of(patterns: &[&str]) -> Result<Pool, Error> {
+        let settings = serde_json::from_value(serde_json::json!({ "shards": patterns })).unwrap();
+        Pool::find(&settings)
+    }
+
+    #[test]
+    fn the_order_of_the_list_changes_nothing_and_mistakes_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        for name in ["a/00.tar", "a/01.tar", "b/00.tar"] {
+            std::fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            std::fs::write(root.join(name), name).unwrap();
+        }
+        let at = |pattern: &str| format!("{}/{pattern}", root.display());
+        let pool = pool_of(&[&at("b/*.tar"), &at("a/{00..01}.tar")]).unwrap();
+        let ids: Vec<&str> = pool.shards.iter().map(|shard| shard.id.as_str()).collect();
+        assert_eq!(ids, ["a/00.tar", "a/01.tar", "b/00.tar"]);
+        assert_eq!(pool, pool_of(&[&at("a/0?.tar"), &at("b/00.tar")]).unwrap());
+        assert!(matches!(pool_of(&[&at("a/{00..02}.tar")]), Err(Error::ShardMissing { .. })));
+        assert!(matches!(pool_of(&[&at("c/*.tar")]), Err(Error::NoShards { .. })));
+        assert!(matches!(pool_of(&[&at("a/*.tar"), &at("a/00.tar")]), Err(Error::ShardTwice { .. })));
+        assert!(matches!(pool_of(&[]), Err(Error::NoShards { .. })));
+    }
+}

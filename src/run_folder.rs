@@ -1,0 +1,376 @@
+//! The bookkeeping of a run: which stages there are, what is committed, what is still to do.
+//!
+//! A task commits by its **marker** `_done/<stage>/<task>.json`, created if absent after its data files have
+//! their names. The marker is the only commit: readers read what markers name and nothing else. A marker carries
+//! the digest of its stage, so that a task done under other settings does not count.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::settings::ModelRole;
+use crate::storage::{FileRecord, Storage};
+
+/// A stage, or a step inside one, as the run folder knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Its folder below `_done/`.
+    pub name: String,
+    pub digest: Digest,
+    /// Whether its files lie in the store, which runs may share.
+    pub is_in_store: bool,
+}
+
+impl Stage {
+    /// A level of merging of the stage's exchange files.
+    pub fn merge(&self, level: usize) -> Stage {
+        Stage { name: format!("{}.merge{level}", self.name), ..self.clone() }
+    }
+}
+
+/// A committed task.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Marker<C> {
+    pub stage: String,
+    pub task: usize,
+    pub stage_digest: Digest,
+    /// The run whose plan the task was done under.
+    pub plan_digest: Digest,
+    /// The files that the task wrote.
+    pub data: Vec<FileRecord>,
+    /// What it read of other tasks, by file.
+    pub read: Vec<FileRecord>,
+    pub counts: C,
+    /// What its numbers depend on beside its inputs.
+    pub numerics: BTreeMap<String, String>,
+}
+
+/// What a task hands to [`RunFolder::commit`].
+#[derive(Debug)]
+pub struct Done<C> {
+    pub data: Vec<FileRecord>,
+    pub read: Vec<FileRecord>,
+    pub counts: C,
+    pub numerics: BTreeMap<String, String>,
+}
+
+impl<C> Done<C> {
+    /// A task whose numbers depend on its inputs alone.
+    pub fn new(data: Vec<FileRecord>, read: Vec<FileRecord>, counts: C) -> Done<C> {
+        Done { data, read, counts, numerics: BTreeMap::new() }
+    }
+}
+
+/// A run folder with its plan, and its store.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    run: Storage,
+    store: Storage,
+    plan: Plan,
+    plan_digest: Digest,
+}
+
+/// What to do where the folder holds another plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherPlan {
+    Refuse,
+    /// Accept the new plan; keep every stage whose digest is unchanged, drop the others.
+    Replace,
+}
+
+const PLAN: &str = "plan.json";
+
+impl RunFolder {
+    /// Opens a run folder for a plan, which it takes as its own if it has none.
+    pub fn create(run: Storage, plan: Plan, other_plan: OtherPlan) -> Result<RunFolder, Error> {
+        let folder = RunFolder::new(run, plan);
+        folder.check_store()?;
+        let text = serde_json::to_vec_pretty(&folder.plan).expect("a plan is representable as JSON");
+        if folder.run.create_if_absent(PLAN, &text)? {
+            return Ok(folder);
+        }
+        let present = read_plan(&folder.run)?;
+        let differences = present.differences(&folder.plan);
+        if differences.is_empty() {
+            return Ok(folder);
+        }
+        if other_plan == OtherPlan::Refuse {
+            return Err(Error::OtherPlan { folder: folder.run.root().to_owned(), differences });
+        }
+        // the new plan first: a stop in between leaves stale markers, which do not count
+        folder.run.put(PLAN, &text)?;
+        folder.drop_stale()?;
+        Ok(folder)
+    }
+
+    /// Opens a run folder by the plan that it holds.
+    pub fn open(run: Storage) -> Result<RunFolder, Error> {
+        let plan = read_plan(&run)?;
+        Ok(RunFolder::new(run, plan))
+    }
+
+    fn new(run: Storage, plan: Plan) -> RunFolder {
+        let store = plan.store.as_ref().map_or_else(|| run.clone(), Storage::new);
+        let plan_digest = Digest::of_json(&plan);
+        RunFolder { run, store, plan, plan_digest }
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn run(&self) -> &Storage {
+        &self.run
+    }
+
+    /// Where the files of a stage lie.
+    pub fn storage(&self, stage: &Stage) -> &Storage {
+        if stage.is_in_store { &self.store } else { &self.run }
+    }
+
+    pub fn samples(&self) -> Stage {
+        Stage { name: "samples".to_owned(), digest: self.plan.digests.samples.clone(), is_in_store: true }
+    }
+
+    /// The embeddings of one model.
+    pub fn embeddings(&self, role: ModelRole) -> Option<Stage> {
+        let model = self.plan.models.get(role)?;
+        Some(Stage {
+            name: format!("embeddings/{}", model.digest),
+            digest: self.plan.digests.embeddings[role.name()].clone(),
+            is_in_store: true,
+        })
+    }
+
+    /// A step of `divide`: `divide.fit`, `divide.assign`, `divide.bank`, `divide`.
+    pub fn divide(&self, step: &'static str) -> Option<Stage> {
+        let digest = self.plan.digests.divide.clone()?;
+        Some(Stage { name: step.to_owned(), digest, is_in_store: false })
+    }
+
+    /// A step of `select`: `select.bank`, `select.score`, `select.deal`, `select.draw`, `select`.
+    pub fn select(&self, step: &'static str) -> Stage {
+        Stage { name: step.to_owned(), digest: self.plan.digests.select.clone(), is_in_store: false }
+    }
+
+    /// A step of `write`: `write.gather`, `write`.
+    pub fn write(&self, step: &'static str) -> Stage {
+        Stage { name: step.to_owned(), digest: self.plan.digests.write.clone(), is_in_store: false }
+    }
+
+    pub fn report(&self) -> Stage {
+        Stage { name: "report".to_owned(), digest: self.plan.digests.report.clone(), is_in_store: false }
+    }
+
+    /// Every stage and step in the order of the flow, one for each distinct model.
+    pub fn stages(&self) -> Vec<Stage> {
+        let mut stages = vec![self.samples()];
+        for (role, _) in self.plan.models.iter() {
+            let embeddings = self.embeddings(role).expect("the plan names the model");
+            if !stages.contains(&embeddings) {
+                stages.push(embeddings);
+            }
+        }
+        for step in ["divide.fit", "divide.assign", "divide.bank", "divide"] {
+            stages.extend(self.divide(step));
+        }
+        for step in ["select.bank", "select.score", "select.deal", "select.draw", "select"] {
+            stages.push(self.select(step));
+        }
+        for step in ["write.gather", "write"] {
+            stages.push(self.write(step));
+        }
+        stages.push(self.report());
+        stages
+    }
+
+    /// The marker of a task, if it is committed under the stage's present digest.
+    ///
+    /// # Errors
+    ///
+    /// A data file that is missing or has another size than its marker says.
+    pub fn marker<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Option<Marker<C>>, Error> {
+        let storage = self.storage(stage);
+        let name = marker_name(stage, task);
+        let Some(bytes) = storage.read_if_present(&name)? else { return Ok(None) };
+        let path = storage.path(&name);
+        let marker: Marker<serde_json::Value> = serde_json::from_slice(&bytes)
+            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        if marker.stage_digest != stage.digest {
+            return Ok(None);
+        }
+        for file in &marker.data {
+            if storage.size_bytes(&file.name)? != Some(file.size_bytes) {
+                return Err(Error::Damaged { path: storage.path(&file.name) });
+            }
+        }
+        let counts = serde_json::from_value(marker.counts).map_err(|source| Error::Json { path, source })?;
+        Ok(Some(Marker {
+            stage: marker.stage,
+            task: marker.task,
+            stage_digest: marker.stage_digest,
+            plan_digest: marker.plan_digest,
+            data: marker.data,
+            read: marker.read,
+            counts,
+            numerics: marker.numerics,
+        }))
+    }
+
+    /// The marker of a task that an earlier stage has committed.
+    pub fn committed<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Marker<C>, Error> {
+        self.marker(stage, task)?.ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
+    }
+
+    /// Which of these tasks are not committed, in their order.
+    pub fn undone(&self, stage: &Stage, tasks: &[usize]) -> Result<Vec<usize>, Error> {
+        let mut undone = Vec::new();
+        for &task in tasks {
+            if self.marker::<serde::de::IgnoredAny>(stage, task)?.is_none() {
+                undone.push(task);
+            }
+        }
+        Ok(undone)
+    }
+
+    /// Commits a task; says whether this attempt was the first. Its files must have their names already.
+    pub fn commit<C: Serialize>(&self, stage: &Stage, task: usize, done: Done<C>) -> Result<bool, Error> {
+        let marker = Marker {
+            stage: stage.name.clone(),
+            task,
+            stage_digest: stage.digest.clone(),
+            plan_digest: self.plan_digest.clone(),
+            data: done.data,
+            read: done.read,
+            counts: done.counts,
+            numerics: done.numerics,
+        };
+        let bytes = serde_json::to_vec_pretty(&marker).expect("a marker is representable as JSON");
+        self.storage(stage).create_if_absent(&marker_name(stage, task), &bytes)
+    }
+
+    /// Whether a marker was written under this run's plan, and not by another run or an earlier plan.
+    pub fn is_own<C>(&self, marker: &Marker<C>) -> bool {
+        marker.plan_digest == self.plan_digest
+    }
+
+    /// The stage plan under this name, made and committed by whoever comes first.
+    pub fn stage_plan<P: Serialize + DeserializeOwned>(
+        &self,
+        stage: &Stage,
+        make: impl FnOnce() -> Result<P, Error>,
+    ) -> Result<P, Error> {
+        if let Some(present) = self.stage_plan_if_present(stage)? {
+            return Ok(present);
+        }
+        let made = StagePlan { stage_digest: stage.digest.clone(), plan: make()? };
+        let bytes = serde_json::to_vec_pretty(&made).expect("a stage plan is representable as JSON");
+        if self.run.create_if_absent(&stage_plan_name(stage), &bytes)? {
+            return Ok(made.plan);
+        }
+        self.stage_plan_if_present(stage)?.ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task: 0 })
+    }
+
+    /// The stage plan under this name, if it was made under the stage's present digest.
+    pub fn stage_plan_if_present<P: DeserializeOwned>(&self, stage: &Stage) -> Result<Option<P>, Error> {
+        let name = stage_plan_name(stage);
+        let Some(bytes) = self.run.read_if_present(&name)? else { return Ok(None) };
+        let present: StagePlan<serde_json::Value> = serde_json::from_slice(&bytes)
+            .map_err(|source| Error::Json { path: self.run.path(&name), source })?;
+        if present.stage_digest != stage.digest {
+            self.run.remove(&name)?;
+            return Ok(None);
+        }
+        let plan = serde_json::from_value(present.plan);
+        plan.map(Some).map_err(|source| Error::Json { path: self.run.path(&name), source })
+    }
+
+    /// Every marker of a folder below `_done/`, whatever stage digest it carries.
+    pub fn markers_in(&self, stage: &Stage) -> Result<Vec<(String, Marker<serde_json::Value>)>, Error> {
+        let storage = self.storage(stage);
+        let folder = format!("_done/{}", stage.name);
+        let mut markers = Vec::new();
+        for file in storage.list(&folder)? {
+            if !file.ends_with(".json") {
+                continue;
+            }
+            let name = format!("{folder}/{file}");
+            let marker = serde_json::from_slice(&storage.read(&name)?)
+                .map_err(|source| Error::Json { path: storage.path(&name), source })?;
+            markers.push((name, marker));
+        }
+        Ok(markers)
+    }
+
+    /// Drops what was committed under another digest: first the marker, then its files.
+    pub fn drop_stale(&self) -> Result<(), Error> {
+        let stages = self.stages().into_iter().chain(self.stages_without_divide());
+        for stage in stages {
+            for (name, marker) in self.markers_in(&stage)? {
+                if marker.stage_digest != stage.digest {
+                    self.drop_marker(&stage, &name, &marker)?;
+                }
+            }
+            self.stage_plan_if_present::<serde::de::IgnoredAny>(&stage)?;
+        }
+        Ok(())
+    }
+
+    /// The steps of `divide` where the plan has none, so that an earlier plan's files go.
+    fn stages_without_divide(&self) -> Vec<Stage> {
+        if self.plan.digests.divide.is_some() {
+            return Vec::new();
+        }
+        let absent = Digest::of_bytes(b"no divide stage");
+        ["divide.fit", "divide.assign", "divide.bank", "divide"]
+            .map(|name| Stage { name: name.to_owned(), digest: absent.clone(), is_in_store: false })
+            .to_vec()
+    }
+
+    /// Takes a commit back: the marker first, so that nothing names a missing file.
+    pub fn drop_marker<C>(&self, stage: &Stage, name: &str, marker: &Marker<C>) -> Result<(), Error> {
+        let storage = self.storage(stage);
+        storage.remove(name)?;
+        for file in &marker.data {
+            storage.remove(&file.name)?;
+        }
+        Ok(())
+    }
+
+    /// A shared store belongs to one pool with one set of read limits.
+    fn check_store(&self) -> Result<(), Error> {
+        if self.plan.store.is_none() {
+            return Ok(());
+        }
+        for (_, marker) in self.markers_in(&self.samples())?.into_iter().take(1) {
+            if marker.stage_digest != self.plan.digests.samples {
+                return Err(Error::StoreOfAnotherPool { folder: self.store.root().to_owned() });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct StagePlan<P> {
+    stage_digest: Digest,
+    plan: P,
+}
+
+fn read_plan(run: &Storage) -> Result<Plan, Error> {
+    let bytes = run.read_if_present(PLAN)?;
+    let bytes = bytes.ok_or_else(|| Error::NotARun { folder: run.root().to_owned() })?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: run.path(PLAN), source })
+}
+
+pub fn marker_name(stage: &Stage, task: usize) -> String {
+    format!("_done/{}/{task:05}.json", stage.name)
+}
+
+fn stage_plan_name(stage: &Stage) -> String {
+    format!("plan/{}.json", stage.name)
+}
