@@ -7,6 +7,7 @@
 pub mod error;
 pub mod matrix;
 pub mod noise;
+pub mod tile;
 pub mod rejection;
 
 // the stages

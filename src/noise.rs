@@ -5,6 +5,14 @@
 use blake2::Blake2b;
 use blake2::digest::{Digest, consts::U8};
 
+/// A sample's place in the pool. Its order decides ties, so that nothing depends on the order of reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SampleId<'a> {
+    pub shard: &'a str,
+    /// Position in the shard.
+    pub sample_idx: u64,
+}
+
 /// A draw's place in a run, beside the sample: `seed`, `round`, `pass`, `chunk`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrawKey {
@@ -43,6 +51,8 @@ pub enum Purpose {
     DealSamples,
     /// The sample on which centroids are fitted.
     Fit,
+    /// The points from which the centroids start.
+    Seeding,
     /// The members of the banks.
     Bank,
     /// The random control of the report.
@@ -55,6 +65,7 @@ impl Purpose {
             Purpose::DealShards => "deal_shards",
             Purpose::DealSamples => "deal_samples",
             Purpose::Fit => "fit",
+            Purpose::Seeding => "seeding",
             Purpose::Bank => "bank",
             Purpose::Control => "control",
         }

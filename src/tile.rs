@@ -1,0 +1,264 @@
+//! Two sets of embeddings in, their inner products out, tile by tile: what centroids, banks and pairs are
+//! computed with.
+//!
+//! The product `[n_rows, n_columns]` is cut into *strips* of columns. Threads share out the strips; within one strip
+//! the tiles follow each other in order, each kept in cache until it is reduced to something small per column.
+//! Tiles have fixed places and every product of a tile is computed by one thread, so the results are the same bytes for any
+//! number of threads. Nothing of the size of the product is ever stored.
+
+use std::ops::Range;
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use crate::matrix::Matrix;
+
+/// Rows and columns of a tile: 256 KiB of f32, so that two tiles stay in a core's second-level cache.
+pub const TILE: usize = 256;
+
+/// How many f32 are summed before the sum goes into an f64.
+const BLOCK: usize = 8;
+
+/// `0..n` in runs of [`TILE`], the last one shorter.
+pub fn ranges(n: usize) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
+    (0..n.div_ceil(TILE)).map(move |tile_idx| nth_range(n, tile_idx))
+}
+
+fn nth_range(n: usize, tile_idx: usize) -> Range<usize> {
+    tile_idx * TILE..n.min((tile_idx + 1) * TILE)
+}
+
+/// Applies `reduce` to every strip of columns, on all threads, and returns the results in the order of the strips.
+/// `S` is scratch space that `reduce` may reuse from one strip to the next, never a result.
+pub fn map_strips<S: Default, T: Send>(
+    n_columns: usize,
+    reduce: impl Fn(&mut S, Range<usize>) -> T + Sync,
+) -> Vec<T> {
+    (0..n_columns.div_ceil(TILE))
+        .into_par_iter()
+        .map_init(S::default, |scratch, tile_idx| reduce(scratch, nth_range(n_columns, tile_idx)))
+        .collect()
+}
+
+/// A block of inner products `[n_rows, n_columns]`, row-major, reused from one place to the next.
+#[derive(Clone, Debug, Default)]
+pub struct Tile {
+    values: Vec<f32>,
+    n_columns: usize,
+}
+
+impl Tile {
+    /// Sets `tile[i, j] = ⟨rows[row_range[i]], columns[column_range[j]]⟩`, summed in f32.
+    ///
+    /// The same operands give the same bytes at any time and on any thread of one kind of processor. The last bits may
+    /// differ where the same two embeddings meet at another place of another tile.
+    pub fn fill(
+        &mut self,
+        rows: &Matrix,
+        row_range: Range<usize>,
+        columns: &Matrix,
+        column_range: Range<usize>,
+    ) {
+        assert_eq!(rows.n_cols(), columns.n_cols(), "embeddings of different sizes");
+        let depth = rows.n_cols();
+        let left = &rows.values()[row_range.start * depth..row_range.end * depth];
+        let right = &columns.values()[column_range.start * depth..column_range.end * depth];
+        self.n_columns = column_range.len();
+        self.values.clear();
+        self.values.resize(row_range.len() * self.n_columns, 0.0);
+        if self.values.is_empty() {
+            return;
+        }
+        // SAFETY: the three slices hold [n_rows, depth], [n_columns, depth] and [n_rows, n_columns] values and the
+        // strides walk exactly those; the result is borrowed mutably and overlaps nothing.
+        unsafe {
+            gemm::gemm(
+                row_range.len(),
+                column_range.len(),
+                depth,
+                self.values.as_mut_ptr(),
+                1,
+                self.n_columns as isize,
+                false,
+                left.as_ptr(),
+                1,
+                depth as isize,
+                right.as_ptr(),
+                depth as isize,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    }
+
+    pub fn n_columns(&self) -> usize {
+        self.n_columns
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.values.len().checked_div(self.n_columns).unwrap_or(0)
+    }
+
+    /// All values, row after row.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.n_columns..(row + 1) * self.n_columns]
+    }
+
+    pub fn set(&mut self, row: usize, column: usize, value: f32) {
+        self.values[row * self.n_columns + column] = value;
+    }
+
+    /// Adds another tile of the same place, value by value.
+    pub fn add(&mut self, other: &Tile) {
+        assert_eq!((self.n_columns, self.values.len()), (other.n_columns, other.values.len()));
+        vectorised(|| {
+            for (value, other) in self.values.iter_mut().zip(&other.values) {
+                *value += other;
+            }
+        });
+    }
+
+    /// Adds to `sums[j]` the sum over the rows of `tile[row, j]`: eight rows at a time in f32, beyond that in f64.
+    pub fn add_column_sums(&self, sums: &mut [f64]) {
+        assert_eq!(sums.len(), self.n_columns);
+        let mut block_sums = [0.0f32; TILE];
+        assert!(self.n_columns <= TILE);
+        let block_sums = &mut block_sums[..self.n_columns];
+        vectorised(|| {
+            for block in self.values.chunks(BLOCK * self.n_columns.max(1)) {
+                block_sums.fill(0.0);
+                for row in block.chunks_exact(self.n_columns) {
+                    for (sum, value) in block_sums.iter_mut().zip(row) {
+                        *sum += value;
+                    }
+                }
+                for (sum, block_sum) in sums.iter_mut().zip(&*block_sums) {
+                    *sum += f64::from(*block_sum);
+                }
+            }
+        });
+    }
+}
+
+/// Runs a loop over f32 compiled for the vectors that this processor has.
+#[inline(always)]
+pub fn vectorised<R>(run: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(run)
+}
+
+/// `e^x` for `x ≤ 0`, by arithmetic alone so that loops over it vectorise and give the same bytes with any vectors.
+///
+/// The relative error is below 3e-7 down to x = −87; from there to −∞ the result stays at e^−87 ≈ 1.6e-38.
+///
+/// # Source
+///
+/// `x = n·ln 2 + r`, |r| ≤ ½ ln 2 (Cody and Waite); the polynomial in r is our own minimax fit (relative error 7.5e-8).
+#[inline(always)]
+pub fn exp_nonpositive(x: f32) -> f32 {
+    // adding it rounds to an integer, which is then in the lowest bits
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³
+    // ln 2 as a part with few bits, so that n times it is exact, and the rest
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.max(-87.0);
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
+    let polynomial =
+        horner(r, [1.000_000_1, 0.999_999_7, 0.499_988_9, 0.166_675_8, 0.041_915_875, 0.008_297_571]);
+    let power_of_two = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    polynomial * power_of_two
+}
+
+/// `coefficients[0] + coefficients[1]·x + …`
+#[inline(always)]
+pub fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+    let mut sum = coefficients[N - 1];
+    for coefficient in coefficients[..N - 1].iter().rev() {
+        sum = sum * x + coefficient;
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(n_rows: usize, n_cols: usize) -> Matrix {
+        Matrix::new((0..n_rows * n_cols).map(|i| (i as f32 * 0.7).sin()).collect(), n_cols)
+    }
+
+    #[test]
+    fn a_tile_holds_the_inner_products_of_its_place() {
+        let rows = Matrix::new(vec![1.0, 0.0, 0.0, 2.0, 1.0, 1.0], 2);
+        let columns = Matrix::new(vec![3.0, 4.0, 5.0, 6.0], 2);
+        let mut tile = Tile::default();
+        tile.fill(&rows, 1..3, &columns, 0..2);
+        assert_eq!(tile.values(), [8.0, 12.0, 7.0, 11.0]);
+        tile.fill(&rows, 0..1, &columns, 1..2);
+        assert_eq!(tile.values(), [5.0]);
+        assert_eq!((tile.n_rows(), tile.n_columns()), (1, 1));
+    }
+
+    #[test]
+    fn column_sums_equal_sums_in_f64() {
+        let (rows, columns) = (wave(300, 24), wave(77, 24));
+        let mut tile = Tile::default();
+        tile.fill(&rows, 0..300, &columns, 0..77);
+        let mut sums = vec![1.0; 77];
+        tile.add_column_sums(&mut sums);
+        for (j, sum) in sums.iter().enumerate() {
+            let terms: Vec<f64> = (0..300)
+                .map(|i| {
+                    rows.row(i).iter().zip(columns.row(j)).map(|(l, r)| f64::from(*l) * f64::from(*r)).sum()
+                })
+                .collect();
+            let bound = 1e-5 * (1.0 + terms.iter().map(|term| term.abs()).sum::<f64>());
+            assert!((sum - 1.0 - terms.iter().sum::<f64>()).abs() < bound);
+        }
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bytes() {
+        let (rows, columns) = (wave(600, 40), wave(1000, 40));
+        let sums_with = |n_threads| {
+            rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap().install(|| {
+                map_strips(columns.n_rows(), |tile: &mut Tile, strip| {
+                    let mut sums = vec![0.0; strip.len()];
+                    for range in ranges(rows.n_rows()) {
+                        tile.fill(&rows, range, &columns, strip.clone());
+                        tile.add_column_sums(&mut sums);
+                    }
+                    sums
+                })
+            })
+        };
+        let one = sums_with(1);
+        assert_eq!(one.iter().map(Vec::len).collect::<Vec<_>>(), [256, 256, 256, 232]);
+        assert_eq!(one, sums_with(2));
+        assert_eq!(one, sums_with(5));
+    }
+
+    #[test]
+    fn exp_has_its_stated_error() {
+        for step in 0..=870_000 {
+            let x = -(step as f32) * 1e-4;
+            let error = f64::from(exp_nonpositive(x)) / f64::from(x).exp() - 1.0;
+            assert!(error.abs() < 3e-7, "relative error {error:e} at {x}");
+        }
+        assert!(exp_nonpositive(f32::NEG_INFINITY) < 2e-38);
+    }
+}
