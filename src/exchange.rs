@@ -218,8 +218,7 @@ pub fn sources<C: for<'de> Deserialize<'de>>(
     let mut sources = Vec::with_capacity(tasks.len());
     for &task in tasks {
         let marker: Marker<C> = run.committed(stage, task)?;
-        let [file] = &marker.data[..] else { panic!("an exchange task writes one file") };
-        sources.push(Source { file: file.clone(), index: index_of(marker.counts) });
+        sources.push(Source { file: marker.file().clone(), index: index_of(marker.counts) });
     }
     for level in 1.. {
         if sources.len() <= files_max {

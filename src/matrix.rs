@@ -44,6 +44,12 @@ impl Matrix {
         self.values.extend_from_slice(row);
     }
 
+    /// Adds the rows of another matrix after these.
+    pub fn append(&mut self, other: &Matrix) {
+        assert_eq!(other.n_cols, self.n_cols);
+        self.values.extend_from_slice(&other.values);
+    }
+
     /// The rows at these positions, in this order.
     pub fn gather(&self, rows: &[usize]) -> Matrix {
         let mut values = Vec::with_capacity(rows.len() * self.n_cols);

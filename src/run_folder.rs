@@ -49,6 +49,14 @@ pub struct Marker<C> {
     pub numerics: BTreeMap<String, String>,
 }
 
+impl<C> Marker<C> {
+    /// The only file of a task that writes one.
+    pub fn file(&self) -> &FileRecord {
+        let [file] = &self.data[..] else { panic!("a task of `{}` writes one file", self.stage) };
+        file
+    }
+}
+
 /// What a task hands to [`RunFolder::commit`].
 #[derive(Debug)]
 pub struct Done<C> {

@@ -24,7 +24,7 @@ pub struct EmbeddedRows {
 pub fn read_embeddings(run: &RunFolder, role: ModelRole, task: usize) -> Result<(EmbeddedRows, FileRecord), Error> {
     let stage = run.embeddings(role).expect("only models of the plan are asked for");
     let marker = run.committed::<EmbeddingsCounts>(&stage, task)?;
-    let [file] = &marker.data[..] else { panic!("an embeddings task writes one file") };
+    let file = marker.file();
     let batch = table::read(run.storage(&stage), file, &[])?;
     let rows = Rows(&batch);
     let (images, is_present) = rows.embeddings("image_embedding");
@@ -37,7 +37,7 @@ pub fn read_embeddings(run: &RunFolder, role: ModelRole, task: usize) -> Result<
 pub fn read_embedded_samples(run: &RunFolder, role: ModelRole, task: usize) -> Result<Vec<SampleRef>, Error> {
     let stage = run.embeddings(role).expect("only models of the plan are asked for");
     let marker = run.committed::<EmbeddingsCounts>(&stage, task)?;
-    let [file] = &marker.data[..] else { panic!("an embeddings task writes one file") };
+    let file = marker.file();
     let batch = table::read(run.storage(&stage), file, &["shard", "sample_idx"])?;
     SampleRef::of_rows(&Rows(&batch), &run.plan().pool)
 }

@@ -1,0 +1,39 @@
+//! Which embed tasks are complete, so that later stages can stand on them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::run_folder::{RunFolder, Stage};
+
+/// The embed tasks that later stages stand on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompleteTasks {
+    pub tasks: Vec<usize>,
+    /// Shards of tasks that failed, which `failed_shards_max` allows leaving out.
+    pub left_out_shards: Vec<String>,
+}
+
+/// The embed tasks that are complete, fixed by whoever comes first.
+///
+/// # Errors
+///
+/// More shards without embeddings than `read.failed_shards_max`.
+pub fn complete_tasks(run: &RunFolder, stage: &Stage) -> Result<CompleteTasks, Error> {
+    run.stage_plan(stage, || {
+        let pool = &run.plan().pool;
+        let all: Vec<usize> = (0..pool.n_tasks()).collect();
+        let mut missing = run.undone(&run.samples(), &all)?;
+        for (role, _) in run.plan().models.iter() {
+            missing.extend(run.undone(&run.embeddings(role).expect("a model of the plan"), &all)?);
+        }
+        missing.sort_unstable();
+        missing.dedup();
+        let shards = missing.iter().flat_map(|&task| pool.shards_of(task));
+        let left_out_shards: Vec<String> = shards.map(|shard| shard.id.clone()).collect();
+        if left_out_shards.len() > run.plan().read.failed_shards_max {
+            return Err(Error::NotEmbedded { shards: left_out_shards });
+        }
+        let tasks = all.into_iter().filter(|task| missing.binary_search(task).is_err()).collect();
+        Ok(CompleteTasks { tasks, left_out_shards })
+    })
+}
