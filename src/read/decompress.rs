@@ -132,8 +132,10 @@ mod tests {
 
     #[test]
     fn cut_and_mangled_streams_are_corrupt() {
-        let text: Vec<u8> = (0..40_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-        for (shard, bytes) in [("0.tgz", gzip(&text)), ("0.tar.zst", zstd::encode_all(&text[..], 1).unwrap())] {
+        let text: Vec<u8> =
+            (0..40_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        for (shard, bytes) in [("0.tgz", gzip(&text)), ("0.tar.zst", zstd::encode_all(&text[..], 1).unwrap())]
+        {
             let cut = bytes[..bytes.len() / 2].to_vec();
             assert!(is_corrupt(&read_all(shard, cut).unwrap_err()), "{shard} cut");
             let mut mangled = bytes;

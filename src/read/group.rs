@@ -143,7 +143,9 @@ impl<R: Read> Samples<R> {
                 return Ok(());
             }
             current.take(&mut self.members, &member, extension, &self.limits)?;
-            if !self.is_plain && let Some(image) = &mut current.image {
+            if !self.is_plain
+                && let Some(image) = &mut current.image
+            {
                 image.offset = None;
             }
         }
@@ -231,7 +233,9 @@ impl Group {
                     image.bytes = members.data()?;
                 }
             }
-            "txt" | "caption" if member.size > limits.caption_bytes_max => self.reject(Rejection::CaptionTooLong),
+            "txt" | "caption" if member.size > limits.caption_bytes_max => {
+                self.reject(Rejection::CaptionTooLong)
+            }
             "txt" if is_fit => self.txt = Some(members.data()?),
             "caption" if is_fit => self.caption = Some(members.data()?),
             "json" if member.size > limits.json_bytes_max => self.reject(Rejection::MemberTooLarge),
@@ -258,7 +262,9 @@ impl Group {
             None => self.reject(Rejection::MissingCaption),
             Some(Err(rejection)) => self.reject(*rejection),
             Some(Ok(text)) if text.trim().is_empty() => self.reject(Rejection::EmptyCaption),
-            Some(Ok(text)) if text.len() as u64 > limits.caption_bytes_max => self.reject(Rejection::CaptionTooLong),
+            Some(Ok(text)) if text.len() as u64 > limits.caption_bytes_max => {
+                self.reject(Rejection::CaptionTooLong)
+            }
             Some(Ok(_)) => {}
         }
         if let Some(Err(rejection)) = &json {

@@ -164,7 +164,11 @@ impl<R: Read> Members<R> {
         if block.iter().all(|&byte| byte == 0) {
             return Ok(None);
         }
-        let sum: u32 = block.iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { 32 } else { u32::from(b) }).sum();
+        let sum: u32 = block
+            .iter()
+            .enumerate()
+            .map(|(i, &b)| if (148..156).contains(&i) { 32 } else { u32::from(b) })
+            .sum();
         match Header::from_byte_slice(&block).cksum() {
             Ok(stated) if stated == sum => Ok(Some(block)),
             _ => Err(MemberError::Broken),

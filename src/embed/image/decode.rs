@@ -73,7 +73,9 @@ fn to_rgb(image: DynamicImage) -> Result<RgbImage, Rejection> {
     let pixels: Vec<u8> = match image {
         DynamicImage::ImageRgb8(image) => return Ok(image),
         DynamicImage::ImageLuma8(image) => image.iter().flat_map(|&gray| [gray; 3]).collect(),
-        DynamicImage::ImageLumaA8(image) => image.as_chunks::<2>().0.iter().flat_map(|&[gray, _]| [gray; 3]).collect(),
+        DynamicImage::ImageLumaA8(image) => {
+            image.as_chunks::<2>().0.iter().flat_map(|&[gray, _]| [gray; 3]).collect()
+        }
         DynamicImage::ImageRgba8(image) => drop_alpha(&image),
         DynamicImage::ImageLuma16(image) => image.iter().flat_map(|&gray| [gray.min(255) as u8; 3]).collect(),
         DynamicImage::ImageLumaA16(image) => {

@@ -143,7 +143,9 @@ fn narrow_row(padded: &[u8], columns: &Weights, out: &mut [u8]) {
         let spread = columns.spread_taps(column);
         let source = &padded[start..start + spread.len()];
         let mut sums = [0i32; STEP * 4];
-        for (values, weights) in source.as_chunks::<{ STEP * 4 }>().0.iter().zip(spread.as_chunks::<{ STEP * 4 }>().0) {
+        for (values, weights) in
+            source.as_chunks::<{ STEP * 4 }>().0.iter().zip(spread.as_chunks::<{ STEP * 4 }>().0)
+        {
             for lane in 0..STEP * 4 {
                 sums[lane] += i32::from(values[lane]) * weights[lane];
             }
@@ -165,7 +167,9 @@ fn combine_rows(source: &[u8], row_bytes: usize, taps: &[i32], out: &mut [u8]) {
             let values = &source[from..from + out.len()];
             match values.first_chunk::<BLOCK>() {
                 Some(values) => (0..BLOCK).for_each(|lane| sums[lane] += i32::from(values[lane]) * weight),
-                None => sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += i32::from(value) * weight),
+                None => {
+                    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += i32::from(value) * weight)
+                }
             }
         }
         for (value, sum) in out.iter_mut().zip(sums) {
