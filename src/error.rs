@@ -13,7 +13,7 @@ pub enum Error {
     #[error("cannot find the ONNX Runtime library")]
     RuntimeMissing { searched: Vec<PathBuf> },
     #[error("cannot load the ONNX Runtime library `{path}`")]
-    RuntimeLoad { path: PathBuf, source: ort::Error },
+    RuntimeLoad { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot use device `{device}`")]
     Device { device: String, source: ort::Error },
     #[error("cannot run the {tower} tower of model `{folder}`")]

@@ -10,7 +10,11 @@ pub struct Matrix {
 impl Matrix {
     /// Takes the values of whole rows.
     pub fn new(values: Vec<f32>, n_cols: usize) -> Matrix {
-        assert!(n_cols > 0 && values.len().is_multiple_of(n_cols), "{} values in rows of {n_cols}", values.len());
+        assert!(
+            n_cols > 0 && values.len().is_multiple_of(n_cols),
+            "{} values in rows of {n_cols}",
+            values.len()
+        );
         Matrix { values, n_cols }
     }
 

@@ -1,0 +1,100 @@
+//! Encoded image bytes in, RGB out, as Pillow's `open` and `convert("RGB")` give it.
+//!
+//! The format is what the bytes say, whatever the member is called. EXIF orientation is not applied, alpha is
+//! dropped without blending, of an animation the first frame is taken.
+
+use std::io::Cursor;
+
+use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage, guess_format};
+
+use super::jpeg;
+use crate::read::Limits;
+use crate::rejection::Rejection;
+
+/// The longest side, in pixels, that JPEG can state. It holds for the other formats too, since the memory of resizing
+/// grows with the source's height times the model's width, which the number of pixels does not bound.
+const SIDE_PX_MAX: u32 = 65_535;
+
+/// Decodes an image to 8-bit RGB.
+///
+/// # Errors
+///
+/// [`Rejection::ImageTooLarge`] if the header announces more pixels than the limit (checked before they are
+/// allocated), [`Rejection::UndecodableImage`] for everything that is not a whole image of a known format.
+///
+/// # Parity
+///
+/// JPEG, PNG, GIF, BMP and lossless WebP are equal to Pillow's bit for bit. 16-bit gray is clipped at 255, not
+/// scaled, and 16-bit colour keeps its high byte, since that is what Pillow does.
+pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
+    if bytes.is_empty() {
+        return Err(Rejection::EmptyImage);
+    }
+    if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+        return jpeg::decode(bytes, limits.image_pixels_max);
+    }
+    let format = guess_format(bytes).map_err(|_| Rejection::UndecodableImage)?;
+    if !matches!(
+        format,
+        ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp | ImageFormat::Tiff
+    ) {
+        return Err(Rejection::UndecodableImage);
+    }
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(allocation_limits(limits.image_pixels_max));
+    let decoder = reader.into_decoder().map_err(rejection)?;
+    let (width, height) = decoder.dimensions();
+    let n_pixels = u64::from(width) * u64::from(height);
+    if n_pixels > limits.image_pixels_max || width.max(height) > SIDE_PX_MAX {
+        return Err(Rejection::ImageTooLarge);
+    }
+    if n_pixels == 0 {
+        return Err(Rejection::UndecodableImage);
+    }
+    to_rgb(DynamicImage::from_decoder(decoder).map_err(rejection)?)
+}
+
+/// What a decoder may allocate beside and for the image: eight bytes a pixel (16-bit RGBA), twice.
+fn allocation_limits(pixels_max: u64) -> ::image::Limits {
+    let mut limits = ::image::Limits::no_limits();
+    limits.max_alloc = Some(pixels_max.saturating_mul(16).max(1 << 20));
+    limits
+}
+
+fn rejection(error: ImageError) -> Rejection {
+    match error {
+        ImageError::Limits(_) => Rejection::ImageTooLarge,
+        _ => Rejection::UndecodableImage,
+    }
+}
+
+fn to_rgb(image: DynamicImage) -> Result<RgbImage, Rejection> {
+    let (width, height) = (image.width(), image.height());
+    let pixels: Vec<u8> = match image {
+        DynamicImage::ImageRgb8(image) => return Ok(image),
+        DynamicImage::ImageLuma8(image) => image.iter().flat_map(|&gray| [gray; 3]).collect(),
+        DynamicImage::ImageLumaA8(image) => {
+            image.as_chunks::<2>().0.iter().flat_map(|&[gray, _]| [gray; 3]).collect()
+        }
+        DynamicImage::ImageRgba8(image) => drop_alpha(&image),
+        DynamicImage::ImageLuma16(image) => image.iter().flat_map(|&gray| [gray.min(255) as u8; 3]).collect(),
+        DynamicImage::ImageLumaA16(image) => {
+            image.as_chunks::<2>().0.iter().flat_map(|&[gray, _]| [high_byte(gray); 3]).collect()
+        }
+        DynamicImage::ImageRgb16(image) => image.iter().copied().map(high_byte).collect(),
+        DynamicImage::ImageRgba16(image) => {
+            image.as_chunks::<4>().0.iter().flat_map(|&[r, g, b, _]| [r, g, b].map(high_byte)).collect()
+        }
+        // Floating-point TIFFs: Pillow refuses most of them and clips the rest.
+        _ => return Err(Rejection::UndecodableImage),
+    };
+    Ok(RgbImage::from_raw(width, height, pixels).expect("three bytes for each pixel"))
+}
+
+fn drop_alpha(rgba: &[u8]) -> Vec<u8> {
+    rgba.as_chunks::<4>().0.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect()
+}
+
+fn high_byte(value: u16) -> u8 {
+    (value >> 8) as u8
+}

@@ -1,0 +1,12 @@
+//! Encoded image bytes in, the tensor that a model takes out: `[3, height, width]` f32, equal to what Pillow and
+//! Hugging Face's processors give. Per sample.
+
+mod decode;
+mod jpeg;
+mod preprocess;
+mod resize;
+
+pub use ::image::RgbImage;
+pub use decode::decode;
+pub use preprocess::{Preprocessing, Resize, preprocess};
+pub use resize::{Resample, Window, resize};

@@ -1,0 +1,140 @@
+//! Finds and loads the ONNX Runtime library, so that a user need not know where it lies.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use ort::environment::Environment;
+
+use crate::error::Error;
+
+/// A path to the library, or to the folder that it lies in; looked at before all other places.
+const VARIABLES: [&str; 2] = ["SUPERBATCH_ONNXRUNTIME", "ORT_DYLIB_PATH"];
+
+/// Loads the library once a process and gives its environment, in which sessions are made.
+///
+/// It is searched where [`VARIABLES`] say, beside the executable and in its `../lib`, in `.tools/onnxruntime` of any
+/// folder above the executable or the current folder, in an active Python environment, and where the linker looks.
+///
+/// # Errors
+///
+/// [`Error::RuntimeMissing`] with all places searched, [`Error::RuntimeLoad`] if what was found cannot be loaded or is
+/// too old.
+pub fn load() -> Result<Environment, Error> {
+    static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
+    let mut slot = ENVIRONMENT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(environment) = &*slot {
+        return Ok(environment.clone());
+    }
+    let path = find_library()?;
+    tracing::debug!(path = %path.display(), "loading ONNX Runtime");
+    let environment = open(&path).map_err(|source| Error::RuntimeLoad { path, source })?;
+    Ok(slot.insert(environment).clone())
+}
+
+/// The error is boxed, since an [`ort::Error`] cannot be made before the library is there.
+fn open(path: &Path) -> Result<Environment, Box<dyn std::error::Error + Send + Sync>> {
+    let builder = ort::init_from(path)?;
+    let environment = builder.with_name("superbatch").with_telemetry(false).build()?;
+    environment.set_log_level(ort::logging::LogLevel::Error);
+    Ok(environment)
+}
+
+fn find_library() -> Result<PathBuf, Error> {
+    let mut searched = Vec::new();
+    for place in places() {
+        if let Some(library) = library_in(&place) {
+            return Ok(library);
+        }
+        searched.push(place);
+    }
+    Err(Error::RuntimeMissing { searched })
+}
+
+/// Every place to look at, in order, each once.
+fn places() -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = VARIABLES.iter().filter_map(env::var_os).map(PathBuf::from).collect();
+    let executable = env::current_exe().and_then(fs::canonicalize).ok();
+    let beside = executable.as_deref().and_then(Path::parent);
+    if let Some(folder) = beside {
+        places.push(folder.to_owned());
+        places.extend(folder.parent().map(|above| above.join("lib")));
+    }
+    let current = env::current_dir().ok();
+    for folder in beside.into_iter().chain(current.as_deref()).flat_map(Path::ancestors) {
+        places.push(folder.join(".tools/onnxruntime"));
+    }
+    for root in ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(env::var_os) {
+        places.extend(python_packages(Path::new(&root)));
+    }
+    if let Some(paths) = env::var_os("LD_LIBRARY_PATH") {
+        places.extend(env::split_paths(&paths).filter(|path| path.is_absolute()));
+    }
+    let usual = [
+        "/usr/local/lib",
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ];
+    places.extend(usual.map(PathBuf::from));
+    let mut seen = BTreeSet::new();
+    places.retain(|place| seen.insert(place.clone()));
+    places
+}
+
+/// Where the wheels `onnxruntime` and `onnxruntime-gpu` put the library.
+fn python_packages(root: &Path) -> Vec<PathBuf> {
+    let versions =
+        fs::read_dir(root.join("lib")).into_iter().flatten().flatten().map(|version| version.path());
+    let mut folders: Vec<PathBuf> = versions
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python")))
+        .map(|path| path.join("site-packages/onnxruntime/capi"))
+        .collect();
+    folders.sort();
+    folders
+}
+
+/// The library itself, or the newest in a folder: wheels carry `libonnxruntime.so.1.32.0` without a shorter name.
+fn library_in(place: &Path) -> Option<PathBuf> {
+    if place.is_file() {
+        return Some(place.to_owned());
+    }
+    let files = fs::read_dir(place).ok()?.flatten().map(|file| file.path());
+    let libraries = files.filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_named = name == "libonnxruntime.dylib"
+            || name
+                .strip_prefix("libonnxruntime.so")
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        is_named && path.is_file()
+    });
+    libraries.max_by_key(|path| version(path))
+}
+
+/// The numbers after `.so`, so that 1.32 counts as newer than 1.9.
+fn version(path: &Path) -> Vec<u32> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.split('.').filter_map(|part| part.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_library_of_a_folder_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in
+            ["libonnxruntime.so.1.9.0", "libonnxruntime.so.1.32.0", "libonnxruntime_providers_shared.so"]
+        {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let library = library_in(folder.path()).unwrap();
+        assert!(library.ends_with("libonnxruntime.so.1.32.0"));
+        assert_eq!(library_in(&library), Some(library.clone()));
+        assert_eq!(library_in(&folder.path().join("missing")), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! Captions in, token ids of a fixed length out, as Hugging Face's tokenizers give them. Per sample.
+
+use tokenizers::{PaddingDirection, PaddingParams, PaddingStrategy, PostProcessor, TruncationParams};
+
+use super::model::{Model, ModelError};
+use crate::error::Error;
+
+/// Token ids of some captions, one row a caption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    context_length: usize,
+    /// `[n, context_length]`.
+    ids: Vec<i64>,
+    /// `[n, context_length]`: 1 for a token of the caption, 0 for padding.
+    mask: Vec<i64>,
+}
+
+impl Tokens {
+    pub fn new(context_length: usize) -> Tokens {
+        assert!(context_length > 0);
+        Tokens { context_length, ids: Vec::new(), mask: Vec::new() }
+    }
+
+    /// Rows of padding alone, with id 0.
+    pub(super) fn blank(context_length: usize, n_rows: usize) -> Tokens {
+        let length = context_length * n_rows;
+        Tokens { context_length, ids: vec![0; length], mask: vec![1; length] }
+    }
+
+    /// Number of captions.
+    pub fn n_rows(&self) -> usize {
+        self.ids.len() / self.context_length
+    }
+
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    pub fn ids(&self) -> &[i64] {
+        &self.ids
+    }
+
+    pub fn mask(&self) -> &[i64] {
+        &self.mask
+    }
+
+    /// Adds the rows of others after these.
+    pub fn append(&mut self, others: &Tokens) {
+        assert_eq!(self.context_length, others.context_length);
+        self.ids.extend_from_slice(&others.ids);
+        self.mask.extend_from_slice(&others.mask);
+    }
+
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.mask.clear();
+    }
+}
+
+/// A model's tokenizer; threads may share it.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    context_length: usize,
+    lower_case: bool,
+    folder: std::path::PathBuf,
+}
+
+impl Tokenizer {
+    /// Sets up the model's `tokenizer.json` to cut and to pad every caption to the context length.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Model`] if the tokenizer cannot be read, does not know the padding token, or adds more special tokens
+    /// than the context holds.
+    pub fn open(model: &Model) -> Result<Tokenizer, Error> {
+        open(model).map_err(|source| Error::Model { folder: model.folder.clone(), source })
+    }
+
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// Adds one caption's ids as a row. A caption that is too long loses its end, but keeps the special tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Model`] if the tokenizer has no id for a piece of text and none for the unknown.
+    pub fn encode(&self, caption: &str, tokens: &mut Tokens) -> Result<(), Error> {
+        assert_eq!(tokens.context_length, self.context_length);
+        let lowered = self.lower_case.then(|| caption.to_lowercase());
+        let encoding =
+            self.inner.encode_fast(lowered.as_deref().unwrap_or(caption), true).map_err(|error| {
+                Error::Model {
+                    folder: self.folder.clone(),
+                    source: ModelError::Tokenizer { reason: error.to_string() },
+                }
+            })?;
+        assert_eq!(encoding.len(), self.context_length, "a caption is cut and padded to the context length");
+        tokens.ids.extend(encoding.get_ids().iter().map(|&id| i64::from(id)));
+        tokens.mask.extend(encoding.get_attention_mask().iter().map(|&bit| i64::from(bit)));
+        Ok(())
+    }
+}
+
+fn open(model: &Model) -> Result<Tokenizer, ModelError> {
+    let fault = |reason: String| ModelError::Tokenizer { reason };
+    let text = &model.text;
+    let mut inner =
+        tokenizers::Tokenizer::from_bytes(&model.tokenizer).map_err(|error| fault(error.to_string()))?;
+    let pad_id = inner
+        .token_to_id(&text.pad_token)
+        .ok_or_else(|| fault(format!("its vocabulary has no padding token `{}`", text.pad_token)))?;
+    let n_special = inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
+    if n_special >= text.context_length {
+        return Err(fault(format!(
+            "it adds {n_special} tokens to each caption, which leaves no room for text"
+        )));
+    }
+    let truncation = TruncationParams { max_length: text.context_length, ..TruncationParams::default() };
+    inner.with_truncation(Some(truncation)).map_err(|error| fault(error.to_string()))?;
+    inner.with_padding(Some(PaddingParams {
+        strategy: PaddingStrategy::Fixed(text.context_length),
+        direction: PaddingDirection::Right,
+        pad_to_multiple_of: None,
+        pad_id,
+        pad_type_id: 0,
+        pad_token: text.pad_token.clone(),
+    }));
+    Ok(Tokenizer {
+        inner,
+        context_length: text.context_length,
+        lower_case: text.lower_case,
+        folder: model.folder.clone(),
+    })
+}

@@ -1,0 +1,326 @@
+//! The members of one shard in, its samples out: adjacent members with the same key are one sample.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+
+use webdataset::core::utils::{base_plus_ext, is_shard_metadata};
+
+use super::limits::Limits;
+use super::member::{Member, MemberError, Members};
+use crate::rejection::Rejection;
+
+/// Extensions of members that are taken as the image: those of the formats that can be decoded. What the bytes are is
+/// decided by the bytes.
+const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+
+/// One sample of a shard, or why there is none in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadSample {
+    Sample(Sample),
+    Rejected(RejectedSample),
+}
+
+/// An image and its caption, as the shard holds them; the image is not decoded yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Member path up to the first dot of its file name; unique among the accepted samples of the shard.
+    pub key: String,
+    /// Position among all samples of the shard, rejected ones included.
+    pub sample_idx: u64,
+    pub image: Vec<u8>,
+    /// Lower case, without the dot.
+    pub image_extension: String,
+    /// Where the image's bytes begin in the stored shard; none if the shard is compressed.
+    pub image_offset: Option<u64>,
+    /// Bytes of the image.
+    pub image_size: u64,
+    pub caption: String,
+    /// The JSON member's text, valid JSON.
+    pub json: Option<String>,
+    /// The field `uid` of the JSON member, if it is a string.
+    pub uid: Option<String>,
+}
+
+/// A sample that could not be read, with what was readable of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedSample {
+    /// Empty if the shard broke outside of any sample.
+    pub key: String,
+    pub sample_idx: u64,
+    pub rejection: Rejection,
+    pub image_offset: Option<u64>,
+    pub image_size: u64,
+    pub caption: Option<String>,
+    pub json: Option<String>,
+}
+
+/// The samples of one shard, in its order.
+///
+/// Only regular members count: directories, links, devices and sparse files are passed over, and so are names without
+/// a dot, names that begin with one, `__name__` metadata, and what archivers leave behind (`__MACOSX/`, `PaxHeaders`). Members passed
+/// over do not separate the members around them. An extension that comes twice begins a new group, which is then a
+/// [`Rejection::DuplicateKey`].
+///
+/// The caption is the member `txt`, else `caption`, else the JSON's string field `caption`. Of several images the first
+/// is taken.
+///
+/// # Errors
+///
+/// An item is an error if the reader failed; the iterator then ends. Bytes that are no tar, or cut short, are one
+/// [`Rejection::ShardBroken`] instead, and the end too.
+///
+/// # Memory
+///
+/// One sample's image, caption and JSON, within [`Limits`], and 16 bytes for each key seen.
+pub struct Samples<R: Read> {
+    members: Members<R>,
+    limits: Limits,
+    is_plain: bool,
+    /// The member that begins the next sample: its header is read, its data are not.
+    next_member: Option<(String, String, Member)>,
+    keys_seen: HashSet<[u8; 16]>,
+    n_samples: u64,
+    is_done: bool,
+}
+
+/// A sample whose members are still coming.
+struct Group {
+    key: String,
+    extensions: Vec<String>,
+    n_members: u64,
+    /// The first reason met, in the order of [`Rejection::ALL`].
+    rejection: Option<Rejection>,
+    image: Option<GroupImage>,
+    txt: Option<Vec<u8>>,
+    caption: Option<Vec<u8>>,
+    json: Option<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct GroupImage {
+    bytes: Vec<u8>,
+    extension: String,
+    offset: Option<u64>,
+    size: u64,
+}
+
+impl<R: Read> Samples<R> {
+    /// Reads the samples of a tar. `is_plain` says that the reader gives the stored shard's own bytes, so that
+    /// offsets in it mean something (see [`is_plain`](super::is_plain)).
+    pub fn new(reader: R, limits: Limits, is_plain: bool) -> Samples<R> {
+        Samples {
+            members: Members::new(reader),
+            limits,
+            is_plain,
+            next_member: None,
+            keys_seen: HashSet::new(),
+            n_samples: 0,
+            is_done: false,
+        }
+    }
+
+    /// The next member that belongs to a sample, with its key and its extension in lower case.
+    fn named_member(&mut self) -> Result<Option<(String, String, Member)>, MemberError> {
+        while let Some(member) = self.members.next()? {
+            if let Some((key, extension)) = sample_name(&member.path) {
+                return Ok(Some((key.to_owned(), extension.to_lowercase(), member)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_group(&mut self, group: &mut Option<Group>) -> Result<(), MemberError> {
+        loop {
+            let Some((key, extension, member)) = (match self.next_member.take() {
+                Some(named) => Some(named),
+                None => self.named_member()?,
+            }) else {
+                return Ok(());
+            };
+            let current = group.get_or_insert_with(|| Group::new(key.clone()));
+            if current.key != key || current.extensions.contains(&extension) {
+                self.next_member = Some((key, extension, member));
+                return Ok(());
+            }
+            current.take(&mut self.members, &member, extension, &self.limits)?;
+            if !self.is_plain
+                && let Some(image) = &mut current.image
+            {
+                image.offset = None;
+            }
+        }
+    }
+}
+
+impl<R: Read> Iterator for Samples<R> {
+    type Item = io::Result<ReadSample>;
+
+    fn next(&mut self) -> Option<io::Result<ReadSample>> {
+        if self.is_done {
+            return None;
+        }
+        let mut group = None;
+        let is_broken = match self.next_group(&mut group) {
+            Ok(()) => false,
+            Err(MemberError::Broken) => true,
+            Err(MemberError::Read(error)) => {
+                self.is_done = true;
+                return Some(Err(error));
+            }
+        };
+        self.is_done = is_broken || self.next_member.is_none();
+        let mut group = match group {
+            Some(group) => group,
+            None if is_broken => Group::new(String::new()),
+            None => return None,
+        };
+        if is_broken {
+            group.reject(Rejection::ShardBroken);
+        } else if !self.keys_seen.insert(key_digest(&group.key)) {
+            group.reject(Rejection::DuplicateKey);
+        }
+        let sample_idx = self.n_samples;
+        self.n_samples += 1;
+        Some(Ok(group.finish(sample_idx, &self.limits)))
+    }
+}
+
+impl Group {
+    fn new(key: String) -> Group {
+        Group {
+            key,
+            extensions: Vec::new(),
+            n_members: 0,
+            rejection: None,
+            image: None,
+            txt: None,
+            caption: None,
+            json: None,
+        }
+    }
+
+    fn reject(&mut self, rejection: Rejection) {
+        self.rejection = Some(self.rejection.map_or(rejection, |earlier| earlier.min(rejection)));
+    }
+
+    /// Reads one member, if it is of use and within the limits.
+    fn take<R: Read>(
+        &mut self,
+        members: &mut Members<R>,
+        member: &Member,
+        extension: String,
+        limits: &Limits,
+    ) -> Result<(), MemberError> {
+        self.n_members += 1;
+        if self.n_members > limits.members_per_sample_max {
+            self.reject(Rejection::TooManyMembers);
+            return Ok(());
+        }
+        if member.size > limits.member_bytes_max {
+            self.reject(Rejection::MemberTooLarge);
+        }
+        let is_fit = member.size <= limits.member_bytes_max;
+        match extension.as_str() {
+            name if IMAGE_EXTENSIONS.contains(&name) && self.image.is_none() => {
+                // Known before the data are read, so that a rejection can still say where the image lies.
+                let image = self.image.insert(GroupImage {
+                    bytes: Vec::new(),
+                    extension: extension.clone(),
+                    offset: Some(member.offset),
+                    size: member.size,
+                });
+                if is_fit {
+                    image.bytes = members.data()?;
+                }
+            }
+            "txt" | "caption" if member.size > limits.caption_bytes_max => {
+                self.reject(Rejection::CaptionTooLong)
+            }
+            "txt" if is_fit => self.txt = Some(members.data()?),
+            "caption" if is_fit => self.caption = Some(members.data()?),
+            "json" if member.size > limits.json_bytes_max => self.reject(Rejection::MemberTooLarge),
+            "json" if is_fit => self.json = Some(members.data()?),
+            _ => {}
+        }
+        self.extensions.push(extension);
+        Ok(())
+    }
+
+    fn finish(mut self, sample_idx: u64, limits: &Limits) -> ReadSample {
+        let json = self.json.take().map(parse_json);
+        let caption = match (self.txt.take().or(self.caption.take()), &json) {
+            (Some(bytes), _) => Some(String::from_utf8(bytes).map_err(|_| Rejection::CaptionNotUtf8)),
+            (None, Some(Ok(json))) => json.caption.clone().map(Ok),
+            (None, _) => None,
+        };
+        match &self.image {
+            None => self.reject(Rejection::MissingImage),
+            Some(image) if image.size == 0 => self.reject(Rejection::EmptyImage),
+            Some(_) => {}
+        }
+        match &caption {
+            None => self.reject(Rejection::MissingCaption),
+            Some(Err(rejection)) => self.reject(*rejection),
+            Some(Ok(text)) if text.trim().is_empty() => self.reject(Rejection::EmptyCaption),
+            Some(Ok(text)) if text.len() as u64 > limits.caption_bytes_max => {
+                self.reject(Rejection::CaptionTooLong)
+            }
+            Some(Ok(_)) => {}
+        }
+        if let Some(Err(rejection)) = &json {
+            self.reject(*rejection);
+        }
+        let caption = caption.and_then(Result::ok);
+        let json = json.and_then(Result::ok);
+        match (self.rejection, self.image, caption) {
+            (None, Some(image), Some(caption)) => ReadSample::Sample(Sample {
+                key: self.key,
+                sample_idx,
+                image: image.bytes,
+                image_extension: image.extension,
+                image_offset: image.offset,
+                image_size: image.size,
+                caption,
+                uid: json.as_ref().and_then(|json| json.uid.clone()),
+                json: json.map(|json| json.text),
+            }),
+            (rejection, image, caption) => ReadSample::Rejected(RejectedSample {
+                key: self.key,
+                sample_idx,
+                rejection: rejection.expect("a sample without image or caption was rejected above"),
+                image_offset: image.as_ref().and_then(|image| image.offset),
+                image_size: image.map_or(0, |image| image.size),
+                caption: caption.filter(|text| text.len() as u64 <= limits.caption_bytes_max),
+                json: json.map(|json| json.text),
+            }),
+        }
+    }
+}
+
+struct Json {
+    text: String,
+    uid: Option<String>,
+    caption: Option<String>,
+}
+
+fn parse_json(bytes: Vec<u8>) -> Result<Json, Rejection> {
+    let text = String::from_utf8(bytes).map_err(|_| Rejection::InvalidJson)?;
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|_| Rejection::InvalidJson)?;
+    let field = |name| value.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
+    Ok(Json { uid: field("uid"), caption: field("caption"), text })
+}
+
+/// Key and extension of a member, if it belongs to a sample.
+fn sample_name(path: &str) -> Option<(&str, &str)> {
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let is_left_behind = folder.split('/').any(|part| part == "__MACOSX" || part.starts_with("PaxHeaders"));
+    if is_left_behind || is_shard_metadata(path) {
+        return None;
+    }
+    base_plus_ext(path)
+}
+
+fn key_digest(key: &str) -> [u8; 16] {
+    let digest = blake3::hash(key.as_bytes());
+    *digest.as_bytes().first_chunk().expect("a digest has 32 bytes")
+}
