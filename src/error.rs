@@ -3,13 +3,39 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::divide::FitError;
 use crate::embed::ModelError;
+use crate::settings::SettingsError;
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("cannot use pipeline file `{path}`")]
+    Settings { path: PathBuf, source: Box<SettingsError> },
+    #[error("cannot use shard pattern `{pattern}`")]
+    ShardPattern { pattern: String },
+    #[error("no shard matches `{pattern}`")]
+    NoShards { pattern: String },
+    #[error("there is no shard `{path}`")]
+    ShardMissing { path: PathBuf },
+    #[error("shard `{path}` is named twice")]
+    ShardTwice { path: PathBuf },
+    #[error("shard `{path}` is not below the pool's root `{root}`")]
+    ShardOutsideRoot { path: PathBuf, root: PathBuf },
+    #[error("path `{path}` is not UTF-8")]
+    PathNotUtf8 { path: PathBuf },
+    #[error("shard `{path}` is not the one that the plan saw: its size or time of modification differs")]
+    ShardChanged { path: PathBuf },
+    #[error("cannot read shard `{shard}`")]
+    Shard { shard: String, source: io::Error },
+    #[error("shard `{shard}` gave other samples than the first time")]
+    NotReproduced { shard: String },
+    #[error("a table names shard `{shard}`, which the plan does not")]
+    UnknownShard { shard: String },
     #[error("cannot load model `{folder}`")]
     Model { folder: PathBuf, source: ModelError },
+    #[error("model `{folder}`, the {model}, has no logit bias, which the sigmoid objective needs")]
+    BiasMissing { model: &'static str, folder: PathBuf },
     #[error("cannot find the ONNX Runtime library")]
     RuntimeMissing { searched: Vec<PathBuf> },
     #[error("cannot load the ONNX Runtime library `{path}`")]
@@ -18,8 +44,141 @@ pub enum Error {
     Device { device: String, source: ort::Error },
     #[error("cannot run the {tower} tower of model `{folder}`")]
     Inference { tower: &'static str, folder: PathBuf, source: ort::Error },
+    #[error("{what} takes {needed_bytes} bytes, more than `memory_limit_bytes` = {limit_bytes} allows")]
+    MemoryLimit { what: &'static str, needed_bytes: u64, limit_bytes: u64 },
+    #[error("the disk of `{path}` has {free_bytes} bytes free, but the run needs about {needed_bytes}")]
+    DiskSpace { path: PathBuf, needed_bytes: u64, free_bytes: u64 },
+    #[error("`{folder}` holds the run of another plan")]
+    OtherPlan { folder: PathBuf, differences: Vec<String> },
+    #[error("store `{folder}` holds the samples of another pool, or read with other limits")]
+    StoreOfAnotherPool { folder: PathBuf },
+    #[error("`{folder}` is not a run folder: it has no `plan.json`")]
+    NotARun { folder: PathBuf },
+    #[error("{} shards have no embeddings: {}", shards.len(), first_of(shards))]
+    NotEmbedded { shards: Vec<String> },
+    #[error("task {task} of `{stage}` is not committed")]
+    NotCommitted { stage: String, task: usize },
+    #[error("{n_missing} tasks of `{stage}` are left to other parts, and none of them was committed for a while")]
+    OtherParts { stage: String, n_missing: usize },
+    #[error("no sample could be embedded")]
+    NothingEmbedded,
+    #[error("no sample could be scored")]
+    NothingScored,
+    #[error("cannot fit centroids")]
+    Fit { source: FitError },
+    #[error("`{path}` is damaged: it is not what its marker says")]
+    Damaged { path: PathBuf },
+    #[error("`{path}` is not valid JSON of this format version")]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("`{path}`, line {line}, is not `shard,key`")]
+    Planted { path: PathBuf, line: usize },
     #[error("cannot read `{path}`")]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write `{path}`")]
     Write { path: PathBuf, source: io::Error },
+    #[error("cannot read Parquet file `{path}`")]
+    ReadParquet { path: PathBuf, source: parquet::errors::ParquetError },
+    #[error("cannot write Parquet file `{path}`")]
+    WriteParquet { path: PathBuf, source: parquet::errors::ParquetError },
+    #[error("`{path}` holds nothing that can be shown")]
+    NothingToShow { path: PathBuf },
+    #[error("no sample of `{path}` has the key `{key}`")]
+    KeyMissing { path: PathBuf, key: String },
+    #[error("{n_damaged} files of `{folder}` are damaged")]
+    VerifyFailed { folder: PathBuf, n_damaged: usize },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Error::Settings { .. } => "`superbatch schema` lists every table and key".to_owned(),
+            Error::NoShards { .. } | Error::ShardMissing { .. } => {
+                "paths in `read.shards` are relative to the current folder".to_owned()
+            }
+            Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
+            Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
+            Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
+            Error::BiasMissing { .. } => "state `logit_bias` in its `model.toml`".to_owned(),
+            Error::RuntimeMissing { searched } => {
+                let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
+                format!(
+                    "`make setup` fetches it, or set `SUPERBATCH_ONNXRUNTIME` to its path; searched {}",
+                    places.join(", ")
+                )
+            }
+            Error::RuntimeLoad { .. } => "version 1.24 or later is needed".to_owned(),
+            Error::Device { .. } => "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned(),
+            Error::MemoryLimit { .. } => "raise `memory_limit_bytes`, or lower `super_batch_size`".to_owned(),
+            Error::DiskSpace { .. } => "free some space, or choose another folder with `-o`".to_owned(),
+            Error::OtherPlan { differences, .. } => format!(
+                "use another folder, or `--replan` to keep the stages that are unchanged; it differs in\n  {}",
+                differences.join("\n  ")
+            ),
+            Error::StoreOfAnotherPool { .. } => "give each pool a `store` of its own".to_owned(),
+            Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
+            Error::NotEmbedded { .. } => {
+                "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`".to_owned()
+            }
+            Error::OtherParts { .. } => "start the other parts, or run without `--tasks`".to_owned(),
+            Error::NothingEmbedded | Error::NothingScored => {
+                "the `rejection` column of `samples/` says why each sample was left out".to_owned()
+            }
+            Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
+            Error::Damaged { .. } | Error::VerifyFailed { .. } => {
+                "`superbatch repair RUN` drops damaged files and what was made from them; then run again".to_owned()
+            }
+            Error::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "free some space; the run goes on where it stopped".to_owned()
+            }
+            Error::Model { source, .. } => return source.hint(),
+            _ => return None,
+        };
+        Some(hint)
+    }
+
+    /// Whether trying again may help: input and output, never settings or damaged files.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Error::Shard { .. } => true,
+            Error::Read { source, .. } | Error::Write { source, .. } => {
+                !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the settings are at fault, and not the run.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Error::Settings { .. }
+                | Error::ShardPattern { .. }
+                | Error::NoShards { .. }
+                | Error::ShardMissing { .. }
+                | Error::ShardTwice { .. }
+                | Error::ShardOutsideRoot { .. }
+                | Error::PathNotUtf8 { .. }
+                | Error::Model { .. }
+                | Error::BiasMissing { .. }
+                | Error::RuntimeMissing { .. }
+                | Error::RuntimeLoad { .. }
+                | Error::Device { .. }
+                | Error::MemoryLimit { .. }
+                | Error::DiskSpace { .. }
+                | Error::OtherPlan { .. }
+                | Error::StoreOfAnotherPool { .. }
+                | Error::NotARun { .. }
+                | Error::NothingToShow { .. }
+                | Error::KeyMissing { .. }
+        )
+    }
+}
+
+fn first_of(shards: &[String]) -> String {
+    let mut first: Vec<&str> = shards.iter().take(3).map(String::as_str).collect();
+    if shards.len() > first.len() {
+        first.push("…");
+    }
+    first.join(", ")
 }

@@ -101,7 +101,7 @@ impl<'a> ExchangeWriter<'a> {
 
     fn write_waiting(&mut self) -> Result<(), Error> {
         for (target, batches) in std::mem::take(&mut self.waiting) {
-            let write = || -> Result<(), ParquetError> {
+            let mut write = || -> Result<(), ParquetError> {
                 let rows = arrow::compute::concat_batches(&self.schema, &batches)?;
                 if rows.num_rows() > 0 {
                     self.writer.write(&rows)?;
@@ -121,17 +121,17 @@ impl<'a> ExchangeWriter<'a> {
         self.write_waiting()?;
         let path = self.storage.path(&self.name);
         let parquet_error = |source| Error::WriteParquet { path: path.clone(), source };
-        let metadata = self.writer.finish().map_err(parquet_error)?;
+        let row_groups = self.writer.flushed_row_groups().to_vec();
         let file = self.writer.into_inner().map_err(parquet_error)?.commit()?;
         let mut index = Index::default();
         for (row_group, &target) in self.targets.iter().enumerate() {
-            let columns = metadata.row_group(row_group).columns();
+            let columns = row_groups[row_group].columns();
             let offset = columns.iter().map(|column| column.byte_range().0).min().unwrap_or(0);
             let end = columns.iter().map(|column| column.byte_range().0 + column.byte_range().1).max().unwrap_or(0);
             let bytes = self.storage.read_range(&self.name, offset, end - offset)?;
             index.targets.entry(target).or_default().push(RowGroup {
                 row_group,
-                n_rows: metadata.row_group(row_group).num_rows() as usize,
+                n_rows: row_groups[row_group].num_rows() as usize,
                 offset,
                 size_bytes: end - offset,
                 digest: Digest::of_bytes(&bytes),
@@ -160,7 +160,7 @@ fn read_row_group(storage: &Storage, file: &FileRecord, group: &RowGroup) -> Res
         return Err(Error::Damaged { path: storage.path(&file.name) });
     }
     let parquet_error = |source| Error::ReadParquet { path: storage.path(&file.name), source };
-    let reader = RowGroupBytes { storage, file, offset: group.offset, bytes };
+    let reader = RowGroupBytes { storage: storage.clone(), file: file.clone(), offset: group.offset, bytes };
     let reader = ParquetRecordBatchReaderBuilder::try_new(reader)
         .map_err(parquet_error)?
         .with_row_groups(vec![group.row_group])
@@ -173,20 +173,20 @@ fn read_row_group(storage: &Storage, file: &FileRecord, group: &RowGroup) -> Res
 }
 
 /// A Parquet file of which one row group was read and checked already; the footer comes from the file.
-struct RowGroupBytes<'a> {
-    storage: &'a Storage,
-    file: &'a FileRecord,
+struct RowGroupBytes {
+    storage: Storage,
+    file: FileRecord,
     offset: u64,
     bytes: Bytes,
 }
 
-impl Length for RowGroupBytes<'_> {
+impl Length for RowGroupBytes {
     fn len(&self) -> u64 {
         self.file.size_bytes
     }
 }
 
-impl ChunkReader for RowGroupBytes<'_> {
+impl ChunkReader for RowGroupBytes {
     type T = Cursor<Bytes>;
 
     fn get_read(&self, start: u64) -> Result<Cursor<Bytes>, ParquetError> {

@@ -3,15 +3,42 @@
 //!
 //! The modules stand in the order in which a sample meets them; nothing calls backwards.
 
+// the run on one screen
+pub mod pipeline;
+
 // what everything stands on
 pub mod error;
-pub mod matrix;
-pub mod noise;
-pub mod tile;
 pub mod rejection;
+pub mod digest;
+pub mod storage;
+pub mod matrix;
+pub mod tile;
+pub mod noise;
+pub mod smallest;
+pub mod caption;
+pub mod table;
+pub mod sample;
+
+// what a run is to do, what it has done, and who does it
+pub mod settings;
+pub mod plan;
+pub mod run_folder;
+pub mod progress;
+pub mod executor;
+pub mod exchange;
 
 // the stages
 pub mod read;
 pub mod embed;
 pub mod divide;
 pub mod select;
+pub mod write;
+pub mod report;
+
+// what looks at a run or a machine
+pub mod estimate;
+pub mod status;
+pub mod verify;
+pub mod inspect;
+pub mod doctor;
+pub mod cli;

@@ -57,6 +57,8 @@ pub enum Purpose {
     Bank,
     /// The random control of the report.
     Control,
+    /// The samples from which the report takes deciles.
+    Summary,
 }
 
 impl Purpose {
@@ -68,6 +70,7 @@ impl Purpose {
             Purpose::Seeding => "seeding",
             Purpose::Bank => "bank",
             Purpose::Control => "control",
+            Purpose::Summary => "summary",
         }
     }
 }

@@ -88,3 +88,22 @@ impl fmt::Display for Rejection {
         f.write_str(self.text())
     }
 }
+
+impl Rejection {
+    /// A member is missing or could not be read: what img2dataset counts as not downloaded.
+    pub fn is_unreadable_member(self) -> bool {
+        matches!(
+            self,
+            Rejection::ShardBroken
+                | Rejection::MissingImage
+                | Rejection::MissingCaption
+                | Rejection::EmptyImage
+                | Rejection::MemberTooLarge
+        )
+    }
+
+    /// The image could not be made into pixels: what img2dataset counts as not resized.
+    pub fn is_undecodable_image(self) -> bool {
+        matches!(self, Rejection::ImageTooLarge | Rejection::UndecodableImage)
+    }
+}

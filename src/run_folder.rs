@@ -174,8 +174,9 @@ impl RunFolder {
         Stage { name: "report".to_owned(), digest: self.plan.digests.report.clone(), is_in_store: false }
     }
 
-    /// Every stage and step in the order of the flow, one for each distinct model.
-    pub fn stages(&self) -> Vec<Stage> {
+    /// Every stage and step in the order of the flow, one for each distinct model, with the levels of merging that
+    /// there are.
+    pub fn stages(&self) -> Result<Vec<Stage>, Error> {
         let mut stages = vec![self.samples()];
         for (role, _) in self.plan.models.iter() {
             let embeddings = self.embeddings(role).expect("the plan names the model");
@@ -187,46 +188,74 @@ impl RunFolder {
             stages.extend(self.divide(step));
         }
         for step in ["select.bank", "select.score", "select.deal", "select.draw", "select"] {
-            stages.push(self.select(step));
+            self.push_with_merges(&mut stages, self.select(step))?;
         }
         for step in ["write.gather", "write"] {
-            stages.push(self.write(step));
+            self.push_with_merges(&mut stages, self.write(step))?;
         }
         stages.push(self.report());
-        stages
+        Ok(stages)
     }
 
-    /// The marker of a task, if it is committed under the stage's present digest.
+    fn push_with_merges(&self, stages: &mut Vec<Stage>, stage: Stage) -> Result<(), Error> {
+        let levels = (1..).map(|level| stage.merge(level));
+        stages.push(stage.clone());
+        for level in levels {
+            if self.markers_in(&level)?.is_empty() {
+                break;
+            }
+            stages.push(level);
+        }
+        Ok(())
+    }
+
+    /// The folders that hold the run's files.
+    pub fn storages(&self) -> Vec<&Storage> {
+        if self.plan.store.is_some() { vec![&self.run, &self.store] } else { vec![&self.run] }
+    }
+
+    /// Whether every stage is done.
+    pub fn is_complete(&self) -> Result<bool, Error> {
+        Ok(self.undone(&self.report(), &[0])?.is_empty())
+    }
+
+    /// The marker of a task, if it is committed under the stage's present digest and its exchange file, if it wrote one,
+    /// was not cleaned away.
     ///
     /// # Errors
     ///
-    /// A data file that is missing or has another size than its marker says.
+    /// Any other data file that is missing, or one that has another size than its marker says.
     pub fn marker<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Option<Marker<C>>, Error> {
+        let Some(marker) = self.marker_alone(stage, task)? else { return Ok(None) };
+        let storage = self.storage(stage);
+        for file in &marker.data {
+            match storage.size_bytes(&file.name)? {
+                Some(size_bytes) if size_bytes == file.size_bytes => {}
+                None if is_exchange_file(&file.name) => return Ok(None),
+                _ => return Err(Error::Damaged { path: storage.path(&file.name) }),
+            }
+        }
+        Ok(Some(marker))
+    }
+
+    /// The marker of a task without a look at its files.
+    fn marker_alone<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Option<Marker<C>>, Error> {
         let storage = self.storage(stage);
         let name = marker_name(stage, task);
         let Some(bytes) = storage.read_if_present(&name)? else { return Ok(None) };
-        let path = storage.path(&name);
-        let marker: Marker<serde_json::Value> = serde_json::from_slice(&bytes)
-            .map_err(|source| Error::Json { path: path.clone(), source })?;
-        if marker.stage_digest != stage.digest {
+        let json = |source| Error::Json { path: storage.path(&name), source };
+        // another digest may mean counts of another shape
+        let any: Marker<serde::de::IgnoredAny> = serde_json::from_slice(&bytes).map_err(json)?;
+        if any.stage_digest != stage.digest {
             return Ok(None);
         }
-        for file in &marker.data {
-            if storage.size_bytes(&file.name)? != Some(file.size_bytes) {
-                return Err(Error::Damaged { path: storage.path(&file.name) });
-            }
-        }
-        let counts = serde_json::from_value(marker.counts).map_err(|source| Error::Json { path, source })?;
-        Ok(Some(Marker {
-            stage: marker.stage,
-            task: marker.task,
-            stage_digest: marker.stage_digest,
-            plan_digest: marker.plan_digest,
-            data: marker.data,
-            read: marker.read,
-            counts,
-            numerics: marker.numerics,
-        }))
+        serde_json::from_slice(&bytes).map(Some).map_err(json)
+    }
+
+    /// What a committed task counted, whether or not its exchange file was cleaned away.
+    pub fn committed_counts<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<C, Error> {
+        let marker = self.marker_alone::<C>(stage, task)?;
+        marker.map(|marker| marker.counts).ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
     }
 
     /// The marker of a task that an earlier stage has committed.
@@ -316,7 +345,7 @@ impl RunFolder {
 
     /// Drops what was committed under another digest: first the marker, then its files.
     pub fn drop_stale(&self) -> Result<(), Error> {
-        let stages = self.stages().into_iter().chain(self.stages_without_divide());
+        let stages = self.stages()?.into_iter().chain(self.stages_without_divide());
         for stage in stages {
             for (name, marker) in self.markers_in(&stage)? {
                 if marker.stage_digest != stage.digest {
@@ -349,6 +378,16 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Drops the stage plans of stages without any commit, so that they are made again from the counts as they are.
+    pub fn drop_stage_plans_without_markers(&self) -> Result<(), Error> {
+        for stage in self.stages()? {
+            if self.markers_in(&stage)?.is_empty() {
+                self.run.remove(&stage_plan_name(&stage))?;
+            }
+        }
+        Ok(())
+    }
+
     /// A shared store belongs to one pool with one set of read limits.
     fn check_store(&self) -> Result<(), Error> {
         if self.plan.store.is_none() {
@@ -375,7 +414,15 @@ fn read_plan(run: &Storage) -> Result<Plan, Error> {
     serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: run.path(PLAN), source })
 }
 
-pub fn marker_name(stage: &Stage, task: usize) -> String {
+/// Where steps hand rows to each other; nothing there is a result.
+const EXCHANGE_FOLDER: &str = "_exchange/";
+
+/// Whether `clean` may have removed a file without harm.
+pub fn is_exchange_file(name: &str) -> bool {
+    name.starts_with(EXCHANGE_FOLDER)
+}
+
+fn marker_name(stage: &Stage, task: usize) -> String {
     format!("_done/{}/{task:05}.json", stage.name)
 }
 

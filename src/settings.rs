@@ -11,7 +11,7 @@ use toml::Value;
 use crate::embed::Device;
 use crate::error::Error;
 use crate::read::Limits;
-use crate::select::{DrawBy, FilterRatio, ScoreKind};
+use crate::select::{Chance, FilterRatio};
 
 /// Everything that a pipeline file can say, with the defaults for what it does not.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -168,7 +168,7 @@ pub struct JestStep {
     #[serde(default)]
     pub super_batches: SuperBatches,
     #[serde(default)]
-    pub draw: DrawBy,
+    pub draw: Chance,
 }
 
 /// A uniform draw of the same counts: the control.
@@ -179,6 +179,35 @@ pub struct RandomStep {
     pub super_batch_size: usize,
     #[serde(default)]
     pub super_batches: SuperBatches,
+}
+
+/// What samples are scored by; `select` documents the formulas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScoreKind {
+    #[default]
+    Learnability,
+    HardLearner,
+    EasyReference,
+}
+
+impl ScoreKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            ScoreKind::Learnability => "learnability",
+            ScoreKind::HardLearner => "hard_learner",
+            ScoreKind::EasyReference => "easy_reference",
+        }
+    }
+
+    /// The models that it takes.
+    pub fn needs(self) -> &'static [ModelRole] {
+        match self {
+            ScoreKind::Learnability => &[ModelRole::Learner, ModelRole::Reference],
+            ScoreKind::HardLearner => &[ModelRole::Learner],
+            ScoreKind::EasyReference => &[ModelRole::Reference],
+        }
+    }
 }
 
 /// Which samples meet in a super-batch.

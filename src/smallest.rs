@@ -23,6 +23,11 @@ impl<T: Ord> Smallest<T> {
         }
     }
 
+    /// What is kept so far, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.heap.iter()
+    }
+
     pub fn into_sorted(self) -> Vec<T> {
         self.heap.into_sorted_vec()
     }

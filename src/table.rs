@@ -85,28 +85,28 @@ impl Columns {
 /// A file that a marker names has the columns that the format version promises; a missing one is a bug.
 pub struct Rows<'a>(pub &'a RecordBatch);
 
-impl Rows<'_> {
-    fn column(&self, name: &str) -> &ArrayRef {
+impl<'a> Rows<'a> {
+    fn column(&self, name: &str) -> &'a ArrayRef {
         self.0.column_by_name(name).unwrap_or_else(|| panic!("a table of this format has the column `{name}`"))
     }
 
-    pub fn text(&self, name: &str) -> &StringArray {
+    pub fn text(&self, name: &str) -> &'a StringArray {
         self.column(name).as_string::<i32>()
     }
 
-    pub fn u64(&self, name: &str) -> &UInt64Array {
+    pub fn u64(&self, name: &str) -> &'a UInt64Array {
         self.column(name).as_primitive::<UInt64Type>()
     }
 
-    pub fn u32(&self, name: &str) -> &UInt32Array {
+    pub fn u32(&self, name: &str) -> &'a UInt32Array {
         self.column(name).as_primitive::<UInt32Type>()
     }
 
-    pub fn f32(&self, name: &str) -> &Float32Array {
+    pub fn f32(&self, name: &str) -> &'a Float32Array {
         self.column(name).as_primitive::<Float32Type>()
     }
 
-    pub fn f64(&self, name: &str) -> &Float64Array {
+    pub fn f64(&self, name: &str) -> &'a Float64Array {
         self.column(name).as_primitive::<Float64Type>()
     }
 

@@ -5,3 +5,11 @@ mod hardness;
 
 pub use hardness::{Banks, Exclusions, Hardness, HardnessParams, Negatives, Samples, exclusions, hardness};
 pub use kmeans::{Assignment, Fit, FitError, FitParams, assign, fit, merge_small, refine};
+
+mod bank;
+mod measure;
+mod stage;
+
+pub use bank::{Bank, LoadedBanks, Texts, read_banks};
+pub use measure::{DividedTask, read_divided};
+pub use stage::{AssignCounts, FitCounts, read_centroids, run};

@@ -53,6 +53,9 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let Some(settings) = &run.plan().divide else { return Ok(()) };
     let step = |name| run.divide(name).expect("the plan has the stage");
     let tasks = complete_tasks(run, &step("divide"))?.tasks;
+    if run.undone(&step("divide"), &tasks)?.is_empty() {
+        return Ok(());
+    }
 
     executor.run(run, &step("divide.fit"), &[0], 1, |_| commit_fit(run, settings, &tasks))?;
     let centroids = read_centroids(run)?;

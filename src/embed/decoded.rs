@@ -1,12 +1,13 @@
 //! A read sample in, the inputs of every model out: decoded once, preprocessed once for each distinct rule.
 
 use crate::error::Error;
-use crate::read::{Limits, ReadSample};
+use crate::read::{Limits, ReadSample, RejectedSample, Sample};
 use crate::rejection::Rejection;
 
 use super::image::{Preprocessing, decode, preprocess};
-use super::tokenize::{TokenIds, Tokenizer};
-use super::tower::{Embedded, Towers};
+use super::loaded::LoadedModel;
+use super::tokenize::{Tokenizer, Tokens};
+use super::tower::PairEmbeddings;
 
 /// What `samples/` says of a sample: everything but its image bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +37,8 @@ pub struct ModelInputs {
     pixels: Vec<Vec<f32>>,
     /// Which of `pixels` each model takes.
     pixels_of: Vec<usize>,
-    tokens: Vec<TokenIds>,
+    /// One row for each model.
+    tokens: Vec<Tokens>,
 }
 
 /// Preprocessing and tokenizer of each model.
@@ -48,41 +50,60 @@ pub struct Encoders {
 }
 
 impl Encoders {
-    pub fn new(towers: &[Towers], limits: Limits) -> Result<Encoders, Error> {
+    pub fn new(models: &[LoadedModel], limits: Limits) -> Result<Encoders, Error> {
         let mut encoders =
             Encoders { preprocessings: Vec::new(), preprocessing_of: Vec::new(), tokenizers: Vec::new(), limits };
-        for towers in towers {
-            let model = towers.model();
-            let known = encoders.preprocessings.iter().position(|known| known == model.preprocessing());
+        for loaded in models {
+            let preprocessing = &loaded.model.preprocessing;
+            let known = encoders.preprocessings.iter().position(|known| known == preprocessing);
             encoders.preprocessing_of.push(known.unwrap_or(encoders.preprocessings.len()));
             if known.is_none() {
-                encoders.preprocessings.push(model.preprocessing().clone());
+                encoders.preprocessings.push(preprocessing.clone());
             }
-            encoders.tokenizers.push(model.tokenizer()?);
+            encoders.tokenizers.push(Tokenizer::open(&loaded.model)?);
         }
         Ok(encoders)
     }
 
-    pub fn decode(&self, sample: ReadSample) -> DecodedSample {
+    /// Decodes one sample.
+    ///
+    /// # Errors
+    ///
+    /// A tokenizer that cannot take a piece of text: the model's fault, not the sample's.
+    pub fn decode(&self, sample: ReadSample) -> Result<DecodedSample, Error> {
         let sample = match sample {
             ReadSample::Sample(sample) => sample,
-            ReadSample::Rejected(rejected) => {
-                let row = SampleRow {
-                    key: rejected.key,
-                    sample_idx: rejected.sample_idx,
-                    uid: None,
-                    caption: rejected.caption,
-                    width: None,
-                    height: None,
-                    image_offset: rejected.image_offset,
-                    image_size: rejected.image_size,
-                    json: rejected.json,
-                    rejection: Some(rejected.rejection),
-                };
-                return DecodedSample { row, inputs: None };
+            ReadSample::Rejected(rejected) => return Ok(DecodedSample { row: SampleRow::of_rejected(rejected), inputs: None }),
+        };
+        let decoded = decode(&sample.image, &self.limits);
+        let mut row = SampleRow::of(sample);
+        let image = match decoded {
+            Ok(image) => image,
+            Err(rejection) => {
+                row.rejection = Some(rejection);
+                return Ok(DecodedSample { row, inputs: None });
             }
         };
-        let mut row = SampleRow {
+        (row.width, row.height) = (Some(image.width()), Some(image.height()));
+        let pixels = self.preprocessings.iter().map(|preprocessing| {
+            let mut pixels = vec![0.0; preprocessing.n_values()];
+            preprocess(&image, preprocessing, &mut pixels);
+            pixels
+        });
+        let mut inputs =
+            ModelInputs { pixels: pixels.collect(), pixels_of: self.preprocessing_of.clone(), tokens: Vec::new() };
+        for tokenizer in &self.tokenizers {
+            let mut tokens = Tokens::new(tokenizer.context_length());
+            tokenizer.encode(row.caption.as_deref().expect("a whole sample has a caption"), &mut tokens)?;
+            inputs.tokens.push(tokens);
+        }
+        Ok(DecodedSample { row, inputs: Some(inputs) })
+    }
+}
+
+impl SampleRow {
+    fn of(sample: Sample) -> SampleRow {
+        SampleRow {
             key: sample.key,
             sample_idx: sample.sample_idx,
             uid: sample.uid,
@@ -93,33 +114,32 @@ impl Encoders {
             image_size: sample.image_size,
             json: sample.json,
             rejection: None,
-        };
-        let image = match decode(&sample.image, &self.limits) {
-            Ok(image) => image,
-            Err(rejection) => {
-                row.rejection = Some(rejection);
-                return DecodedSample { row, inputs: None };
-            }
-        };
-        (row.width, row.height) = (Some(image.width()), Some(image.height()));
-        let pixels = self.preprocessings.iter().map(|preprocessing| {
-            let mut pixels = vec![0.0; preprocessing.n_values()];
-            preprocess(&image, preprocessing, &mut pixels);
-            pixels
-        });
-        let caption = row.caption.as_deref().expect("set above");
-        let inputs = ModelInputs {
-            pixels: pixels.collect(),
-            pixels_of: self.preprocessing_of.clone(),
-            tokens: self.tokenizers.iter().map(|tokenizer| tokenizer.encode(caption)).collect(),
-        };
-        DecodedSample { row, inputs: Some(inputs) }
+        }
+    }
+
+    fn of_rejected(sample: RejectedSample) -> SampleRow {
+        SampleRow {
+            key: sample.key,
+            sample_idx: sample.sample_idx,
+            uid: None,
+            caption: sample.caption,
+            width: None,
+            height: None,
+            image_offset: sample.image_offset,
+            image_size: sample.image_size,
+            json: sample.json,
+            rejection: Some(sample.rejection),
+        }
     }
 }
 
 /// Runs both towers of one model over an inference batch.
-pub fn embed_batch(towers: &mut Towers, model: usize, batch: &[ModelInputs]) -> Result<(Embedded, Embedded), Error> {
-    let pixels: Vec<f32> = batch.iter().flat_map(|inputs| inputs.pixels[inputs.pixels_of[model]].iter().copied()).collect();
-    let tokens: Vec<&TokenIds> = batch.iter().map(|inputs| &inputs.tokens[model]).collect();
-    towers.embed(&pixels, &tokens)
+pub fn embed_batch(loaded: &mut LoadedModel, model_idx: usize, batch: &[ModelInputs]) -> Result<PairEmbeddings, Error> {
+    let mut pixels = Vec::with_capacity(batch.len() * loaded.model.preprocessing.n_values());
+    let mut tokens = Tokens::new(loaded.model.text.context_length);
+    for inputs in batch {
+        pixels.extend_from_slice(&inputs.pixels[inputs.pixels_of[model_idx]]);
+        tokens.append(&inputs.tokens[model_idx]);
+    }
+    loaded.towers.embed(&pixels, &tokens)
 }

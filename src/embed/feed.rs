@@ -20,7 +20,10 @@ pub enum Event<S> {
     Start { work_idx: usize },
     Samples(Block<S>),
     End { times: Vec<ShardTimes> },
+    /// The task's shards cannot be read.
     Failed { task: usize, error: Error },
+    /// The run cannot go on.
+    Broken { error: Error },
 }
 
 /// Adjacent samples of one shard.
@@ -38,12 +41,13 @@ pub struct ShardTimes {
 }
 
 impl<S> Event<S> {
-    pub fn map_block<T>(self, map: impl FnOnce(Block<S>) -> Block<T>) -> Event<T> {
+    pub fn map_block<T>(self, map: impl FnOnce(Block<S>) -> Result<Block<T>, Error>) -> Event<T> {
         match self {
             Event::Start { work_idx } => Event::Start { work_idx },
-            Event::Samples(block) => Event::Samples(map(block)),
+            Event::Samples(block) => map(block).map_or_else(|error| Event::Broken { error }, Event::Samples),
             Event::End { times } => Event::End { times },
             Event::Failed { task, error } => Event::Failed { task, error },
+            Event::Broken { error } => Event::Broken { error },
         }
     }
 }
@@ -86,7 +90,10 @@ fn read_task(
         let mut block_bytes = 0;
         for sample in open_shard(pool, shard, limits)? {
             let sample = sample.map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
-            block_bytes += sample.size_bytes();
+            block_bytes += match &sample {
+                ReadSample::Sample(sample) => sample.image.len(),
+                ReadSample::Rejected(_) => 0,
+            };
             block.samples.push(sample);
             if block.samples.len() == BLOCK_SAMPLES_MAX || block_bytes >= BLOCK_BYTES_MAX {
                 let full = std::mem::replace(&mut block, Block { shard_idx, samples: Vec::new() });

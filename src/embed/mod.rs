@@ -6,7 +6,20 @@ mod tokenize;
 mod runtime;
 mod session;
 mod tower;
+mod loaded;
+mod feed;
+mod decoded;
+mod writer;
+mod stage;
+mod complete;
+mod rows;
 
+pub use complete::{CompleteTasks, complete_tasks};
+pub use feed::open_shard;
+pub use loaded::LoadedModel;
+pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
+pub use stage::{FailedTask, run};
+pub use writer::{EmbeddingsCounts, SamplesCounts, ShardCounts};
 pub use model::{
     GraphNames, Graphs, LogitBias, LogitScale, Model, ModelError, Sourced, TextPreparation, Variant,
 };

@@ -42,6 +42,11 @@ fn open(path: &Path) -> Result<Environment, Box<dyn std::error::Error + Send + S
     Ok(environment)
 }
 
+/// What the loaded library says of its build; [`load`] must have succeeded.
+pub fn build_info() -> &'static str {
+    ort::info()
+}
+
 fn find_library() -> Result<PathBuf, Error> {
     let mut searched = Vec::new();
     for place in places() {

@@ -22,7 +22,8 @@ use crate::settings::ModelRole;
 
 use super::decoded::{DecodedSample, Encoders, ModelInputs, embed_batch};
 use super::feed::{self, Block, Event};
-use super::tower::{Device, SessionSettings, Towers};
+use super::loaded::LoadedModel;
+use super::session::{Device, SessionSettings};
 use super::writer::{EmbeddedTask, write_task};
 
 /// Blocks that wait between two threads.
@@ -60,12 +61,12 @@ pub fn run(run: &RunFolder, executor: &Executor, device: Device) -> Result<Vec<F
         return Ok(Vec::new());
     }
     let settings = SessionSettings { device, n_threads: executor.n_threads };
-    let mut towers = Vec::with_capacity(models.len());
+    let mut loaded = Vec::with_capacity(models.len());
     for model in &models {
         let planned = run.plan().models.get(model.role).expect("the plan names the model");
-        towers.push(Towers::open(&planned.open()?, &settings)?);
+        loaded.push(LoadedModel::open(&planned.folder, planned.variant, &settings)?);
     }
-    let encoders = Encoders::new(&towers, run.plan().read.limits.clone())?;
+    let encoders = Encoders::new(&loaded, run.plan().read.limits.clone())?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(executor.n_threads)
         .build()
@@ -79,7 +80,7 @@ pub fn run(run: &RunFolder, executor: &Executor, device: Device) -> Result<Vec<F
         scope.spawn(move || feed::read_tasks(run, work, &read_sender));
         scope.spawn(move || decode_blocks(pool, encoders, &read_receiver, &decoded_sender));
         let writer = scope.spawn(move || write_tasks(run, models, progress, &embedded_receiver));
-        let inferred = infer_tasks(run, work, &mut towers, &decoded_receiver, &embedded_sender, progress);
+        let inferred = infer_tasks(run, work, &mut loaded, &decoded_receiver, &embedded_sender, progress);
         // with both ends dropped the other threads end, whether or not inference did its share
         drop((decoded_receiver, embedded_sender));
         let written = writer.join().expect("the writer does not panic");
@@ -127,8 +128,8 @@ fn decode_blocks(
 ) {
     for event in receiver {
         let event = event.map_block(|block: Block<ReadSample>| {
-            let samples = pool.install(|| block.samples.into_par_iter().map(|sample| encoders.decode(sample)).collect());
-            Block { shard_idx: block.shard_idx, samples }
+            let samples = pool.install(|| block.samples.into_par_iter().map(|sample| encoders.decode(sample)).collect::<Result<_, _>>());
+            Ok(Block { shard_idx: block.shard_idx, samples: samples? })
         });
         if sender.send(event).is_err() {
             return; // inference stopped
@@ -140,7 +141,7 @@ fn decode_blocks(
 fn infer_tasks(
     run: &RunFolder,
     work: &[TaskWork],
-    towers: &mut [Towers],
+    models: &mut [LoadedModel],
     receiver: &Receiver<Event<DecodedSample>>,
     sender: &SyncSender<EmbeddedTask>,
     progress: &Progress,
@@ -151,26 +152,27 @@ fn infer_tasks(
     let mut current: Option<TaskInference> = None;
     for event in receiver {
         match event {
-            Event::Start { work_idx } => current = Some(TaskInference::new(&work[work_idx], towers)),
+            Event::Start { work_idx } => current = Some(TaskInference::new(&work[work_idx], models)),
             Event::Samples(block) => {
                 let inference = current.as_mut().expect("a task starts before its samples");
                 for sample in block.samples {
                     inference.push(block.shard_idx, sample);
                     if inference.waiting.len() == batch_size {
-                        n_embedded += inference.run_batch(towers)?;
+                        n_embedded += inference.run_batch(models)?;
                         progress.message(format!("{:.0} images/s", n_embedded as f64 / progress.elapsed_secs()));
                     }
                 }
             }
             Event::End { times } => {
                 let mut inference = current.take().expect("a task starts before it ends");
-                n_embedded += inference.run_batch(towers)?;
+                n_embedded += inference.run_batch(models)?;
                 inference.task.times = times;
                 if sender.send(inference.task).is_err() {
                     break; // the writer failed and says why
                 }
             }
             Event::Failed { task, error } => failed.push(FailedTask { task, error }),
+            Event::Broken { error } => return Err(error),
         }
     }
     Ok(failed)
@@ -184,8 +186,8 @@ struct TaskInference {
 }
 
 impl TaskInference {
-    fn new(work: &TaskWork, towers: &[Towers]) -> TaskInference {
-        let dims = work.models.iter().map(|&model| towers[model].embedding_dim()).collect();
+    fn new(work: &TaskWork, models: &[LoadedModel]) -> TaskInference {
+        let dims = work.models.iter().map(|&model| models[model].embedding_dim).collect();
         TaskInference { task: EmbeddedTask::new(work.clone(), dims), waiting: Vec::new() }
     }
 
@@ -195,12 +197,12 @@ impl TaskInference {
     }
 
     /// Runs every model of the task over the waiting samples; returns how many they were.
-    fn run_batch(&mut self, towers: &mut [Towers]) -> Result<usize, Error> {
+    fn run_batch(&mut self, models: &mut [LoadedModel]) -> Result<usize, Error> {
         let batch = std::mem::take(&mut self.waiting);
         if !batch.is_empty() {
-            for (slot, &model) in self.task.work.models.clone().iter().enumerate() {
-                let (images, captions) = embed_batch(&mut towers[model], model, &batch)?;
-                self.task.push_embeddings(slot, &images, &captions, towers[model].numerics());
+            for (slot, model_idx) in self.task.work.models.clone().into_iter().enumerate() {
+                let pairs = embed_batch(&mut models[model_idx], model_idx, &batch)?;
+                self.task.push_embeddings(slot, &pairs, models[model_idx].numerics());
             }
         }
         Ok(batch.len())

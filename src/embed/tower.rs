@@ -80,6 +80,11 @@ impl Towers {
         }
     }
 
+    /// Width of an embedding, the same for both towers, by a dry run.
+    pub fn embedding_dim(&mut self) -> Result<usize, ModelError> {
+        Ok(self.widths()?.0)
+    }
+
     /// Embedding widths of the image and of the text tower, by a dry run.
     fn widths(&mut self) -> Result<(usize, usize), ModelError> {
         match self {

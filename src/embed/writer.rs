@@ -16,7 +16,7 @@ use crate::table::{self, Columns};
 use super::decoded::{DecodedSample, ModelInputs, SampleRow};
 use super::feed::ShardTimes;
 use super::stage::TaskWork;
-use super::tower::Embedded;
+use super::tower::PairEmbeddings;
 
 /// Counts of one task of `samples/`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,17 +108,15 @@ impl EmbeddedTask {
     pub fn push_embeddings(
         &mut self,
         slot: usize,
-        images: &Embedded,
-        captions: &Embedded,
+        pairs: &PairEmbeddings,
         numerics: BTreeMap<String, String>,
     ) {
         let rows = &mut self.models[slot];
         rows.numerics = numerics;
-        for row in 0..images.rows.n_rows() {
-            rows.images.push_row(images.rows.row(row));
-            rows.captions.push_row(captions.rows.row(row));
-            rows.is_present.push(!images.is_degenerate(row) && !captions.is_degenerate(row));
-        }
+        rows.images.append(&pairs.image.rows);
+        rows.captions.append(&pairs.text.rows);
+        let is_degenerate = |row: &usize| pairs.image.degenerate.contains(row) || pairs.text.degenerate.contains(row);
+        rows.is_present.extend((0..pairs.image.rows.n_rows()).map(|row| !is_degenerate(&row)));
     }
 }
 

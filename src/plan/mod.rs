@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::digest::Digest;
-use crate::embed::{Model, Variant};
+use crate::embed::{LoadedModel, SessionSettings, Variant};
 use crate::error::Error;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, ReadSettings, ReportSettings, SelectSettings, Settings,
+    DivideSettings, EmbedSettings, ModelRole, ReadSettings, ReportSettings, SelectSettings, Settings, Step,
     WriteSettings,
 };
 
@@ -104,9 +104,10 @@ impl Plan {
         let pool = Pool::find(&settings.read)?;
         let mut learner = None;
         let mut reference = None;
+        let session = SessionSettings { device: settings.device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
-            let model = Model::open(&model.folder, model.variant)?;
-            let planned = PlannedModel::new(&model, role, settings)?;
+            let loaded = LoadedModel::open(&model.folder, model.variant, &session)?;
+            let planned = PlannedModel::new(&loaded, role, settings)?;
             match role {
                 ModelRole::Learner => learner = Some(planned),
                 ModelRole::Reference => reference = Some(planned),
@@ -138,6 +139,11 @@ impl Plan {
         })
     }
 
+    /// The step that draws.
+    pub fn step(&self) -> &Step {
+        self.select.step.last().expect("checked with the settings: one step")
+    }
+
     /// What another plan says differently, a line each: `path: here → there`.
     pub fn differences(&self, other: &Plan) -> Vec<String> {
         let mut lines = Vec::new();
@@ -148,25 +154,26 @@ impl Plan {
 }
 
 impl PlannedModel {
-    fn new(model: &Model, role: ModelRole, settings: &Settings) -> Result<PlannedModel, Error> {
-        let (logit_bias, logit_bias_source) = match model.logit_bias() {
+    fn new(loaded: &LoadedModel, role: ModelRole, settings: &Settings) -> Result<PlannedModel, Error> {
+        let model = &loaded.model;
+        let (logit_bias, logit_bias_source) = match &model.logit_bias {
             Some(bias) => (bias.value.get(), bias.source.clone()),
-            None if settings.needs_bias(role) => {
-                return Err(Error::BiasMissing { model: role.name(), folder: model.folder().to_owned() });
+            None if matches!(settings.draw_step(), Step::Jest(_)) => {
+                return Err(Error::BiasMissing { model: role.name(), folder: model.folder.clone() });
             }
             None => (0.0, "none: the model has no bias".to_owned()),
         };
         Ok(PlannedModel {
-            folder: model.folder().to_owned(),
-            variant: model.variant(),
+            folder: model.folder.clone(),
+            variant: model.variant,
             digest: Digest::of_json(&json!({
-                "model": model.digest(),
+                "model": model.digest,
                 "inference_batch_size": settings.embed.inference_batch_size,
                 "embedding_dtype": settings.embed.embedding_dtype,
             })),
-            embedding_dim: model.embedding_dim(),
-            logit_scale: model.logit_scale().value.get(),
-            logit_scale_source: model.logit_scale().source.clone(),
+            embedding_dim: loaded.embedding_dim,
+            logit_scale: model.logit_scale.value.get(),
+            logit_scale_source: model.logit_scale.source.clone(),
             logit_bias,
             logit_bias_source,
         })

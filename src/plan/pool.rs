@@ -105,7 +105,7 @@ fn expand(pattern: &str) -> Result<Vec<PathBuf>, Error> {
         let matches = glob::glob(&path).map_err(|_| Error::ShardPattern { pattern: pattern.to_owned() })?;
         let n_before = paths.len();
         for found in matches {
-            let found = found.map_err(|e| Error::Read { path: e.path().to_owned(), source: e.into_error() })?;
+            let found = found.map_err(|e| Error::Read { path: e.path().to_owned(), source: e.into() })?;
             paths.push(absolute(&found)?);
         }
         if paths.len() == n_before {

@@ -20,6 +20,16 @@ pub enum ReadSample {
     Rejected(RejectedSample),
 }
 
+impl ReadSample {
+    /// Bytes of the image, 0 where there is none.
+    pub fn image_size(&self) -> u64 {
+        match self {
+            ReadSample::Sample(sample) => sample.image_size,
+            ReadSample::Rejected(rejected) => rejected.image_size,
+        }
+    }
+}
+
 /// An image and its caption, as the shard holds them; the image is not decoded yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {

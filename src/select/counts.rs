@@ -5,6 +5,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The fraction of the pool to drop, `0 ≤ ratio < 1`, as the exact decimal that the user wrote.
 ///
 /// ```
@@ -12,7 +14,8 @@ use std::str::FromStr;
 /// let ratio: FilterRatio = "0.8".parse().unwrap();
 /// assert_eq!(ratio.kept(20_480), 4_096); // in f64, 20480·(1 − 0.8) is 4095.999…
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "toml::Value", into = "String")]
 pub struct FilterRatio {
     numerator: u64,
     /// A power of ten.
@@ -48,6 +51,25 @@ impl FromStr for FilterRatio {
         }
         let numerator = decimals.bytes().fold(0, |value, byte| value * 10 + u64::from(byte - b'0'));
         Ok(FilterRatio { numerator, denominator: 10u64.pow(decimals.len() as u32) })
+    }
+}
+
+impl TryFrom<toml::Value> for FilterRatio {
+    type Error = String;
+
+    /// From a number or a text of a pipeline file; a number's shortest decimal is what was written.
+    fn try_from(value: toml::Value) -> Result<FilterRatio, String> {
+        let text = match value {
+            toml::Value::String(text) => text,
+            number => number.to_string(),
+        };
+        text.parse().map_err(|error| format!("filter_ratio `{text}` is {error}"))
+    }
+}
+
+impl From<FilterRatio> for String {
+    fn from(ratio: FilterRatio) -> String {
+        ratio.to_string()
     }
 }
 

@@ -53,7 +53,7 @@ struct GroupRows {
 }
 
 /// One sample of a super-batch after the draw.
-struct Outcome {
+pub struct Outcome {
     sample: SampleRef,
     super_batch: u64,
     drawn: Option<Drawn>,
@@ -192,7 +192,8 @@ fn permuted(run: &RunFolder, samples: &[SampleRef]) -> Vec<usize> {
     order.into_iter().map(|(_, _, row)| row).collect()
 }
 
-fn outcome_table(run: &RunFolder, outcomes: &[&Outcome]) -> arrow::array::RecordBatch {
+/// The rows that go back to the shards.
+pub fn outcome_table(run: &RunFolder, outcomes: &[&Outcome]) -> arrow::array::RecordBatch {
     let ids = || outcomes.iter().map(|outcome| outcome.sample.id(&run.plan().pool));
     let drawn = || outcomes.iter().map(|outcome| outcome.drawn);
     let mut columns = Columns::default();

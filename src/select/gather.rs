@@ -1,12 +1,13 @@
 //! What is known of a task's samples, from every step, in; `select/NNNNN.parquet` with a verdict a sample out.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 
-use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
+use arrow::array::{Array, ArrayRef, RecordBatch, UInt64Array, new_null_array};
 use arrow::compute::take;
+use arrow::datatypes::DataType;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::divide::{DividedTask, read_divided};
 use crate::embed::SamplesCounts;
 use crate::error::Error;
@@ -15,6 +16,7 @@ use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::table::{self, Columns, Rows};
 
+use super::draw::outcome_table;
 use super::draw_plan::DrawPlans;
 use super::scored::ScoreCounts;
 
@@ -54,10 +56,10 @@ pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], tas
         None => None,
     };
     let keys = read_keys(run, task, &samples)?;
-    let outcomes = Outcomes::read(run, drawn, task, &samples)?;
-    let table = verdict_table(plans, &scored, &samples, &keys, divided.as_ref(), &outcomes);
+    let outcomes = Outcomes::read(run, plans, drawn, task, &samples)?;
+    let table = verdict_table(&scored, &samples, &keys, divided.as_ref(), &outcomes);
 
-    let kept = outcomes.n_kept();
+    let kept = (0..samples.len()).filter(|&row| outcomes.is_kept(row)).count() as u64;
     let counts = VerdictCounts {
         kept,
         not_drawn: samples.len() as u64 - kept,
@@ -82,10 +84,7 @@ pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], tas
 /// What `select/` and `curated/` files say of how they were made.
 pub fn table_metadata(run: &RunFolder) -> Vec<(&'static str, String)> {
     let plan = run.plan();
-    let json = |value: &dyn erased::Json| value.text();
-    let models: HashMap<&str, String> =
-        plan.models.iter().map(|(role, model)| (role.name(), model.digest.to_string())).collect();
-    let models: std::collections::BTreeMap<_, _> = models.into_iter().collect();
+    let models: BTreeMap<&str, &Digest> = plan.models.iter().map(|(role, model)| (role.name(), &model.digest)).collect();
     vec![
         ("superbatch_software_version", plan.software_version.clone()),
         ("superbatch_stage_digests", json(&plan.digests)),
@@ -94,6 +93,79 @@ pub fn table_metadata(run: &RunFolder) -> Vec<(&'static str, String)> {
         ("superbatch_model_digests", json(&models)),
     ]
 }
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("settings and digests are representable as JSON")
+}
+
+/// Every column that `select/` and `curated/` share, in the order of the contract.
+fn verdict_table(
+    scored: &RecordBatch,
+    samples: &[SampleRef],
+    keys: &[String],
+    divided: Option<&DividedTask>,
+    outcomes: &Outcomes,
+) -> RecordBatch {
+    let n = samples.len();
+    let super_batches = outcomes.column("super_batch");
+    let mut columns = Columns::default();
+    let scored_column = |name: &str| scored.column_by_name(name).expect("a scored sample has these columns").clone();
+    for name in ["shard", "sample_idx"] {
+        columns.array(name, scored_column(name));
+    }
+    columns.text("key", keys.iter().map(Some));
+    for name in ["learner_similarity", "reference_similarity", "learner_loss", "reference_loss", "learnability", "score"] {
+        columns.array(name, scored_column(name));
+    }
+    add_divided(&mut columns, samples, divided);
+    columns.f64("hard_learnability", outcomes.hard_learnability(&Rows(scored)));
+    columns.array("super_batch", super_batches);
+    for name in ["chunk", "draw_rank", "conditional_score"] {
+        columns.array(name, outcomes.column(name));
+    }
+    let is_kept = |row: usize| outcomes.is_kept(row);
+    let verdict = |row| if is_kept(row) { Verdict::Kept } else { Verdict::NotDrawn };
+    let none = || std::iter::repeat_n(None::<&str>, n);
+    columns
+        .text("verdict", (0..n).map(|row| Some(verdict(row).text())))
+        .text("removed_by", none())
+        .text("duplicate_of", none())
+        .u32("n_repeats", (0..n).map(|row| is_kept(row).then_some(1)));
+    columns.build()
+}
+
+/// The columns of `divide/`; all null where the run has no clusters.
+fn add_divided(columns: &mut Columns, samples: &[SampleRef], divided: Option<&DividedTask>) {
+    let order = |divided: &DividedTask| {
+        UInt64Array::from_iter_values(samples.iter().map(|sample| divided.row(*sample) as u64))
+    };
+    let order = divided.map(order);
+    for (name, data_type) in DIVIDED_COLUMNS {
+        let column = match (divided, &order) {
+            (Some(divided), Some(order)) => {
+                let column = divided.table.column_by_name(name).expect("a divided sample has these columns");
+                take(column, order, None).expect("the rows are there")
+            }
+            _ => new_null_array(&data_type, samples.len()),
+        };
+        columns.array(name, column);
+    }
+}
+
+const DIVIDED_COLUMNS: [(&str, DataType); 12] = [
+    ("cluster", DataType::UInt32),
+    ("centroid_similarity", DataType::Float32),
+    ("centroid_margin", DataType::Float32),
+    ("hardness", DataType::Float32),
+    ("hardness_gain", DataType::Float32),
+    ("cross_modal_hardness", DataType::Float32),
+    ("effective_negatives", DataType::Float32),
+    ("n_negatives", DataType::UInt32),
+    ("hardest_negative_similarity", DataType::Float32),
+    ("hardest_negative_shard", DataType::Utf8),
+    ("hardest_negative_key", DataType::Utf8),
+    ("n_false_negatives", DataType::UInt32),
+];
 
 fn read_keys(run: &RunFolder, task: usize, samples: &[SampleRef]) -> Result<Vec<String>, Error> {
     let marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
@@ -107,33 +179,52 @@ fn read_keys(run: &RunFolder, task: usize, samples: &[SampleRef]) -> Result<Vec<
 }
 
 /// What the draws said of a task's samples, in the order of the task.
-struct Outcomes {
+struct Outcomes<'a> {
     batch: RecordBatch,
     /// For each sample its row in `batch`.
-    rows: Vec<usize>,
+    order: UInt64Array,
+    plans: &'a DrawPlans,
 }
 
-impl Outcomes {
-    fn read(run: &RunFolder, drawn: &[Source], task: usize, samples: &[SampleRef]) -> Result<Outcomes, Error> {
-        let Some(batch) = exchange::read_target(run.run(), drawn, task)? else {
-            assert!(samples.is_empty(), "every scored sample comes to a draw");
-            return Ok(Outcomes { batch: RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty())), rows: Vec::new() });
-        };
+impl<'a> Outcomes<'a> {
+    fn read(
+        run: &RunFolder,
+        plans: &'a DrawPlans,
+        drawn: &[Source],
+        task: usize,
+        samples: &[SampleRef],
+    ) -> Result<Outcomes<'a>, Error> {
+        let batch = exchange::read_target(run.run(), drawn, task)?;
+        let batch = batch.unwrap_or_else(|| outcome_table(run, &[]));
         let found = SampleRef::of_rows(&Rows(&batch), &run.plan().pool)?;
-        let row_of: HashMap<SampleRef, usize> = found.into_iter().enumerate().map(|(row, sample)| (sample, row)).collect();
-        assert_eq!(row_of.len(), samples.len(), "every scored sample comes to one draw");
-        let rows = samples.iter().map(|sample| row_of[sample]).collect();
-        Ok(Outcomes { batch, rows })
+        let mut order: Vec<u64> = (0..found.len() as u64).collect();
+        order.sort_unstable_by_key(|&row| found[row as usize]);
+        let in_order = order.iter().map(|&row| &found[row as usize]);
+        assert!(in_order.eq(samples), "every scored sample of task {task} comes to one draw");
+        Ok(Outcomes { batch, order: UInt64Array::from(order), plans })
     }
 
     /// A column, in the order of the task's samples.
     fn column(&self, name: &str) -> ArrayRef {
-        let order = UInt64Array::from_iter_values(self.rows.iter().map(|&row| row as u64));
         let column = self.batch.column_by_name(name).expect("an outcome has these columns");
-        take(column, &order, None).expect("the rows are there")
+        take(column, &self.order, None).expect("the rows are there")
     }
 
-    fn n_kept(&self) -> u64 {
-        self.batch.column_by_name("draw_rank").map_or(0, |ranks| (ranks.len() - ranks.null_count()) as u64)
+    fn is_kept(&self, row: usize) -> bool {
+        let ranks = self.batch.column_by_name("draw_rank").expect("an outcome has these columns");
+        ranks.is_valid(self.order.value(row) as usize)
+    }
+
+    /// `S[i, i] + (b − 1)·(beside_hard_negative − S[i, i])`, b the kept of the sample's super-batch.
+    fn hard_learnability(&self, scored: &Rows) -> Vec<Option<f64>> {
+        let n_kept: HashMap<u64, usize> =
+            self.plans.super_batches().map(|planned| (planned.super_batch, planned.n_kept)).collect();
+        let super_batches = Rows(&self.batch).u64("super_batch");
+        let beside = scored.f64("beside_hard_negative").iter().zip(scored.f64("score").values());
+        let shares = beside.enumerate().map(|(row, (beside, own))| {
+            let b = n_kept[&super_batches.value(self.order.value(row) as usize)];
+            beside.filter(|_| b > 0).map(|beside| own + (b - 1) as f64 * (beside - own))
+        });
+        shares.collect()
     }
 }

@@ -1,6 +1,7 @@
 //! One scored super-batch in, its sub-batch out: drawn chunk by chunk, each given all that is drawn already.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::noise::{DrawKey, SampleId, gumbel};
 
@@ -21,10 +22,13 @@ pub struct DrawPlan {
 }
 
 /// Whether the largest logits win, or the largest after noise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Chance {
+    #[default]
+    #[serde(rename = "noise")]
     /// Gumbel noise on `gain · logit`: drawing without replacement with probability ∝ `exp(gain · logit)`.
     Gumbel,
+    #[serde(rename = "top_k")]
     /// No noise.
     TopK,
 }

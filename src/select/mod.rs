@@ -9,3 +9,16 @@ pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batc
 pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_uniform};
 pub use loss::{SigmoidLoss, similarity, softplus};
 pub use score::{Diagonal, Learner, PairModel, Reference, Scoring, batch_learnability, hard_learnability};
+
+mod scored;
+mod deal;
+mod draw_plan;
+mod draw;
+mod gather;
+mod stage;
+
+pub use draw::{DrawCounts, SuperBatchCounts};
+pub use draw_plan::{DrawPlans, SuperBatch};
+pub use gather::{Verdict, VerdictCounts, table_metadata};
+pub use scored::ScoreCounts;
+pub use stage::run;

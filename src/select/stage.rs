@@ -25,6 +25,9 @@ use super::scored::{ScoreCounts, Scorer, commit_bank};
 pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let step = |name| run.select(name);
     let tasks = complete_tasks(run, &step("select"))?.tasks;
+    if run.undone(&step("select"), &tasks)?.is_empty() {
+        return Ok(());
+    }
 
     if Scorer::needs_bank(run) {
         executor.run(run, &step("select.bank"), &[0], 1, |_| commit_bank(run, &tasks))?;

@@ -1,0 +1,179 @@
+//! The command line: arguments in, exit code out. Data goes to stdout, everything else to stderr.
+
+mod args;
+mod output;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::embed::Device;
+use crate::error::Error;
+use crate::executor::{Executor, Part};
+use crate::run_folder::{OtherPlan, RunFolder};
+use crate::settings::Settings;
+use crate::storage::Storage;
+use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
+use crate::{divide, select, write};
+
+use args::{Args, Command, PipelineArgs, StageArgs};
+use output::{Output, print_error};
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    /// More rejections than allowed; all outputs are there.
+    TooManyRejections = 3,
+}
+
+/// Runs the command that the arguments ask for.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // help and version are no errors
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            let _ = error.print();
+            return ExitCode::from(exit as u8);
+        }
+    };
+    start_logging(args.log_json);
+    let exit = match run(args.command) {
+        Ok(exit) => exit,
+        Err(error) => {
+            print_error(&error);
+            if error.is_usage() { Exit::Usage } else { Exit::Failed }
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn run(command: Command) -> Result<Exit, Error> {
+    match command {
+        Command::Run(stage) => {
+            let (run, executor, device) = open(&stage)?;
+            pipeline::run(&run, &executor, device)?;
+            finish(&run, &executor)
+        }
+        Command::Plan { pipeline, json } => {
+            let settings = Settings::load(&pipeline.pipeline, &pipeline.set)?;
+            let plan = crate::plan::Plan::new(&settings)?;
+            let estimate = estimate::Estimate::of(&plan, &settings)?;
+            let text = if json { estimate.json(&plan) } else { estimate.text(&plan) };
+            Output::stdout().line(&text)
+        }
+        Command::Embed(stage) => {
+            let (run, executor, device) = open(&stage)?;
+            pipeline::embed(&run, &executor, device)?;
+            Ok(Exit::Done)
+        }
+        Command::Divide(stage) => stage_command(&stage, divide::run),
+        Command::Select(stage) => stage_command(&stage, select::run),
+        Command::Write(stage) => stage_command(&stage, write::run),
+        Command::Report(stage) => {
+            let (run, executor, _) = open(&stage)?;
+            finish(&run, &executor)
+        }
+        Command::Status { run, json } => {
+            let run = RunFolder::open(Storage::new(run))?;
+            let status = status::Status::of(&run)?;
+            Output::stdout().line(&if json { status.json() } else { status.text() })
+        }
+        Command::Verify { run } => {
+            let run = RunFolder::open(Storage::new(run))?;
+            let verified = verify::verify(&run)?;
+            Output::stdout().line(&verified.text())?;
+            match verified.damaged.len() {
+                0 => Ok(Exit::Done),
+                n_damaged => Err(Error::VerifyFailed { folder: run.run().root().to_owned(), n_damaged }),
+            }
+        }
+        Command::Repair { run } => {
+            let run = RunFolder::open(Storage::new(run))?;
+            Output::stdout().line(&verify::repair(&run)?)
+        }
+        Command::Clean { run } => {
+            let run = RunFolder::open(Storage::new(run))?;
+            Output::stdout().line(&verify::clean(&run)?)
+        }
+        Command::Inspect { path, key, json } => {
+            let shown = inspect::inspect(&path, key.as_deref())?;
+            Output::stdout().line(&if json { shown.json() } else { shown.text() })
+        }
+        Command::Doctor { model } => {
+            let (text, is_well) = doctor::examine(model.as_deref());
+            Output::stdout().line(&text)?;
+            Ok(if is_well { Exit::Done } else { Exit::Failed })
+        }
+    }
+}
+
+fn stage_command(
+    stage: &StageArgs,
+    work: impl Fn(&RunFolder, &Executor) -> Result<(), Error>,
+) -> Result<Exit, Error> {
+    let (run, executor, _) = open(stage)?;
+    work(&run, &executor)?;
+    Ok(Exit::Done)
+}
+
+/// Plans, checks and opens a run folder; prints the plan.
+fn open(stage: &StageArgs) -> Result<(RunFolder, Executor, Device), Error> {
+    let PipelineArgs { pipeline, set } = &stage.pipeline;
+    let settings = Settings::load(pipeline, set)?;
+    let plan = crate::plan::Plan::new(&settings)?;
+    let estimate = estimate::Estimate::of(&plan, &settings)?;
+    let storage = Storage::new(&stage.output);
+    estimate.check_disk(&plan, &storage)?;
+    eprintln!("{}", estimate.text(&plan));
+    let other_plan = if stage.replan { OtherPlan::Replace } else { OtherPlan::Refuse };
+    let run = RunFolder::create(storage, plan, other_plan)?;
+    let n_threads = settings.n_threads();
+    // the kernels' threads; a second call in one process finds it set already
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build_global();
+    let executor = Executor {
+        part: stage.tasks.unwrap_or(Part::WHOLE),
+        n_threads,
+        wait: Duration::from_secs(stage.wait_secs),
+    };
+    Ok((run, executor, settings.device))
+}
+
+/// Writes the report and says where everything is.
+fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
+    let report = report::run(run, executor)?;
+    let mut output = Output::stdout();
+    for path in report::output_paths(run)? {
+        output.line(&path)?;
+    }
+    let ratio_max = run.plan().read.rejection_ratio_max;
+    let shard_ratio_max = run.plan().read.rejection_ratio_max_shard;
+    if report.rejection_ratio > ratio_max || report.rejection_ratio_max_of_shards > shard_ratio_max {
+        eprintln!(
+            "too many rejections: {:.3} of the pool (at most {ratio_max}), {:.3} of the worst shard (at most \
+             {shard_ratio_max}); all outputs are kept",
+            report.rejection_ratio, report.rejection_ratio_max_of_shards
+        );
+        return Ok(Exit::TooManyRejections);
+    }
+    Ok(Exit::Done)
+}
+
+/// Warnings on a terminal, where bars show the rest; every stage otherwise. `RUST_LOG` overrides.
+fn start_logging(is_json: bool) {
+    let is_terminal = std::io::stderr().is_terminal();
+    let default = if is_terminal { "warn" } else { "info" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(is_terminal && std::env::var_os("NO_COLOR").is_none());
+    if is_json { logs.json().init() } else { logs.init() }
+}

@@ -1,0 +1,42 @@
+//! What is printed: data on stdout, where a closed pipe is no error, and errors with their causes and hint on stderr.
+
+use std::error::Error as _;
+use std::io::{self, Write};
+
+use super::Exit;
+use crate::error::Error;
+
+/// Standard output; once its reader is gone, lines go nowhere.
+pub struct Output {
+    is_closed: bool,
+}
+
+impl Output {
+    pub fn stdout() -> Output {
+        Output { is_closed: false }
+    }
+
+    pub fn line(&mut self, text: &str) -> Result<Exit, Error> {
+        if !self.is_closed {
+            let mut stdout = io::stdout().lock();
+            match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.is_closed = true,
+                Err(source) => return Err(Error::Write { path: "standard output".into(), source }),
+                Ok(()) => {}
+            }
+        }
+        Ok(Exit::Done)
+    }
+}
+
+pub fn print_error(error: &Error) {
+    eprintln!("error: {error}");
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        eprintln!("  caused by: {source}");
+        cause = source.source();
+    }
+    if let Some(hint) = error.hint() {
+        eprintln!("hint: {hint}");
+    }
+}

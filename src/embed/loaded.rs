@@ -1,0 +1,51 @@
+//! A model folder in, a model whose graphs are loaded and agree out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::error::Error;
+
+use super::model::{Model, Variant};
+use super::session::SessionSettings;
+use super::tower::Towers;
+
+/// A model that is ready to embed.
+pub struct LoadedModel {
+    pub model: Model,
+    pub towers: Towers,
+    /// Width of an embedding, the same for both towers.
+    pub embedding_dim: usize,
+}
+
+impl LoadedModel {
+    pub fn open(folder: &Path, variant: Variant, settings: &SessionSettings) -> Result<LoadedModel, Error> {
+        let model = Model::open(folder, variant)?;
+        let mut towers = Towers::open(&model, settings)?;
+        let in_model = |source| Error::Model { folder: folder.to_owned(), source };
+        let embedding_dim = towers.embedding_dim().map_err(in_model)?;
+        Ok(LoadedModel { model, towers, embedding_dim })
+    }
+
+    /// What the embeddings depend on beside the model and its inputs.
+    pub fn numerics(&self) -> BTreeMap<String, String> {
+        let entries = [
+            ("runtime", super::runtime::build_info().to_owned()),
+            ("device", self.towers.device_taken().to_string()),
+            ("instruction_set", instruction_set().to_owned()),
+        ];
+        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}
+
+fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("avx2") {
+            return "avx2";
+        }
+    }
+    std::env::consts::ARCH
+}

@@ -1,0 +1,200 @@
+//! A plan in; about how many samples, bytes, operations and seconds it means out, before any work.
+//!
+//! Samples are counted in the first shard and scaled by the shards' sizes.
+
+use std::fmt::Write;
+use std::mem::MaybeUninit;
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::embed::open_shard;
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::settings::{EmbeddingDtype, Settings, Step};
+use crate::storage::Storage;
+
+/// Samples of the first shard that are counted at most.
+const SAMPLES_COUNTED_MAX: usize = 10_000;
+
+/// Bytes of a sample in `samples/`, `divide/` and `select/` together, beside its embeddings: measured on short captions.
+const ROW_BYTES: u64 = 600;
+
+/// What a run will take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    pub n_shards: usize,
+    pub pool_bytes: u64,
+    pub n_samples: u64,
+    pub n_kept: u64,
+    pub n_super_batches: u64,
+    pub embedding_bytes: u64,
+    /// Kept rows on their way through the exchange.
+    pub exchange_bytes: u64,
+    pub curated_bytes: u64,
+    /// `8·B·b·d` for each super-batch and model pair, METHODS' count.
+    pub select_flops: f64,
+    pub n_threads: usize,
+    pub device: String,
+    pub memory_limit_bytes: u64,
+}
+
+impl Estimate {
+    /// Opens the first shard and counts.
+    pub fn of(plan: &Plan, settings: &Settings) -> Result<Estimate, Error> {
+        let pool = &plan.pool;
+        let sample_bytes = mean_sample_bytes(plan)?;
+        let n_samples = pool.size_bytes() / sample_bytes;
+        let step = plan.step();
+        let n_kept = step.filter_ratio().kept(n_samples);
+        let dims: u64 = plan.models.iter().map(|(_, model)| model.embedding_dim as u64).sum();
+        let value_bytes = match plan.embed.embedding_dtype {
+            EmbeddingDtype::F16 => 2,
+            EmbeddingDtype::F32 => 4,
+        };
+        let n_super_batches = (n_samples / step.super_batch_size() as u64).max(1);
+        let kept_bytes = if plan.write.images { n_kept * sample_bytes } else { n_kept * ROW_BYTES };
+        let draws = match step {
+            Step::Jest(_) => 4.0 * n_samples as f64 * (n_kept / n_super_batches) as f64 * dims as f64,
+            Step::Random(_) => 0.0,
+        };
+        Ok(Estimate {
+            n_shards: pool.shards.len(),
+            pool_bytes: pool.size_bytes(),
+            n_samples,
+            n_kept,
+            n_super_batches,
+            embedding_bytes: n_samples * dims * 2 * value_bytes,
+            exchange_bytes: kept_bytes,
+            curated_bytes: kept_bytes,
+            select_flops: draws,
+            n_threads: settings.n_threads(),
+            device: settings.device.to_string(),
+            memory_limit_bytes: settings.memory_limit_bytes,
+        })
+    }
+
+    /// Bytes that the run folder and the store will hold at most.
+    pub fn disk_bytes(&self) -> u64 {
+        self.embedding_bytes + self.exchange_bytes + self.curated_bytes + self.n_samples * ROW_BYTES
+    }
+
+    /// Fails where the disk has less room than a new run needs; a run that goes on has used its room already.
+    pub fn check_disk(&self, plan: &Plan, run: &Storage) -> Result<(), Error> {
+        if run.size_bytes("plan.json")?.is_some() {
+            return Ok(());
+        }
+        let store_bytes = self.embedding_bytes + self.n_samples * ROW_BYTES;
+        let Some(store) = &plan.store else { return check_free(run, self.disk_bytes()) };
+        check_free(&Storage::new(store), store_bytes)?;
+        check_free(run, self.disk_bytes() - self.embedding_bytes)
+    }
+
+    pub fn json(&self, plan: &Plan) -> String {
+        let text = serde_json::to_string_pretty(&json!({ "estimate": self, "plan": plan }));
+        text.expect("a plan is representable as JSON")
+    }
+
+    pub fn text(&self, plan: &Plan) -> String {
+        let mut text = String::new();
+        let shards = format!("{} shards, {}, about {} samples", self.n_shards, bytes(self.pool_bytes), self.n_samples);
+        let _ = writeln!(text, "pool      {shards}");
+        for (role, model) in plan.models.iter() {
+            let _ = writeln!(
+                text,
+                "{:9} {}: {} dimensions, logit scale {:.3} ({}), bias {:.3} ({})",
+                role.name(),
+                model.folder.display(),
+                model.embedding_dim,
+                model.logit_scale,
+                model.logit_scale_source,
+                model.logit_bias,
+                model.logit_bias_source
+            );
+        }
+        if let Some(divide) = &plan.divide {
+            let _ = writeln!(text, "divide    {} clusters, banks of {}", divide.n_clusters, divide.bank_size);
+        }
+        let _ = writeln!(
+            text,
+            "select    {}: about {} of {} samples, in {} super-batches of {}, {:.3e} operations",
+            plan.step().name(),
+            self.n_kept,
+            self.n_samples,
+            self.n_super_batches,
+            plan.step().super_batch_size(),
+            self.select_flops
+        );
+        let _ = writeln!(
+            text,
+            "disk      about {}: embeddings {}, exchange {}, curated shards {}",
+            bytes(self.disk_bytes()),
+            bytes(self.embedding_bytes),
+            bytes(self.exchange_bytes),
+            bytes(self.curated_bytes)
+        );
+        let _ = write!(
+            text,
+            "machine   {} threads, device `{}`, memory limit {}",
+            self.n_threads,
+            self.device,
+            bytes(self.memory_limit_bytes)
+        );
+        text
+    }
+}
+
+/// Mean bytes of the tar for each of its samples, in the first shard that has any.
+fn mean_sample_bytes(plan: &Plan) -> Result<u64, Error> {
+    let pool = &plan.pool;
+    for shard in &pool.shards {
+        let samples = open_shard(pool, shard, &plan.read.limits)?.take(SAMPLES_COUNTED_MAX);
+        let (mut n_samples, mut n_bytes) = (0, 0);
+        for sample in samples {
+            let sample = sample.map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
+            n_samples += 1;
+            n_bytes += sample.image_size();
+        }
+        if n_samples == SAMPLES_COUNTED_MAX as u64 {
+            // a caption, a JSON member and three tar headers beside each image
+            return Ok(n_bytes / n_samples + 3 * 1024);
+        }
+        if n_samples > 0 {
+            return Ok((shard.size_bytes / n_samples).max(1));
+        }
+    }
+    Err(Error::NothingEmbedded)
+}
+
+fn check_free(storage: &Storage, needed_bytes: u64) -> Result<(), Error> {
+    let path = storage.root();
+    // the folder may not be there yet: its nearest ancestor tells
+    let absolute = std::path::absolute(path).map_err(|source| Error::Write { path: path.to_owned(), source })?;
+    let Some(present) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
+    match free_bytes(present) {
+        Some(free_bytes) if free_bytes < needed_bytes => {
+            Err(Error::DiskSpace { path: path.to_owned(), needed_bytes, free_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that an ordinary user may still write; none where the system does not say.
+fn free_bytes(path: &std::path::Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut stats = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends in NUL and the struct is written before it is read, if the call succeeds
+    let stats = unsafe {
+        if libc::statvfs(path.as_ptr(), stats.as_mut_ptr()) != 0 {
+            return None;
+        }
+        stats.assume_init()
+    };
+    Some(stats.f_bavail as u64 * stats.f_frsize as u64)
+}
+
+/// Bytes for people: three digits and a unit.
+pub fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
+}

@@ -1,0 +1,29 @@
+//! The run on one screen: a plan in, curated shards and a report out.
+
+use crate::embed::{Device, FailedTask};
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::run_folder::RunFolder;
+use crate::{divide, embed, select, write};
+
+/// Does every undone stage, in the order of the flow.
+pub fn run(run: &RunFolder, executor: &Executor, device: Device) -> Result<(), Error> {
+    embed(run, executor, device)?;
+    divide::run(run, executor)?;
+    select::run(run, executor)?;
+    write::run(run, executor)
+}
+
+/// The embed stage; shards that fail may be left out up to `read.failed_shards_max`.
+pub fn embed(run: &RunFolder, executor: &Executor, device: Device) -> Result<(), Error> {
+    let failed = embed::run(run, executor, device)?;
+    let pool = &run.plan().pool;
+    let n_shards: usize = failed.iter().map(|failed| pool.shards_of(failed.task).len()).sum();
+    for FailedTask { task, error } in &failed {
+        tracing::error!(task, %error, "shards cannot be read");
+    }
+    match failed.into_iter().next() {
+        Some(FailedTask { error, .. }) if n_shards > run.plan().read.failed_shards_max => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! A file of samples known to be bad in; how many of them were kept, and how many a uniform draw keeps, out.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::Path;
+
+use arrow::array::{Array, RecordBatch};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::noise::{Purpose, keyed_hash};
+use crate::run_folder::RunFolder;
+use crate::select::DrawPlans;
+use crate::table::Rows;
+
+/// Seeds of the uniform control.
+const N_CONTROL_SEEDS: u64 = 10;
+
+/// Shares of planted samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Planted {
+    pub n_planted: u64,
+    /// Planted over all samples that came to the draw.
+    pub pool_share: f64,
+    pub kept_share: f64,
+    /// Over ten seeds of a uniform draw that keeps each sample as often as its super-batch keeps any.
+    pub random_share_mean: f64,
+    pub random_share_standard_deviation: f64,
+}
+
+/// Planted samples as they are counted.
+pub struct PlantedCounts {
+    planted: BTreeSet<(String, String)>,
+    /// By super-batch: the chance of any sample to be kept.
+    chances: HashMap<u64, f64>,
+    pool: Share,
+    kept: Share,
+    controls: Vec<Share>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Share {
+    n_planted: u64,
+    n: u64,
+}
+
+impl Share {
+    fn add(&mut self, is_planted: bool) {
+        self.n += 1;
+        self.n_planted += u64::from(is_planted);
+    }
+
+    fn ratio(self) -> f64 {
+        self.n_planted as f64 / self.n.max(1) as f64
+    }
+}
+
+impl PlantedCounts {
+    /// Reads the file that the settings name, if they name one.
+    pub fn read(run: &RunFolder, plans: &DrawPlans) -> Result<Option<PlantedCounts>, Error> {
+        let Some(path) = &run.plan().report.planted else { return Ok(None) };
+        let chance = |n_kept: usize, n_samples: usize| n_kept as f64 / n_samples as f64;
+        Ok(Some(PlantedCounts {
+            planted: read_planted(path)?,
+            chances: plans
+                .super_batches()
+                .map(|planned| (planned.super_batch, chance(planned.n_kept, planned.n_samples)))
+                .collect(),
+            pool: Share::default(),
+            kept: Share::default(),
+            controls: vec![Share::default(); N_CONTROL_SEEDS as usize],
+        }))
+    }
+
+    /// Counts the rows of one table of `select/`.
+    pub fn add(&mut self, verdicts: &RecordBatch) {
+        let rows = Rows(verdicts);
+        let (shards, keys) = (rows.text("shard"), rows.text("key"));
+        let (sample_idxs, super_batches, ranks) = (rows.u64("sample_idx"), rows.u64("super_batch"), rows.u32("draw_rank"));
+        for row in (0..verdicts.num_rows()).filter(|&row| super_batches.is_valid(row)) {
+            let id = (shards.value(row).to_owned(), keys.value(row).to_owned());
+            let is_planted = self.planted.contains(&id);
+            self.pool.add(is_planted);
+            if ranks.is_valid(row) {
+                self.kept.add(is_planted);
+            }
+            let chance = self.chances[&super_batches.value(row)];
+            for (seed, control) in self.controls.iter_mut().enumerate() {
+                let hash = keyed_hash(Purpose::Control, seed as u64, 0, &id.0, sample_idxs.value(row));
+                if (hash as f64) < chance * 64f64.exp2() {
+                    control.add(is_planted);
+                }
+            }
+        }
+    }
+
+    pub fn finish(self) -> Planted {
+        let shares: Vec<f64> = self.controls.iter().map(|control| control.ratio()).collect();
+        let n = shares.len() as f64;
+        let mean = shares.iter().sum::<f64>() / n;
+        let variance = shares.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        Planted {
+            n_planted: self.pool.n_planted,
+            pool_share: self.pool.ratio(),
+            kept_share: self.kept.ratio(),
+            random_share_mean: mean,
+            random_share_standard_deviation: variance.sqrt(),
+        }
+    }
+}
+
+/// Lines `shard,key` under a header; the key is everything after the first comma.
+fn read_planted(path: &Path) -> Result<BTreeSet<(String, String)>, Error> {
+    let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let mut planted = BTreeSet::new();
+    for (line, content) in text.lines().enumerate() {
+        let pair = content.split_once(',').ok_or_else(|| Error::Planted { path: path.to_owned(), line: line + 1 })?;
+        if line == 0 && pair != ("shard", "key") {
+            return Err(Error::Planted { path: path.to_owned(), line: 1 });
+        }
+        if line > 0 {
+            planted.insert((pair.0.to_owned(), pair.1.to_owned()));
+        }
+    }
+    Ok(planted)
+}

@@ -1,0 +1,300 @@
+//! The committed tables and counts of a run in, the figures of its report out.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float64Type};
+use serde::{Deserialize, Serialize};
+
+use crate::divide::{AssignCounts, FitCounts};
+use crate::embed::{CompleteTasks, SamplesCounts, ShardCounts, complete_tasks};
+use crate::error::Error;
+use crate::noise::{Purpose, keyed_hash};
+use crate::plan::FORMAT_VERSION;
+use crate::run_folder::{Marker, RunFolder};
+use crate::select::{DrawCounts, DrawPlans, VerdictCounts};
+use crate::smallest::Smallest;
+use crate::table::{self, Rows};
+use crate::write::{Distribution, SCORES};
+
+use super::planted::{Planted, PlantedCounts};
+
+/// Samples from which deciles are taken at most: those of smallest keyed hash.
+const DECILE_SAMPLES_MAX: usize = 100_000;
+
+/// The figures of a finished run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub format_version: u32,
+    pub software_version: String,
+    pub method: String,
+    pub seed: u64,
+    pub counts: Counts,
+    /// Rejected over read, over the pool.
+    pub rejection_ratio: f64,
+    /// The same in the shard where it is highest.
+    pub rejection_ratio_max_of_shards: f64,
+    pub worst_shard: Option<String>,
+    /// Shards of failed tasks that the settings allow leaving out.
+    pub left_out_shards: Vec<String>,
+    /// Of all samples that came to the draw, by column.
+    pub scores: BTreeMap<String, Distribution>,
+    /// Of those that were kept.
+    pub kept_scores: BTreeMap<String, Distribution>,
+    pub divide: Option<DivideReport>,
+    pub select: SelectReport,
+    pub planted: Option<Planted>,
+    pub curated: Vec<CuratedShard>,
+}
+
+/// read = kept + not drawn + filtered + rejected.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    pub read: u64,
+    pub kept: u64,
+    pub not_drawn: u64,
+    /// By step.
+    pub filtered: BTreeMap<String, u64>,
+    /// By reason, `degenerate_embedding` included.
+    pub rejected: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DivideReport {
+    pub fit: FitCounts,
+    pub cluster_sizes: BTreeMap<u32, u64>,
+    pub kept_cluster_sizes: BTreeMap<u32, u64>,
+    /// `exp(entropy)` of the clusters, over the pool and over what was kept.
+    pub effective_clusters: f64,
+    pub effective_clusters_kept: f64,
+    /// Whether every cluster fits into its bank, so that hardness is over the whole cluster.
+    pub is_hardness_exact: bool,
+    /// Mean of `hardness_gain` over its standard error.
+    pub hardness_gain_standard_errors: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SelectReport {
+    pub n_super_batches: u64,
+    /// Mean of `F(A)/|A|` over the drawn sub-batches, nats.
+    pub batch_learnability: Option<f64>,
+    /// The same over uniform draws from the same super-batches.
+    pub batch_learnability_random: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CuratedShard {
+    pub name: String,
+    pub rows: u64,
+    pub size_bytes: u64,
+}
+
+impl Report {
+    /// Reads every committed table of the run once.
+    pub fn of(run: &RunFolder) -> Result<Report, Error> {
+        let complete = complete_tasks(run, &run.select("select"))?;
+        let plans: DrawPlans = run
+            .stage_plan_if_present(&run.select("select.draw"))?
+            .ok_or_else(|| Error::NotCommitted { stage: "select.draw".to_owned(), task: 0 })?;
+        let mut counts = Counts::default();
+        let mut worst: Option<(f64, String)> = None;
+        let mut columns = ColumnSummaries::default();
+        let mut planted = PlantedCounts::read(run, &plans)?;
+        for &task in &complete.tasks {
+            let read = run.committed::<SamplesCounts>(&run.samples(), task)?.counts;
+            let marker = run.committed::<VerdictCounts>(&run.select("select"), task)?;
+            counts.add(&read, &marker.counts);
+            for shard in &read.shards {
+                let ratio = ratio_of(shard);
+                if worst.as_ref().is_none_or(|(highest, _)| ratio > *highest) {
+                    worst = Some((ratio, shard.shard.clone()));
+                }
+            }
+            let verdicts = table::read(run.run(), marker.file(), &[])?;
+            columns.add(&verdicts, run.plan().seed);
+            if let Some(planted) = &mut planted {
+                planted.add(&verdicts);
+            }
+        }
+        let rejected: u64 = counts.rejected.values().sum();
+        let filtered: u64 = counts.filtered.values().sum();
+        assert_eq!(counts.read, counts.kept + counts.not_drawn + filtered + rejected, "every sample counted once");
+        let (worst_ratio, worst_shard) = worst.unzip();
+        Ok(Report {
+            format_version: FORMAT_VERSION,
+            software_version: run.plan().software_version.clone(),
+            method: run.plan().step().name().to_owned(),
+            seed: run.plan().seed,
+            rejection_ratio: rejected as f64 / counts.read.max(1) as f64,
+            rejection_ratio_max_of_shards: worst_ratio.unwrap_or(0.0),
+            worst_shard: worst_shard.filter(|_| worst_ratio > Some(0.0)),
+            counts,
+            divide: divide_report(run, &complete, &columns)?,
+            left_out_shards: complete.left_out_shards,
+            select: select_report(run, &plans)?,
+            planted: planted.map(PlantedCounts::finish),
+            curated: curated_shards(run)?,
+            scores: columns.distributions(false),
+            kept_scores: columns.distributions(true),
+        })
+    }
+}
+
+impl Counts {
+    fn add(&mut self, read: &SamplesCounts, verdicts: &VerdictCounts) {
+        self.read += read.n_read();
+        self.kept += verdicts.kept;
+        self.not_drawn += verdicts.not_drawn;
+        for (text, n) in read.shards.iter().flat_map(|shard| &shard.rejected) {
+            *self.rejected.entry(text.clone()).or_default() += n;
+        }
+        if verdicts.degenerate > 0 {
+            let text = crate::rejection::Rejection::DegenerateEmbedding.text();
+            *self.rejected.entry(text.to_owned()).or_default() += verdicts.degenerate;
+        }
+    }
+}
+
+fn ratio_of(shard: &ShardCounts) -> f64 {
+    shard.n_rejected() as f64 / shard.read.max(1) as f64
+}
+
+/// Running summaries of every score column, of all rows and of the kept, in bounded memory.
+#[derive(Default)]
+struct ColumnSummaries {
+    columns: BTreeMap<(&'static str, bool), ColumnSummary>,
+    cluster_sizes: BTreeMap<u32, u64>,
+    kept_cluster_sizes: BTreeMap<u32, u64>,
+}
+
+struct ColumnSummary {
+    n: u64,
+    sum: f64,
+    sum_of_squares: f64,
+    sample: Smallest<(u64, u64)>,
+}
+
+impl ColumnSummaries {
+    fn add(&mut self, verdicts: &RecordBatch, seed: u64) {
+        let rows = Rows(verdicts);
+        let ranks = rows.u32("draw_rank");
+        let hashes: Vec<u64> = (0..verdicts.num_rows())
+            .map(|row| keyed_hash(Purpose::Summary, seed, 0, rows.text("shard").value(row), rows.u64("sample_idx").value(row)))
+            .collect();
+        for name in SCORES {
+            let column = verdicts.column_by_name(name).expect("`select/` has these columns");
+            let column = arrow::compute::cast(column, &DataType::Float64).expect("a number");
+            let values = column.as_primitive::<Float64Type>();
+            for row in (0..values.len()).filter(|&row| values.is_valid(row)) {
+                self.columns.entry((name, false)).or_default().add(hashes[row], values.value(row));
+                if ranks.is_valid(row) {
+                    self.columns.entry((name, true)).or_default().add(hashes[row], values.value(row));
+                }
+            }
+        }
+        for (row, cluster) in rows.u32("cluster").iter().enumerate() {
+            let Some(cluster) = cluster else { continue };
+            *self.cluster_sizes.entry(cluster).or_default() += 1;
+            if ranks.is_valid(row) {
+                *self.kept_cluster_sizes.entry(cluster).or_default() += 1;
+            }
+        }
+    }
+
+    fn distributions(self: &ColumnSummaries, of_kept: bool) -> BTreeMap<String, Distribution> {
+        let of_kind = self.columns.iter().filter(|((_, is_kept), _)| *is_kept == of_kept);
+        of_kind.map(|((name, _), summary)| ((*name).to_owned(), summary.distribution())).collect()
+    }
+}
+
+impl Default for ColumnSummary {
+    fn default() -> ColumnSummary {
+        ColumnSummary { n: 0, sum: 0.0, sum_of_squares: 0.0, sample: Smallest::new(DECILE_SAMPLES_MAX) }
+    }
+}
+
+impl ColumnSummary {
+    fn add(&mut self, hash: u64, value: f64) {
+        self.n += 1;
+        self.sum += value;
+        self.sum_of_squares += value * value;
+        self.sample.push((hash, value.to_bits()));
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / self.n as f64
+    }
+
+    fn distribution(&self) -> Distribution {
+        let sample = self.sample.iter().map(|(_, bits)| f64::from_bits(*bits)).collect();
+        let of_sample = Distribution::of(sample).expect("a column with values");
+        Distribution { count: self.n, mean: self.mean(), deciles: of_sample.deciles }
+    }
+
+    /// The mean over its standard error.
+    fn standard_errors(&self) -> Option<f64> {
+        let n = self.n as f64;
+        let variance = (self.sum_of_squares - n * self.mean().powi(2)) / (n - 1.0);
+        (self.n > 1 && variance > 0.0).then(|| self.mean() / (variance / n).sqrt())
+    }
+}
+
+fn divide_report(
+    run: &RunFolder,
+    complete: &CompleteTasks,
+    columns: &ColumnSummaries,
+) -> Result<Option<DivideReport>, Error> {
+    let Some(settings) = &run.plan().divide else { return Ok(None) };
+    let fit: Marker<FitCounts> = run.committed(&run.divide("divide.fit").expect("the plan has it"), 0)?;
+    let assign = run.divide("divide.assign").expect("the plan has it");
+    let mut assigned: BTreeMap<u32, u64> = BTreeMap::new();
+    for &task in &complete.tasks {
+        for (cluster, n) in run.committed_counts::<AssignCounts>(&assign, task)?.clusters {
+            *assigned.entry(cluster).or_default() += n;
+        }
+    }
+    let gain = columns.columns.get(&("hardness_gain", false));
+    Ok(Some(DivideReport {
+        fit: fit.counts,
+        effective_clusters: effective(&columns.cluster_sizes),
+        effective_clusters_kept: effective(&columns.kept_cluster_sizes),
+        cluster_sizes: columns.cluster_sizes.clone(),
+        kept_cluster_sizes: columns.kept_cluster_sizes.clone(),
+        is_hardness_exact: assigned.values().all(|&n| n <= settings.bank_size as u64),
+        hardness_gain_standard_errors: gain.and_then(ColumnSummary::standard_errors),
+    }))
+}
+
+/// `exp(entropy)`: how many clusters of equal size are as diverse.
+fn effective(sizes: &BTreeMap<u32, u64>) -> f64 {
+    let total: u64 = sizes.values().sum();
+    let shares = sizes.values().map(|&n| n as f64 / total.max(1) as f64);
+    shares.map(|share| -share * share.ln()).sum::<f64>().exp()
+}
+
+fn select_report(run: &RunFolder, plans: &DrawPlans) -> Result<SelectReport, Error> {
+    let stage = run.select("select.draw");
+    let (mut drawn, mut random) = (Vec::new(), Vec::new());
+    for group in 0..plans.groups.len() {
+        for counts in run.committed_counts::<DrawCounts>(&stage, group)?.super_batches {
+            drawn.extend(counts.batch_learnability);
+            random.extend(counts.batch_learnability_random);
+        }
+    }
+    let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    Ok(SelectReport {
+        n_super_batches: plans.super_batches().count() as u64,
+        batch_learnability: mean(drawn),
+        batch_learnability_random: mean(random),
+    })
+}
+
+fn curated_shards(run: &RunFolder) -> Result<Vec<CuratedShard>, Error> {
+    let markers = run.markers_in(&run.write("write"))?.into_iter();
+    let shards = markers.map(|(_, marker)| CuratedShard {
+        name: marker.file().name.clone(),
+        rows: marker.counts.as_u64().unwrap_or(0),
+        size_bytes: marker.file().size_bytes,
+    });
+    Ok(shards.collect())
+}

@@ -1,0 +1,87 @@
+//! A run folder in; what of each stage is done, and by whom, out.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::embed::CompleteTasks;
+use crate::error::Error;
+use crate::run_folder::{RunFolder, Stage};
+use crate::select::DrawPlans;
+use crate::write::OutputPlan;
+
+/// How far a run is.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub stages: Vec<StageStatus>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct StageStatus {
+    pub stage: String,
+    pub digest: String,
+    /// Tasks committed under the present digest.
+    pub n_done: usize,
+    /// Those of them that this run's plan has done; the others were there already.
+    pub n_done_by_this_plan: usize,
+    /// Unknown until the stages before are complete.
+    pub n_tasks: Option<usize>,
+}
+
+impl Status {
+    pub fn of(run: &RunFolder) -> Result<Status, Error> {
+        let stages = run.stages()?.into_iter().map(|stage| StageStatus::of(run, &stage));
+        Ok(Status { stages: stages.collect::<Result<_, _>>()? })
+    }
+
+    pub fn json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a status is representable as JSON")
+    }
+
+    pub fn text(&self) -> String {
+        let width = self.stages.iter().map(|stage| stage.stage.len()).max().unwrap_or(0);
+        let mut text = format!("{:width$}  done  of     by this plan  reused", "stage");
+        for stage in &self.stages {
+            let n_tasks = stage.n_tasks.map_or("?".to_owned(), |n| n.to_string());
+            let n_reused = stage.n_done - stage.n_done_by_this_plan;
+            let StageStatus { stage, n_done, n_done_by_this_plan, .. } = stage;
+            let _ = write!(text, "\n{stage:width$}  {n_done:<4}  {n_tasks:<5}  {n_done_by_this_plan:<12}  {n_reused}");
+        }
+        text
+    }
+}
+
+impl StageStatus {
+    fn of(run: &RunFolder, stage: &Stage) -> Result<StageStatus, Error> {
+        let markers = run.markers_in(stage)?;
+        let present = markers.iter().filter(|(_, marker)| marker.stage_digest == stage.digest);
+        let own = present.clone().filter(|(_, marker)| run.is_own(marker));
+        Ok(StageStatus {
+            stage: stage.name.clone(),
+            digest: stage.digest.to_string(),
+            n_done: present.count(),
+            n_done_by_this_plan: own.count(),
+            n_tasks: n_tasks(run, stage)?,
+        })
+    }
+}
+
+/// How many tasks a stage has, if the stages before it are far enough to tell.
+fn n_tasks(run: &RunFolder, stage: &Stage) -> Result<Option<usize>, Error> {
+    let complete = || -> Result<Option<usize>, Error> {
+        let plan: Option<CompleteTasks> = run.stage_plan_if_present(&run.select("select"))?;
+        let plan = match (plan, run.divide("divide")) {
+            (None, Some(divide)) => run.stage_plan_if_present(&divide)?,
+            (plan, _) => plan,
+        };
+        Ok(plan.map(|plan| plan.tasks.len()))
+    };
+    Ok(match stage.name.as_str() {
+        "divide.fit" | "divide.bank" | "select.bank" | "report" => Some(1),
+        "divide.assign" | "divide" | "select.score" | "select.deal" | "select" | "write.gather" => complete()?,
+        "select.draw" => run.stage_plan_if_present::<DrawPlans>(stage)?.map(|plan| plan.groups.len()),
+        "write" => run.stage_plan_if_present::<OutputPlan>(stage)?.map(|plan| plan.shards.len()),
+        name if name.contains(".merge") => None,
+        _ => Some(run.plan().pool.n_tasks()),
+    })
+}

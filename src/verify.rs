@@ -1,0 +1,122 @@
+//! A run folder in; its damaged files, or the folder without them and without leftovers, out.
+
+use std::collections::BTreeSet;
+
+use crate::error::Error;
+use crate::run_folder::{Marker, RunFolder, Stage, is_exchange_file};
+use crate::storage::{Storage, UNFINISHED_PREFIX};
+
+/// What reading every committed file again has found.
+#[derive(Debug, Default)]
+pub struct Verified {
+    pub n_files: usize,
+    pub n_bytes: u64,
+    /// Names of files that are missing or not what their markers say.
+    pub damaged: BTreeSet<String>,
+    /// Files in the product's folder that no marker names.
+    pub unknown: Vec<String>,
+}
+
+impl Verified {
+    pub fn text(&self) -> String {
+        let mut text = format!("{} files, {} bytes read, {} damaged", self.n_files, self.n_bytes, self.damaged.len());
+        for name in &self.damaged {
+            text.push_str(&format!("\ndamaged: {name}"));
+        }
+        for name in &self.unknown {
+            text.push_str(&format!("\nnamed by no marker: {name}"));
+        }
+        text
+    }
+}
+
+type Committed = (Stage, String, Marker<serde_json::Value>);
+
+/// Every marker of the run's stages under their present digests.
+fn committed(run: &RunFolder) -> Result<Vec<Committed>, Error> {
+    let mut all = Vec::new();
+    for stage in run.stages()? {
+        for (name, marker) in run.markers_in(&stage)? {
+            if marker.stage_digest == stage.digest {
+                all.push((stage.clone(), name, marker));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Reads every file that a marker names and compares it.
+pub fn verify(run: &RunFolder) -> Result<Verified, Error> {
+    let mut verified = Verified::default();
+    let mut named = BTreeSet::new();
+    for (stage, _, marker) in committed(run)? {
+        let storage = run.storage(&stage);
+        for file in &marker.data {
+            named.insert(file.name.clone());
+            if is_exchange_file(&file.name) && storage.size_bytes(&file.name)?.is_none() {
+                continue;
+            }
+            verified.n_files += 1;
+            verified.n_bytes += file.size_bytes;
+            let is_whole = storage.size_bytes(&file.name)? == Some(file.size_bytes)
+                && storage.digest(&file.name)? == file.digest;
+            if !is_whole {
+                verified.damaged.insert(file.name.clone());
+            }
+        }
+    }
+    let products = run.run().list("curated")?.into_iter().map(|name| format!("curated/{name}"));
+    verified.unknown = products.filter(|name| name.ends_with(".parquet") && !named.contains(name)).collect();
+    Ok(verified)
+}
+
+/// Drops the markers of damaged files, and of everything that was made from them, with their files.
+pub fn repair(run: &RunFolder) -> Result<String, Error> {
+    let mut damaged = verify(run)?.damaged;
+    let mut all = committed(run)?;
+    let mut n_dropped = 0;
+    // stages come in the order of the flow, but a second pass costs little and needs no such order
+    loop {
+        let (bad, good): (Vec<Committed>, Vec<Committed>) = all.into_iter().partition(|(_, _, marker)| {
+            marker.data.iter().chain(&marker.read).any(|file| damaged.contains(&file.name))
+        });
+        if bad.is_empty() {
+            break;
+        }
+        for (stage, name, marker) in bad {
+            run.drop_marker(&stage, &name, &marker)?;
+            damaged.extend(marker.data.iter().map(|file| file.name.clone()));
+            n_dropped += 1;
+        }
+        all = good;
+    }
+    if n_dropped > 0 {
+        // counts may change: the stage plans of what is done again are made again
+        run.drop_stage_plans_without_markers()?;
+    }
+    Ok(format!("{n_dropped} tasks dropped; `superbatch run` does them again"))
+}
+
+/// Drops unfinished files, and exchange files once the run is complete.
+pub fn clean(run: &RunFolder) -> Result<String, Error> {
+    let (mut n_files, mut n_bytes) = (0, 0);
+    let mut remove = |storage: &Storage, name: &str| -> Result<(), Error> {
+        n_bytes += storage.size_bytes(name)?.unwrap_or(0);
+        n_files += 1;
+        storage.remove(name)
+    };
+    for storage in run.storages() {
+        for name in storage.list_all("")? {
+            let is_unfinished = name.rsplit('/').next().is_some_and(|file| file.starts_with(UNFINISHED_PREFIX));
+            if is_unfinished {
+                remove(storage, &name)?;
+            }
+        }
+    }
+    if run.is_complete()? {
+        for name in run.run().list_all("_exchange")? {
+            remove(run.run(), &name)?;
+        }
+    }
+    Ok(format!("{n_files} files, {n_bytes} bytes removed"))
+}

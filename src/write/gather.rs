@@ -1,0 +1,188 @@
+//! A task's verdicts and its tars in; the rows of its kept samples, on their way to output shards, out.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, BinaryArray, BooleanArray, RecordBatch, StringArray, StructArray, UInt64Array};
+use arrow::compute::{filter_record_batch, take};
+use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
+use serde::{Deserialize, Serialize};
+
+use crate::embed::{SamplesCounts, open_shard};
+use crate::error::Error;
+use crate::exchange::{self, ExchangeWriter, Index};
+use crate::read::ReadSample;
+use crate::run_folder::{Done, RunFolder};
+use crate::sample::SampleRef;
+use crate::select::VerdictCounts;
+use crate::settings::Order;
+use crate::storage::FileRecord;
+use crate::table::{self, Columns, Rows};
+
+use super::output_plan::OutputPlan;
+use super::stats;
+
+/// The column by which rows are sorted in the output; it is in no curated shard.
+pub const POSITION: &str = "position";
+
+/// Columns of `samples/` that curated shards add to those of `select/`.
+const SAMPLE_COLUMNS: [&str; 8] = ["uid", "caption", "label", "width", "height", "image_offset", "image_size", "json"];
+
+/// Rows whose images are held at once.
+const ROWS_WAITING_MAX: usize = 1024;
+
+/// Counts of one task of `write.gather`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatherCounts {
+    pub kept: u64,
+    pub index: Index,
+}
+
+/// Gathers and commits one task.
+pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), Error> {
+    let select_marker = run.committed::<VerdictCounts>(&run.select("select"), task)?;
+    let verdicts = table::read(run.run(), select_marker.file(), &[])?;
+    let samples_marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
+    let samples = table::read(run.storage(&run.samples()), samples_marker.file(), &[])?;
+    let stats_files = stats::write(run, task, &samples_marker.counts, &verdicts)?;
+
+    let kept = kept_rows(run, outputs, task, &verdicts, &samples)?;
+    let stage = run.write("write.gather");
+    let schema = with_images(&kept.slice(0, 0), &[]).schema();
+    let schema = if run.plan().write.images { schema } else { kept.schema() };
+    let mut writer = ExchangeWriter::new(run.run(), &exchange::file_name(&stage, task), schema)?;
+    if run.plan().write.images {
+        push_with_images(run, outputs, task, &kept, &mut writer)?;
+    } else {
+        push(outputs, &kept, &mut writer)?;
+    }
+    let written = writer.finish()?;
+    let counts = GatherCounts { kept: kept.num_rows() as u64, index: written.index };
+    assert_eq!(counts.kept, select_marker.counts.kept, "every kept sample of task {task} is gathered");
+    let read = vec![select_marker.file().clone(), samples_marker.file().clone()];
+    let data: Vec<FileRecord> = std::iter::once(written.file).chain(stats_files).collect();
+    run.commit(&stage, task, Done::new(data, read, counts))?;
+    Ok(())
+}
+
+/// The kept rows with all their columns but the image, in the order of the shards, and their positions.
+fn kept_rows(
+    run: &RunFolder,
+    outputs: &OutputPlan,
+    task: usize,
+    verdicts: &RecordBatch,
+    samples: &RecordBatch,
+) -> Result<RecordBatch, Error> {
+    let ranks = Rows(verdicts).u32("draw_rank");
+    let is_kept: BooleanArray = (0..verdicts.num_rows()).map(|row| Some(ranks.is_valid(row))).collect();
+    let kept = filter_record_batch(verdicts, &is_kept).expect("a mask of the table's length");
+    let pool = &run.plan().pool;
+    let of_samples = SampleRef::of_rows(&Rows(samples), pool)?;
+    let row_of = |sample: SampleRef| of_samples.binary_search(&sample).expect("a kept sample was read") as u64;
+    let kept_samples = SampleRef::of_rows(&Rows(&kept), pool)?;
+    let order = UInt64Array::from_iter_values(kept_samples.into_iter().map(row_of));
+
+    let rows = Rows(&kept);
+    let positions: Vec<u64> = match run.plan().write.order {
+        Order::SubBatch => {
+            let of_rows = rows.u64("super_batch").values().iter().zip(rows.u32("draw_rank").values());
+            of_rows.map(|(&block, &rank)| outputs.block_starts[block as usize] + u64::from(rank)).collect()
+        }
+        Order::Shard => {
+            let tasks = crate::embed::complete_tasks(run, &run.select("select"))?.tasks;
+            let block = tasks.binary_search(&task).expect("only complete tasks are gathered");
+            (0..kept.num_rows() as u64).map(|row| outputs.block_starts[block] + row).collect()
+        }
+    };
+    let mut columns = Columns::default();
+    for (field, column) in kept.schema().fields().iter().zip(kept.columns()) {
+        columns.array(field.name(), column.clone());
+    }
+    for name in SAMPLE_COLUMNS {
+        let column = samples.column_by_name(name).expect("`samples/` has these columns");
+        columns.array(name, take(column, &order, None).expect("the rows are there"));
+    }
+    columns.u64(POSITION, positions.into_iter().map(Some));
+    Ok(columns.build())
+}
+
+/// Streams the task's tars and joins the original bytes of each kept image to its row.
+fn push_with_images(
+    run: &RunFolder,
+    outputs: &OutputPlan,
+    task: usize,
+    kept: &RecordBatch,
+    writer: &mut ExchangeWriter,
+) -> Result<(), Error> {
+    let pool = &run.plan().pool;
+    let wanted = SampleRef::of_rows(&Rows(kept), pool)?;
+    let mut n_found = 0;
+    let mut images: Vec<(Vec<u8>, String)> = Vec::new();
+    for (position, shard) in pool.shards_of(task).iter().enumerate() {
+        let shard_idx = (pool.first_shard_idx(task) + position) as u32;
+        if wanted.get(n_found).is_none_or(|sample| sample.shard_idx != shard_idx) {
+            continue; // nothing of this shard is kept
+        }
+        for sample in open_shard(pool, shard, &run.plan().read.limits)? {
+            let sample = sample.map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
+            let ReadSample::Sample(sample) = sample else { continue };
+            let found = SampleRef { shard_idx, sample_idx: sample.sample_idx };
+            if wanted.get(n_found) != Some(&found) {
+                continue;
+            }
+            let path = format!("{}.{}", sample.key, sample.image_extension);
+            images.push((sample.image, path));
+            n_found += 1;
+            if images.len() == ROWS_WAITING_MAX {
+                let rows = kept.slice(n_found - images.len(), images.len());
+                push(outputs, &with_images(&rows, &images), writer)?;
+                images.clear();
+            }
+            if wanted.get(n_found).is_none_or(|sample| sample.shard_idx != shard_idx) {
+                break; // the rest of the shard is not kept
+            }
+        }
+    }
+    if n_found != wanted.len() {
+        let shard = &pool.shards[wanted[n_found].shard_idx as usize];
+        return Err(Error::NotReproduced { shard: shard.id.clone() });
+    }
+    let rows = kept.slice(n_found - images.len(), images.len());
+    push(outputs, &with_images(&rows, &images), writer)
+}
+
+/// Adds the `image` column as Hugging Face's `Image` feature reads it: a struct of bytes and path.
+fn with_images(rows: &RecordBatch, images: &[(Vec<u8>, String)]) -> RecordBatch {
+    let fields =
+        Fields::from(vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)]);
+    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(bytes, _)| bytes)));
+    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(_, path)| path)));
+    let image: ArrayRef = Arc::new(StructArray::new(fields, vec![bytes, paths], None));
+    let mut columns = Columns::default();
+    for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
+        columns.array(field.name(), column.clone());
+    }
+    columns.array("image", image);
+    columns.build()
+}
+
+/// Hands each row to its output shard.
+fn push(outputs: &OutputPlan, rows: &RecordBatch, writer: &mut ExchangeWriter) -> Result<(), Error> {
+    let targets: Vec<usize> =
+        Rows(rows).u64(POSITION).values().iter().map(|&position| outputs.shard_of(position)).collect();
+    let mut distinct = targets.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    for target in distinct {
+        let is_in: BooleanArray = targets.iter().map(|&of_row| Some(of_row == target)).collect();
+        writer.push(target, filter_record_batch(rows, &is_in).expect("a mask of the table's length"))?;
+    }
+    Ok(())
+}
+
+/// The schema of a curated shard: all columns but the position.
+pub fn without_position(rows: &RecordBatch) -> RecordBatch {
+    let schema: SchemaRef = rows.schema();
+    let columns: Vec<usize> =
+        (0..schema.fields().len()).filter(|&column| schema.field(column).name() != POSITION).collect();
+    rows.project(&columns).expect("the columns are there")
+}

@@ -1,0 +1,38 @@
+//! Verdicts in, the product out: curated Parquet shards with every kept sample, and statistics of each input shard.
+//!
+//! ```text
+//! write.gather   a task a run of shards     streams the tars once more; exchange of kept rows to output shards
+//! write          a task an output shard     `curated/NNNNN.parquet`
+//! ```
+
+mod output_plan;
+mod gather;
+mod curated;
+mod stats;
+
+use crate::embed::complete_tasks;
+use crate::error::Error;
+use crate::exchange::{self, FILES_PER_LEVEL_MAX};
+use crate::executor::Executor;
+use crate::run_folder::RunFolder;
+
+pub use gather::GatherCounts;
+pub use output_plan::{OutputPlan, OutputShard};
+pub use stats::{Distribution, SCORES, ShardStats};
+
+/// Does every undone step of the stage.
+pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
+    let tasks = complete_tasks(run, &run.select("select"))?.tasks;
+    let outputs = output_plan::plan_outputs(run, &tasks)?;
+    let shards: Vec<usize> = (0..outputs.shards.len()).collect();
+    if run.undone(&run.write("write"), &shards)?.is_empty() {
+        return Ok(());
+    }
+    let gather = run.write("write.gather");
+    executor.run(run, &gather, &tasks, executor.n_threads, |task| gather::commit(run, &outputs, task))?;
+
+    let index = |counts: GatherCounts| counts.index;
+    let sources = exchange::sources(run, executor, &gather, &tasks, index, FILES_PER_LEVEL_MAX)?;
+    // one output shard at a time bounds the memory
+    executor.run(run, &run.write("write"), &shards, 1, |shard| curated::commit(run, &outputs, &sources, shard))
+}

@@ -1,0 +1,150 @@
+//! A task's counts and verdicts in, `stats/NNNNN_stats.json` of each of its shards out.
+//!
+//! The first fields are those of img2dataset, in its order, so that the field's dashboards read them.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float64Type, UInt32Type};
+use serde::{Deserialize, Serialize};
+
+use crate::embed::{SamplesCounts, ShardCounts};
+use crate::error::Error;
+use crate::rejection::Rejection;
+use crate::run_folder::RunFolder;
+use crate::storage::FileRecord;
+use crate::table::Rows;
+
+/// Statistics of one input shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardStats {
+    /// Samples of the shard.
+    pub count: u64,
+    /// Samples that were not rejected.
+    pub successes: u64,
+    /// Rejected: a member is missing or cannot be read.
+    pub failed_to_download: u64,
+    /// Rejected: the image cannot be decoded.
+    pub failed_to_resize: u64,
+    /// Seconds.
+    pub duration: f64,
+    /// Seconds since 1970.
+    pub start_time: f64,
+    pub end_time: f64,
+    /// Samples by outcome: `success`, or the reason of the rejection.
+    pub status_dict: BTreeMap<String, u64>,
+    pub shard: String,
+    pub kept: u64,
+    pub not_drawn: u64,
+    /// By step.
+    pub filtered: BTreeMap<String, u64>,
+    /// By column.
+    pub scores: BTreeMap<String, Distribution>,
+    /// Samples of each cluster.
+    pub clusters: BTreeMap<u32, u64>,
+}
+
+/// Mean and deciles (minimum and maximum included: eleven values) of a column's values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Distribution {
+    pub count: u64,
+    pub mean: f64,
+    pub deciles: Vec<f64>,
+}
+
+impl Distribution {
+    /// None without values. The q-quantile is the value at rank `round(q·(n − 1))`.
+    pub fn of(mut values: Vec<f64>) -> Option<Distribution> {
+        values.sort_by(f64::total_cmp);
+        let last = values.len().checked_sub(1)?;
+        let decile = |tenth: usize| values[(tenth * last + 5) / 10];
+        Some(Distribution {
+            count: values.len() as u64,
+            mean: values.iter().sum::<f64>() / values.len() as f64,
+            deciles: (0..=10).map(decile).collect(),
+        })
+    }
+}
+
+/// The columns that statistics summarise.
+pub const SCORES: [&str; 14] = [
+    "learner_similarity",
+    "reference_similarity",
+    "learner_loss",
+    "reference_loss",
+    "learnability",
+    "score",
+    "conditional_score",
+    "hard_learnability",
+    "centroid_similarity",
+    "centroid_margin",
+    "hardness",
+    "hardness_gain",
+    "cross_modal_hardness",
+    "effective_negatives",
+];
+
+/// The distributions of all score columns over the rows for which `is_in` holds.
+pub fn distributions(verdicts: &RecordBatch, is_in: impl Fn(usize) -> bool) -> BTreeMap<String, Distribution> {
+    let of_column = |name: &str| {
+        let column = verdicts.column_by_name(name).expect("`select/` has these columns");
+        let column = arrow::compute::cast(column, &DataType::Float64).expect("a number");
+        let values = column.as_primitive::<Float64Type>();
+        let values = (0..values.len()).filter(|&row| values.is_valid(row) && is_in(row)).map(|row| values.value(row));
+        Some((name.to_owned(), Distribution::of(values.collect())?))
+    };
+    SCORES.iter().filter_map(|name| of_column(name)).collect()
+}
+
+/// Writes the statistics of a task's shards.
+pub fn write(
+    run: &RunFolder,
+    task: usize,
+    counts: &SamplesCounts,
+    verdicts: &RecordBatch,
+) -> Result<Vec<FileRecord>, Error> {
+    let first = run.plan().pool.first_shard_idx(task);
+    let files = counts.shards.iter().enumerate().map(|(position, shard)| {
+        let stats = of_shard(shard, verdicts);
+        let text = serde_json::to_vec_pretty(&stats).expect("statistics are representable as JSON");
+        run.run().put(&format!("stats/{:05}_stats.json", first + position), &text)
+    });
+    files.collect()
+}
+
+fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch) -> ShardStats {
+    let rows = Rows(verdicts);
+    let shards = rows.text("shard");
+    let is_in = |row: usize| shards.value(row) == counts.shard;
+    let n_of = |verdict: &str| {
+        (0..verdicts.num_rows()).filter(|&row| is_in(row) && rows.text("verdict").value(row) == verdict).count() as u64
+    };
+    let mut clusters = BTreeMap::new();
+    let of_rows = verdicts.column_by_name("cluster").expect("`select/` has clusters").as_primitive::<UInt32Type>();
+    for row in (0..verdicts.num_rows()).filter(|&row| is_in(row) && of_rows.is_valid(row)) {
+        *clusters.entry(of_rows.value(row)).or_default() += 1;
+    }
+    let failed = |is_of_kind: fn(Rejection) -> bool| {
+        let of_kind = counts.rejected.iter().filter(|(text, _)| Rejection::from_text(text).is_some_and(is_of_kind));
+        of_kind.map(|(_, n)| n).sum()
+    };
+    let mut status_dict = counts.rejected.clone();
+    let successes = counts.read - counts.n_rejected();
+    status_dict.insert("success".to_owned(), successes);
+    ShardStats {
+        count: counts.read,
+        successes,
+        failed_to_download: failed(Rejection::is_unreadable_member),
+        failed_to_resize: failed(Rejection::is_undecodable_image),
+        duration: counts.end_secs - counts.start_secs,
+        start_time: counts.start_secs,
+        end_time: counts.end_secs,
+        status_dict,
+        shard: counts.shard.clone(),
+        kept: n_of("kept"),
+        not_drawn: n_of("not_drawn"),
+        filtered: BTreeMap::new(),
+        scores: distributions(verdicts, is_in),
+        clusters,
+    }
+}
