@@ -1,6 +1,6 @@
 //! A plan in; about how many samples, bytes, operations and seconds it means out, before any work.
 //!
-//! Samples are counted in the first shard and scaled by the shards' sizes.
+//! Samples are counted in three shards and scaled by the shards' sizes.
 
 use std::fmt::Write;
 use std::mem::MaybeUninit;
@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::settings::{EmbeddingDtype, Settings, Step};
 use crate::storage::Storage;
 
-/// Samples of the first shard that are counted at most.
+/// Samples of a shard that are counted at most.
 const SAMPLES_COUNTED_MAX: usize = 10_000;
 
 /// Bytes of a sample in `samples/`, `divide/` and `select/` together, beside its embeddings: measured on short captions.
@@ -40,7 +40,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Opens the first shard and counts.
+    /// Opens a few shards and counts.
     pub fn of(plan: &Plan, settings: &Settings) -> Result<Estimate, Error> {
         let pool = &plan.pool;
         let sample_bytes = mean_sample_bytes(plan)?;
@@ -144,26 +144,27 @@ impl Estimate {
     }
 }
 
-/// Mean bytes of the tar for each of its samples, in the first shard that has any.
+/// Mean bytes of tar for each sample, over three shards spread over the pool.
 fn mean_sample_bytes(plan: &Plan) -> Result<u64, Error> {
     let pool = &plan.pool;
-    for shard in &pool.shards {
-        let samples = open_shard(pool, shard, &plan.read.limits)?.take(SAMPLES_COUNTED_MAX);
-        let (mut n_samples, mut n_bytes) = (0, 0);
-        for sample in samples {
+    let last = pool.shards.len() - 1;
+    let mut counted = [0, last / 2, last].to_vec();
+    counted.dedup();
+    let (mut n_samples, mut n_bytes) = (0, 0);
+    for shard in counted.into_iter().map(|shard_idx| &pool.shards[shard_idx]) {
+        let (mut n_of_shard, mut image_bytes) = (0, 0);
+        for sample in open_shard(pool, shard, &plan.read.limits)?.take(SAMPLES_COUNTED_MAX) {
             let sample = sample.map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
-            n_samples += 1;
-            n_bytes += sample.image_size();
+            n_of_shard += 1;
+            image_bytes += sample.image_size();
         }
-        if n_samples == SAMPLES_COUNTED_MAX as u64 {
-            // a caption, a JSON member and three tar headers beside each image
-            return Ok(n_bytes / n_samples + 3 * 1024);
-        }
-        if n_samples > 0 {
-            return Ok((shard.size_bytes / n_samples).max(1));
-        }
+        n_samples += n_of_shard;
+        // of a shard that is not read to its end: a caption, a JSON member and three tar headers beside each image
+        let is_whole = n_of_shard < SAMPLES_COUNTED_MAX as u64;
+        n_bytes += if is_whole { shard.size_bytes } else { image_bytes + n_of_shard * 3 * 1024 };
     }
-    Err(Error::NothingEmbedded)
+    // shards without a sample are found out when they are read
+    Ok((n_bytes / n_samples.max(1)).max(1))
 }
 
 fn check_free(storage: &Storage, needed_bytes: u64) -> Result<(), Error> {

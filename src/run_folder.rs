@@ -165,7 +165,7 @@ impl RunFolder {
         Stage { name: step.to_owned(), digest: self.plan.digests.select.clone(), is_in_store: false }
     }
 
-    /// A step of `write`: `write.gather`, `write`.
+    /// A step of `write`: `write.stats`, `write.gather`, `write`.
     pub fn write(&self, step: &'static str) -> Stage {
         Stage { name: step.to_owned(), digest: self.plan.digests.write.clone(), is_in_store: false }
     }
@@ -190,7 +190,7 @@ impl RunFolder {
         for step in ["select.bank", "select.score", "select.deal", "select.draw", "select"] {
             self.push_with_merges(&mut stages, self.select(step))?;
         }
-        for step in ["write.gather", "write"] {
+        for step in ["write.stats", "write.gather", "write"] {
             self.push_with_merges(&mut stages, self.write(step))?;
         }
         stages.push(self.report());

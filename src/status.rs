@@ -78,7 +78,7 @@ fn n_tasks(run: &RunFolder, stage: &Stage) -> Result<Option<usize>, Error> {
     };
     Ok(match stage.name.as_str() {
         "divide.fit" | "divide.bank" | "select.bank" | "report" => Some(1),
-        "divide.assign" | "divide" | "select.score" | "select.deal" | "select" | "write.gather" => complete()?,
+        "divide.assign" | "divide" | "select.score" | "select.deal" | "select" | "write.stats" | "write.gather" => complete()?,
         "select.draw" => run.stage_plan_if_present::<DrawPlans>(stage)?.map(|plan| plan.groups.len()),
         "write" => run.stage_plan_if_present::<OutputPlan>(stage)?.map(|plan| plan.shards.len()),
         name if name.contains(".merge") => None,

@@ -15,11 +15,9 @@ use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::select::VerdictCounts;
 use crate::settings::Order;
-use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::output_plan::OutputPlan;
-use super::stats;
 
 /// The column by which rows are sorted in the output; it is in no curated shard.
 pub const POSITION: &str = "position";
@@ -43,7 +41,6 @@ pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), 
     let verdicts = table::read(run.run(), select_marker.file(), &[])?;
     let samples_marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
     let samples = table::read(run.storage(&run.samples()), samples_marker.file(), &[])?;
-    let stats_files = stats::write(run, task, &samples_marker.counts, &verdicts)?;
 
     let kept = kept_rows(run, outputs, task, &verdicts, &samples)?;
     let stage = run.write("write.gather");
@@ -59,8 +56,7 @@ pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), 
     let counts = GatherCounts { kept: kept.num_rows() as u64, index: written.index };
     assert_eq!(counts.kept, select_marker.counts.kept, "every kept sample of task {task} is gathered");
     let read = vec![select_marker.file().clone(), samples_marker.file().clone()];
-    let data: Vec<FileRecord> = std::iter::once(written.file).chain(stats_files).collect();
-    run.commit(&stage, task, Done::new(data, read, counts))?;
+    run.commit(&stage, task, Done::new(vec![written.file], read, counts))?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Verdicts in, the product out: curated Parquet shards with every kept sample, and statistics of each input shard.
 //!
 //! ```text
+//! write.stats    a task a run of shards     `stats/NNNNN_stats.json` of each
 //! write.gather   a task a run of shards     streams the tars once more; exchange of kept rows to output shards
 //! write          a task an output shard     `curated/NNNNN.parquet`
 //! ```
@@ -30,6 +31,8 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     }
     let gather = run.write("write.gather");
     executor.run(run, &gather, &tasks, executor.n_threads, |task| gather::commit(run, &outputs, task))?;
+
+    executor.run(run, &run.write("write.stats"), &tasks, executor.n_threads, |task| stats::commit(run, task))?;
 
     let index = |counts: GatherCounts| counts.index;
     let sources = exchange::sources(run, executor, &gather, &tasks, index, FILES_PER_LEVEL_MAX)?;

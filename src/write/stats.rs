@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::embed::{SamplesCounts, ShardCounts};
 use crate::error::Error;
 use crate::rejection::Rejection;
-use crate::run_folder::RunFolder;
-use crate::storage::FileRecord;
-use crate::table::Rows;
+use crate::run_folder::{Done, RunFolder};
+use crate::select::VerdictCounts;
+use crate::table::{self, Rows};
 
 /// Statistics of one input shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,20 +96,20 @@ pub fn distributions(verdicts: &RecordBatch, is_in: impl Fn(usize) -> bool) -> B
     SCORES.iter().filter_map(|name| of_column(name)).collect()
 }
 
-/// Writes the statistics of a task's shards.
-pub fn write(
-    run: &RunFolder,
-    task: usize,
-    counts: &SamplesCounts,
-    verdicts: &RecordBatch,
-) -> Result<Vec<FileRecord>, Error> {
+/// Writes and commits the statistics of a task's shards.
+pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
+    let verdicts_file = run.committed::<VerdictCounts>(&run.select("select"), task)?.file().clone();
+    let verdicts = table::read(run.run(), &verdicts_file, &[])?;
+    let counts = run.committed_counts::<SamplesCounts>(&run.samples(), task)?;
     let first = run.plan().pool.first_shard_idx(task);
     let files = counts.shards.iter().enumerate().map(|(position, shard)| {
-        let stats = of_shard(shard, verdicts);
+        let stats = of_shard(shard, &verdicts);
         let text = serde_json::to_vec_pretty(&stats).expect("statistics are representable as JSON");
         run.run().put(&format!("stats/{:05}_stats.json", first + position), &text)
     });
-    files.collect()
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    run.commit(&run.write("write.stats"), task, Done::new(files, vec![verdicts_file], counts.shards.len() as u64))?;
+    Ok(())
 }
 
 fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch) -> ShardStats {
