@@ -91,8 +91,8 @@ struct Group {
     /// The first reason met, in the order of [`Rejection::ALL`].
     rejection: Option<Rejection>,
     image: Option<GroupImage>,
-    txt: Option<Vec<u8>>,
-    caption: Option<Vec<u8>>,
+    txt: Option<Result<Vec<u8>, Rejection>>,
+    caption: Option<Result<Vec<u8>, Rejection>>,
     json: Option<Vec<u8>>,
 }
 
@@ -233,11 +233,14 @@ impl Group {
                     image.bytes = members.data()?;
                 }
             }
-            "txt" | "caption" if member.size > limits.caption_bytes_max => {
-                self.reject(Rejection::CaptionTooLong)
+            "txt" | "caption" if is_fit => {
+                let text = if member.size > limits.caption_bytes_max {
+                    Err(Rejection::CaptionTooLong)
+                } else {
+                    Ok(members.data()?)
+                };
+                *(if extension == "txt" { &mut self.txt } else { &mut self.caption }) = Some(text);
             }
-            "txt" if is_fit => self.txt = Some(members.data()?),
-            "caption" if is_fit => self.caption = Some(members.data()?),
             "json" if member.size > limits.json_bytes_max => self.reject(Rejection::MemberTooLarge),
             "json" if is_fit => self.json = Some(members.data()?),
             _ => {}
@@ -249,7 +252,8 @@ impl Group {
     fn finish(mut self, sample_idx: u64, limits: &Limits) -> ReadSample {
         let json = self.json.take().map(parse_json);
         let caption = match (self.txt.take().or(self.caption.take()), &json) {
-            (Some(bytes), _) => Some(String::from_utf8(bytes).map_err(|_| Rejection::CaptionNotUtf8)),
+            (Some(Ok(bytes)), _) => Some(String::from_utf8(bytes).map_err(|_| Rejection::CaptionNotUtf8)),
+            (Some(Err(rejection)), _) => Some(Err(rejection)),
             (None, Some(Ok(json))) => json.caption.clone().map(Ok),
             (None, _) => None,
         };

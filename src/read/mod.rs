@@ -12,3 +12,6 @@ mod member;
 pub use decompress::{decompress, is_plain};
 pub use group::{ReadSample, RejectedSample, Sample, Samples};
 pub use limits::Limits;
+
+#[cfg(test)]
+mod tests;

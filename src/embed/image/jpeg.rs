@@ -16,6 +16,9 @@ use crate::rejection::Rejection;
 const SCANS_MAX: c_int = 500;
 
 /// Decodes a whole JPEG; gray and CMYK are converted as Pillow's `convert("RGB")` does.
+///
+/// A file without its end marker is refused. So does Pillow, but for the few files whose last pixels happen to be decoded
+/// before its decoder asks for more bytes.
 pub(super) fn decode(bytes: &[u8], pixels_max: u64) -> Result<RgbImage, Rejection> {
     let decoder = Decoder::new();
     let (width, height) = decoder.read_header(bytes).ok_or(Rejection::UndecodableImage)?;

@@ -10,3 +10,6 @@ pub use ::image::RgbImage;
 pub use decode::decode;
 pub use preprocess::{Preprocessing, Resize, preprocess};
 pub use resize::{Resample, Window, resize};
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! RGB in, RGB of another size out, bit for bit as Pillow resizes 8-bit images.
 //!
-//! Antialiased: the filter grows with the reduction. Weights are 22-bit fixed-point numbers, and the horizontal pass
-//! is rounded to 8 bits before the vertical one; both decide the last bit, which is why no other crate agrees.
+//! Antialiased: the filter grows with the reduction. Weights are 22-bit fixed-point numbers, and the first pass is
+//! rounded to 8 bits before the second one; both decide the last bit, which is why no other crate agrees.
 //!
 //! # Source
 //!
@@ -101,38 +101,58 @@ fn resize_avx2(image: &RgbImage, columns: &Weights, rows: &Weights) -> RgbImage 
 
 #[inline(always)]
 fn resize_in_two_passes(image: &RgbImage, columns: &Weights, rows: &Weights) -> RgbImage {
-    let (n_columns, n_rows) = (columns.bounds.len(), rows.bounds.len());
-    let source_rows = rows.sources();
-    let row_bytes = image.width() as usize * 3;
-    // The rows that the vertical pass reads, already of the final width.
-    let narrowed: Vec<u8> = if columns.is_identity {
+    let line = image.width() as usize * 3;
+    let pixels = if is_vertical_first(columns, rows) {
+        let combined = vertical_pass(image.as_raw(), line, 0, rows);
+        horizontal_pass(&combined, line, columns)
+    } else {
+        let sources = rows.sources();
+        let narrowed =
+            horizontal_pass(&image.as_raw()[sources.start * line..sources.end * line], line, columns);
+        vertical_pass(&narrowed, columns.bounds.len() * 3, sources.start, rows)
+    };
+    let (width, height) = (columns.bounds.len() as u32, rows.bounds.len() as u32);
+    RgbImage::from_raw(width, height, pixels).expect("three bytes for each pixel")
+}
+
+/// Pillow's choice since version 13: vertically first where the height shrinks by more than twice what the width does.
+/// The passes round in between, so the order shows in the last bit.
+fn is_vertical_first(columns: &Weights, rows: &Weights) -> bool {
+    rows.shrinkage > 0 && rows.shrinkage > 2 * columns.shrinkage
+}
+
+/// Brings rows of `line` bytes to the wanted columns.
+#[inline(always)]
+fn horizontal_pass(pixels: &[u8], line: usize, columns: &Weights) -> Vec<u8> {
+    let out_line = columns.bounds.len() * 3;
+    if columns.shrinkage == 0 {
         let first = columns.bounds[0].start * 3;
-        let lines = image.as_raw().chunks_exact(row_bytes).skip(source_rows.start).take(source_rows.len());
-        lines.flat_map(|line| &line[first..first + n_columns * 3]).copied().collect()
-    } else {
-        let mut narrowed = vec![0; source_rows.len() * n_columns * 3];
-        let mut padded = vec![0; (image.width() as usize + columns.n_taps) * 4];
-        let lines = image.as_raw().chunks_exact(row_bytes).skip(source_rows.start);
-        for (line, out) in lines.zip(narrowed.chunks_exact_mut(n_columns * 3)) {
-            for (pixel, &[r, g, b]) in padded.as_chunks_mut::<4>().0.iter_mut().zip(line.as_chunks::<3>().0) {
-                *pixel = [r, g, b, 0];
-            }
-            narrow_row(&padded, columns, out);
+        return pixels.chunks_exact(line).flat_map(|row| &row[first..first + out_line]).copied().collect();
+    }
+    let mut narrowed = vec![0; pixels.len() / line * out_line];
+    let mut padded = vec![0; (line / 3 + columns.n_taps) * 4];
+    for (row, out) in pixels.chunks_exact(line).zip(narrowed.chunks_exact_mut(out_line)) {
+        for (pixel, &[r, g, b]) in padded.as_chunks_mut::<4>().0.iter_mut().zip(row.as_chunks::<3>().0) {
+            *pixel = [r, g, b, 0];
         }
-        narrowed
-    };
-    let pixels = if rows.is_identity {
-        narrowed
-    } else {
-        let mut pixels = vec![0; n_rows * n_columns * 3];
-        for (row, out) in pixels.chunks_exact_mut(n_columns * 3).enumerate() {
-            let taps = rows.taps(row);
-            let first = rows.bounds[row].start - source_rows.start;
-            combine_rows(&narrowed[first * n_columns * 3..], n_columns * 3, taps, out);
-        }
-        pixels
-    };
-    RgbImage::from_raw(n_columns as u32, n_rows as u32, pixels).expect("three bytes for each pixel")
+        narrow_row(&padded, columns, out);
+    }
+    narrowed
+}
+
+/// Combines rows of `line` bytes, the first of which is the source's row `first`, to the wanted rows.
+#[inline(always)]
+fn vertical_pass(pixels: &[u8], line: usize, first: usize, rows: &Weights) -> Vec<u8> {
+    if rows.shrinkage == 0 {
+        let start = rows.bounds[0].start - first;
+        return pixels[start * line..(start + rows.bounds.len()) * line].to_vec();
+    }
+    let mut combined = vec![0; rows.bounds.len() * line];
+    for (row, out) in combined.chunks_exact_mut(line).enumerate() {
+        let start = rows.bounds[row].start - first;
+        combine_rows(&pixels[start * line..], line, rows.taps(row), out);
+    }
+    combined
 }
 
 /// One row of the horizontal pass, over pixels padded to four bytes.
@@ -193,8 +213,8 @@ struct Weights {
     /// `[n, n_taps]`, and the same with each tap four times, for pixels of four bytes.
     taps: Vec<i32>,
     spread: Vec<i32>,
-    /// Source and output have the same length, and Pillow leaves the axis alone.
-    is_identity: bool,
+    /// Positions fewer in the output; if 0, Pillow leaves the axis alone.
+    shrinkage: i64,
 }
 
 impl Weights {
@@ -226,7 +246,7 @@ impl Weights {
             bounds.push(start..end);
         }
         let spread = taps.iter().flat_map(|&tap| [tap; 4]).collect();
-        Weights { bounds, n_taps, taps, spread, is_identity: n_source == n_out }
+        Weights { bounds, n_taps, taps, spread, shrinkage: i64::from(n_source) - i64::from(n_out) }
     }
 
     /// The source positions of all output positions.
