@@ -248,3 +248,6 @@ fn read_json(path: &Path) -> Result<Option<Value>, ModelError> {
         .map_err(|source| ModelError::Json { path: path.to_owned(), source })?;
     Ok(Some(value))
 }
+
+#[cfg(test)]
+mod tests;
