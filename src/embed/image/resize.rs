@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 /// Fixed-point bits of a weight: 32, less 8 of the pixel, less 2 for sums that overshoot.
 const PRECISION_BITS: u32 = 22;
 
-/// Pixels that the horizontal loop takes at once.
-const STEP: usize = 4;
+/// Rows that the horizontal pass takes at once.
+const N_ROWS: usize = 16;
 
 /// A resampling filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -130,12 +130,22 @@ fn horizontal_pass(pixels: &[u8], line: usize, columns: &Weights) -> Vec<u8> {
         return pixels.chunks_exact(line).flat_map(|row| &row[first..first + out_line]).copied().collect();
     }
     let mut narrowed = vec![0; pixels.len() / line * out_line];
-    let mut padded = vec![0; (line / 3 + columns.n_taps) * 4];
-    for (row, out) in pixels.chunks_exact(line).zip(narrowed.chunks_exact_mut(out_line)) {
-        for (pixel, &[r, g, b]) in padded.as_chunks_mut::<4>().0.iter_mut().zip(row.as_chunks::<3>().0) {
-            *pixel = [r, g, b, 0];
+    // Some rows at once, pixel by pixel side by side: then the sums of all of them run in the same registers.
+    let mut side_by_side = vec![0; line * N_ROWS];
+    for (rows, out) in pixels.chunks(line * N_ROWS).zip(narrowed.chunks_mut(out_line * N_ROWS)) {
+        for (row, pixels) in rows.chunks_exact(line).enumerate() {
+            let places = side_by_side.chunks_exact_mut(N_ROWS * 3);
+            for (place, pixel) in places.zip(pixels.as_chunks::<3>().0) {
+                place[row * 3..row * 3 + 3].copy_from_slice(pixel);
+            }
         }
-        narrow_row(&padded, columns, out);
+        for column in 0..columns.bounds.len() {
+            let source = &side_by_side[columns.bounds[column].start * N_ROWS * 3..];
+            let pixels: [u8; N_ROWS * 3] = weighted_sum(source, N_ROWS * 3, columns.taps(column));
+            for (row, pixel) in out.chunks_exact_mut(out_line).zip(pixels.as_chunks::<3>().0) {
+                row[column * 3..column * 3 + 3].copy_from_slice(pixel);
+            }
+        }
     }
     narrowed
 }
@@ -149,53 +159,35 @@ fn vertical_pass(pixels: &[u8], line: usize, first: usize, rows: &Weights) -> Ve
     }
     let mut combined = vec![0; rows.bounds.len() * line];
     for (row, out) in combined.chunks_exact_mut(line).enumerate() {
-        let start = rows.bounds[row].start - first;
-        combine_rows(&pixels[start * line..], line, rows.taps(row), out);
+        let source = &pixels[(rows.bounds[row].start - first) * line..];
+        combine_rows::<64>(source, line, rows.taps(row), out);
     }
     combined
 }
 
-/// One row of the horizontal pass, over pixels padded to four bytes.
+/// One row of the vertical pass, in blocks of `N` bytes; the last block overlaps the one before it.
 #[inline(always)]
-fn narrow_row(padded: &[u8], columns: &Weights, out: &mut [u8]) {
-    for (column, pixel) in out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-        let start = columns.bounds[column].start * 4;
-        let spread = columns.spread_taps(column);
-        let source = &padded[start..start + spread.len()];
-        let mut sums = [0i32; STEP * 4];
-        for (values, weights) in
-            source.as_chunks::<{ STEP * 4 }>().0.iter().zip(spread.as_chunks::<{ STEP * 4 }>().0)
-        {
-            for lane in 0..STEP * 4 {
-                sums[lane] += i32::from(values[lane]) * weights[lane];
-            }
-        }
-        for (channel, value) in pixel.iter_mut().enumerate() {
-            *value = clip(sums[channel] + sums[4 + channel] + sums[8 + channel] + sums[12 + channel]);
-        }
+fn combine_rows<const N: usize>(source: &[u8], line: usize, taps: &[i32], out: &mut [u8]) {
+    if out.len() < N {
+        return combine_rows::<3>(source, line, taps, out);
+    }
+    for start in (0..out.len()).step_by(N) {
+        let start = start.min(out.len() - N);
+        out[start..start + N].copy_from_slice(&weighted_sum::<N>(&source[start..], line, taps));
     }
 }
 
-/// One row of the vertical pass: the weighted sum of rows that follow each other.
+/// The weighted sum of runs of `N` bytes that begin `stride` bytes apart.
 #[inline(always)]
-fn combine_rows(source: &[u8], row_bytes: usize, taps: &[i32], out: &mut [u8]) {
-    const BLOCK: usize = 64;
-    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-        let mut sums = [0i32; BLOCK];
-        for (tap, &weight) in taps.iter().enumerate() {
-            let from = tap * row_bytes + block * BLOCK;
-            let values = &source[from..from + out.len()];
-            match values.first_chunk::<BLOCK>() {
-                Some(values) => (0..BLOCK).for_each(|lane| sums[lane] += i32::from(values[lane]) * weight),
-                None => {
-                    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += i32::from(value) * weight)
-                }
-            }
-        }
-        for (value, sum) in out.iter_mut().zip(sums) {
-            *value = clip(sum);
+fn weighted_sum<const N: usize>(source: &[u8], stride: usize, taps: &[i32]) -> [u8; N] {
+    let mut sums = [0i32; N];
+    for (tap, &weight) in taps.iter().enumerate() {
+        let values: &[u8; N] = source[tap * stride..].first_chunk().expect("a tap for each source position");
+        for lane in 0..N {
+            sums[lane] += i32::from(values[lane]) * weight;
         }
     }
+    sums.map(clip)
 }
 
 /// Rounds a fixed-point sum to a pixel.
@@ -208,11 +200,9 @@ fn clip(sum: i32) -> u8 {
 struct Weights {
     /// Source positions of each output position in the window.
     bounds: Vec<Range<usize>>,
-    /// Taps of an output position, with zeros after the last: a multiple of [`STEP`].
-    n_taps: usize,
-    /// `[n, n_taps]`, and the same with each tap four times, for pixels of four bytes.
+    /// `[n, n_taps]`, with zeros after an output position's last tap.
     taps: Vec<i32>,
-    spread: Vec<i32>,
+    n_taps: usize,
     /// Positions fewer in the output; if 0, Pillow leaves the axis alone.
     shrinkage: i64,
 }
@@ -222,7 +212,7 @@ impl Weights {
         let scale = f64::from(n_source) / f64::from(n_out);
         let filter_scale = scale.max(1.0);
         let support = resample.support() * filter_scale;
-        let n_taps = (support.ceil() as usize * 2 + 1).next_multiple_of(STEP);
+        let n_taps = support.ceil() as usize * 2 + 1;
         let mut bounds = Vec::with_capacity(window.len());
         let mut taps = vec![0; window.len() * n_taps];
         let mut weights = Vec::with_capacity(n_taps);
@@ -245,8 +235,7 @@ impl Weights {
             }
             bounds.push(start..end);
         }
-        let spread = taps.iter().flat_map(|&tap| [tap; 4]).collect();
-        Weights { bounds, n_taps, taps, spread, shrinkage: i64::from(n_source) - i64::from(n_out) }
+        Weights { bounds, taps, n_taps, shrinkage: i64::from(n_source) - i64::from(n_out) }
     }
 
     /// The source positions of all output positions.
@@ -257,9 +246,5 @@ impl Weights {
     fn taps(&self, position: usize) -> &[i32] {
         let start = position * self.n_taps;
         &self.taps[start..start + self.bounds[position].len()]
-    }
-
-    fn spread_taps(&self, position: usize) -> &[i32] {
-        &self.spread[position * self.n_taps * 4..(position + 1) * self.n_taps * 4]
     }
 }
