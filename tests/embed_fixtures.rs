@@ -75,7 +75,8 @@ fn smallest_cosine(left: &Matrix, right: &Matrix) -> f32 {
 
 #[test]
 fn every_fault_is_one_rejection() {
-    // Key and reason of the faulty sample, and how many good ones there are, as fixtures/faults/README.md says.
+    // Key and reason of the faulty sample, and how many good ones there are, as fixtures/faults/README.md
+    // says.
     let faults = [
         ("cut_jpeg", "000003", "undecodable_image", 6),
         ("duplicate_key", "005003", "duplicate_key", 7),

@@ -9,8 +9,8 @@ use super::limits::Limits;
 use super::member::{Member, MemberError, Members};
 use crate::rejection::Rejection;
 
-/// Extensions of members that are taken as the image: those of the formats that can be decoded. What the bytes are is
-/// decided by the bytes.
+/// Extensions of members that are taken as the image: those of the formats that can be decoded. What the
+/// bytes are is decided by the bytes.
 const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
 /// One sample of a shard, or why there is none in its place.
@@ -56,18 +56,18 @@ pub struct RejectedSample {
 
 /// The samples of one shard, in its order.
 ///
-/// Only regular members count: directories, links, devices and sparse files are passed over, and so are names without
-/// a dot, names that begin with one, `__name__` metadata, and what archivers leave behind (`__MACOSX/`, `PaxHeaders`). Members passed
-/// over do not separate the members around them. An extension that comes twice begins a new group, which is then a
-/// [`Rejection::DuplicateKey`].
+/// Only regular members count: directories, links, devices and sparse files are passed over, and so are names
+/// without a dot, names that begin with one, `__name__` metadata, and what archivers leave behind
+/// (`__MACOSX/`, `PaxHeaders`). Members passed over do not separate the members around them. An extension
+/// that comes twice begins a new group, which is then a [`Rejection::DuplicateKey`].
 ///
-/// The caption is the member `txt`, else `caption`, else the JSON's string field `caption`. Of several images the first
-/// is taken.
+/// The caption is the member `txt`, else `caption`, else the JSON's string field `caption`. Of several images
+/// the first is taken.
 ///
 /// # Errors
 ///
-/// An item is an error if the reader failed; the iterator then ends. Bytes that are no tar, or cut short, are one
-/// [`Rejection::ShardBroken`] instead, and the end too.
+/// An item is an error if the reader failed; the iterator then ends. Bytes that are no tar, or cut short, are
+/// one [`Rejection::ShardBroken`] instead, and the end too.
 ///
 /// # Memory
 ///
@@ -105,8 +105,8 @@ struct GroupImage {
 }
 
 impl<R: Read> Samples<R> {
-    /// Reads the samples of a tar. `is_plain` says that the reader gives the stored shard's own bytes, so that
-    /// offsets in it mean something (see [`is_plain`](super::is_plain)).
+    /// Reads the samples of a tar. `is_plain` says that the reader gives the stored shard's own bytes, so
+    /// that offsets in it mean something (see [`is_plain`](super::is_plain)).
     pub fn new(reader: R, limits: Limits, is_plain: bool) -> Samples<R> {
         Samples {
             members: Members::new(reader),

@@ -1,5 +1,5 @@
-//! Encoded image bytes in, the tensor that a model takes out: `[3, height, width]` f32, equal to what Pillow and
-//! Hugging Face's processors give. Per sample.
+//! Encoded image bytes in, the tensor that a model takes out: `[3, height, width]` f32, equal to what Pillow
+//! and Hugging Face's processors give. Per sample.
 
 mod decode;
 mod jpeg;

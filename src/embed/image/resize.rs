@@ -1,7 +1,8 @@
 //! RGB in, RGB of another size out, bit for bit as Pillow resizes 8-bit images.
 //!
-//! Antialiased: the filter grows with the reduction. Weights are 22-bit fixed-point numbers, and the first pass is
-//! rounded to 8 bits before the second one; both decide the last bit, which is why no other crate agrees.
+//! Antialiased: the filter grows with the reduction. Weights are 22-bit fixed-point numbers, and the first
+//! pass is rounded to 8 bits before the second one; both decide the last bit, which is why no other crate
+//! agrees.
 //!
 //! # Source
 //!
@@ -73,7 +74,8 @@ pub struct Window {
     pub rows: Range<u32>,
 }
 
-/// Resizes an image to `width` × `height` pixels and returns `window` of the result; what lies outside is not computed.
+/// Resizes an image to `width` × `height` pixels and returns `window` of the result; what lies outside is not
+/// computed.
 ///
 /// # Panics
 ///
@@ -115,8 +117,8 @@ fn resize_in_two_passes(image: &RgbImage, columns: &Weights, rows: &Weights) -> 
     RgbImage::from_raw(width, height, pixels).expect("three bytes for each pixel")
 }
 
-/// Pillow's choice since version 13: vertically first where the height shrinks by more than twice what the width does.
-/// The passes round in between, so the order shows in the last bit.
+/// Pillow's choice since version 13: vertically first where the height shrinks by more than twice what the
+/// width does. The passes round in between, so the order shows in the last bit.
 fn is_vertical_first(columns: &Weights, rows: &Weights) -> bool {
     rows.shrinkage > 0 && rows.shrinkage > 2 * columns.shrinkage
 }
