@@ -15,13 +15,14 @@ const VARIABLES: [&str; 2] = ["SUPERBATCH_ONNXRUNTIME", "ORT_DYLIB_PATH"];
 
 /// Loads the library once a process and gives its environment, in which sessions are made.
 ///
-/// It is searched where [`VARIABLES`] say, beside the executable and in its `../lib`, in `.tools/onnxruntime` of any
-/// folder above the executable or the current folder, in an active Python environment, and where the linker looks.
+/// It is searched where [`VARIABLES`] say, beside the executable and in its `../lib`, in `.tools/onnxruntime`
+/// of any folder above the executable or the current folder, in an active Python environment, and where the
+/// linker looks.
 ///
 /// # Errors
 ///
-/// [`Error::RuntimeMissing`] with all places searched, [`Error::RuntimeLoad`] if what was found cannot be loaded or is
-/// too old.
+/// [`Error::RuntimeMissing`] with all places searched, [`Error::RuntimeLoad`] if what was found cannot be
+/// loaded or is too old.
 pub fn load() -> Result<Environment, Error> {
     static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
     let mut slot = ENVIRONMENT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -102,7 +103,8 @@ fn python_packages(root: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// The library itself, or the newest in a folder: wheels carry `libonnxruntime.so.1.32.0` without a shorter name.
+/// The library itself, or the newest in a folder: wheels carry `libonnxruntime.so.1.32.0` without a shorter
+/// name.
 fn library_in(place: &Path) -> Option<PathBuf> {
     if place.is_file() {
         return Some(place.to_owned());

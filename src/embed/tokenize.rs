@@ -71,8 +71,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Model`] if the tokenizer cannot be read, does not know the padding token, or adds more special tokens
-    /// than the context holds.
+    /// [`Error::Model`] if the tokenizer cannot be read, does not know the padding token, or adds more
+    /// special tokens than the context holds.
     pub fn open(model: &Model) -> Result<Tokenizer, Error> {
         open(model).map_err(|source| Error::Model { folder: model.folder.clone(), source })
     }
@@ -81,7 +81,8 @@ impl Tokenizer {
         self.context_length
     }
 
-    /// Adds one caption's ids as a row. A caption that is too long loses its end, but keeps the special tokens.
+    /// Adds one caption's ids as a row. A caption that is too long loses its end, but keeps the special
+    /// tokens.
     ///
     /// # Errors
     ///

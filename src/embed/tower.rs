@@ -39,7 +39,8 @@ pub enum Towers {
 }
 
 impl Towers {
-    /// Loads a model's graphs and embeds a blank batch of two, so that what cannot work fails before work starts.
+    /// Loads a model's graphs and embeds a blank batch of two, so that what cannot work fails before work
+    /// starts.
     ///
     /// # Errors
     ///
@@ -102,7 +103,8 @@ pub struct ImageTower {
 }
 
 impl ImageTower {
-    /// Loads the image graph. Its output is what `model.toml` names, else `image_embeds`, else `pooler_output`.
+    /// Loads the image graph. Its output is what `model.toml` names, else `image_embeds`, else
+    /// `pooler_output`.
     pub fn open(model: &Model, settings: &SessionSettings) -> Result<ImageTower, Error> {
         let Graphs::Split { image, .. } = &model.graphs else {
             panic!("a combined graph has no image tower of its own")

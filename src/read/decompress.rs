@@ -1,4 +1,5 @@
-//! A shard's bytes in, the tar's bytes out: undoes `.gz` and `.zst`, and keeps apart corrupt bytes from failing readers.
+//! A shard's bytes in, the tar's bytes out: undoes `.gz` and `.zst`, and keeps apart corrupt bytes from
+//! failing readers.
 
 use std::error::Error;
 use std::fmt;
@@ -9,12 +10,13 @@ pub fn is_plain(shard: &str) -> bool {
     Compression::of(shard) == Compression::None
 }
 
-/// Decompresses a shard by the extension of its name: `.tar.gz`, `.tgz`, `.tar.zst`; everything else is taken as it is.
+/// Decompresses a shard by the extension of its name: `.tar.gz`, `.tgz`, `.tar.zst`; everything else is taken
+/// as it is.
 ///
 /// # Errors
 ///
-/// The returned reader gives the underlying reader's errors as they are. Bytes that do not decompress are a property
-/// of the shard instead, and [`Samples`](super::Samples) makes a rejection of them.
+/// The returned reader gives the underlying reader's errors as they are. Bytes that do not decompress are a
+/// property of the shard instead, and [`Samples`](super::Samples) makes a rejection of them.
 ///
 /// # Memory
 ///

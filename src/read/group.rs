@@ -9,8 +9,8 @@ use super::limits::Limits;
 use super::member::{Member, MemberError, Members};
 use crate::rejection::Rejection;
 
-/// Extensions of members that are taken as the image: those of the formats that can be decoded. What the bytes are is
-/// decided by the bytes.
+/// Extensions of members that are taken as the image: those of the formats that can be decoded. What the
+/// bytes are is decided by the bytes.
 const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
 /// One sample of a shard, or why there is none in its place.
@@ -66,18 +66,18 @@ pub struct RejectedSample {
 
 /// The samples of one shard, in its order.
 ///
-/// Only regular members count: directories, links, devices and sparse files are passed over, and so are names without
-/// a dot, names that begin with one, `__name__` metadata, and what archivers leave behind (`__MACOSX/`, `PaxHeaders`). Members passed
-/// over do not separate the members around them. An extension that comes twice begins a new group, which is then a
-/// [`Rejection::DuplicateKey`].
+/// Only regular members count: directories, links, devices and sparse files are passed over, and so are names
+/// without a dot, names that begin with one, `__name__` metadata, and what archivers leave behind
+/// (`__MACOSX/`, `PaxHeaders`). Members passed over do not separate the members around them. An extension
+/// that comes twice begins a new group, which is then a [`Rejection::DuplicateKey`].
 ///
-/// The caption is the member `txt`, else `caption`, else the JSON's string field `caption`. Of several images the first
-/// is taken.
+/// The caption is the member `txt`, else `caption`, else the JSON's string field `caption`. Of several images
+/// the first is taken.
 ///
 /// # Errors
 ///
-/// An item is an error if the reader failed; the iterator then ends. Bytes that are no tar, or cut short, are one
-/// [`Rejection::ShardBroken`] instead, and the end too.
+/// An item is an error if the reader failed; the iterator then ends. Bytes that are no tar, or cut short, are
+/// one [`Rejection::ShardBroken`] instead, and the end too.
 ///
 /// # Memory
 ///
@@ -101,8 +101,8 @@ struct Group {
     /// The first reason met, in the order of [`Rejection::ALL`].
     rejection: Option<Rejection>,
     image: Option<GroupImage>,
-    txt: Option<Vec<u8>>,
-    caption: Option<Vec<u8>>,
+    txt: Option<Result<Vec<u8>, Rejection>>,
+    caption: Option<Result<Vec<u8>, Rejection>>,
     json: Option<Vec<u8>>,
 }
 
@@ -115,8 +115,8 @@ struct GroupImage {
 }
 
 impl<R: Read> Samples<R> {
-    /// Reads the samples of a tar. `is_plain` says that the reader gives the stored shard's own bytes, so that
-    /// offsets in it mean something (see [`is_plain`](super::is_plain)).
+    /// Reads the samples of a tar. `is_plain` says that the reader gives the stored shard's own bytes, so
+    /// that offsets in it mean something (see [`is_plain`](super::is_plain)).
     pub fn new(reader: R, limits: Limits, is_plain: bool) -> Samples<R> {
         Samples {
             members: Members::new(reader),
@@ -243,11 +243,14 @@ impl Group {
                     image.bytes = members.data()?;
                 }
             }
-            "txt" | "caption" if member.size > limits.caption_bytes_max => {
-                self.reject(Rejection::CaptionTooLong)
+            "txt" | "caption" if is_fit => {
+                let text = if member.size > limits.caption_bytes_max {
+                    Err(Rejection::CaptionTooLong)
+                } else {
+                    Ok(members.data()?)
+                };
+                *(if extension == "txt" { &mut self.txt } else { &mut self.caption }) = Some(text);
             }
-            "txt" if is_fit => self.txt = Some(members.data()?),
-            "caption" if is_fit => self.caption = Some(members.data()?),
             "json" if member.size > limits.json_bytes_max => self.reject(Rejection::MemberTooLarge),
             "json" if is_fit => self.json = Some(members.data()?),
             _ => {}
@@ -259,7 +262,8 @@ impl Group {
     fn finish(mut self, sample_idx: u64, limits: &Limits) -> ReadSample {
         let json = self.json.take().map(parse_json);
         let caption = match (self.txt.take().or(self.caption.take()), &json) {
-            (Some(bytes), _) => Some(String::from_utf8(bytes).map_err(|_| Rejection::CaptionNotUtf8)),
+            (Some(Ok(bytes)), _) => Some(String::from_utf8(bytes).map_err(|_| Rejection::CaptionNotUtf8)),
+            (Some(Err(rejection)), _) => Some(Err(rejection)),
             (None, Some(Ok(json))) => json.caption.clone().map(Ok),
             (None, _) => None,
         };

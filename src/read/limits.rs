@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct Limits {
     /// Bytes of one member; default 64 MiB.
     pub member_bytes_max: u64,
-    /// Width times height of an image; default 89,478,485, where Pillow begins to warn of a decompression bomb. It is
-    /// 256 MiB of RGB; Pillow's own error comes at twice that, which would be half a GiB for each decoding thread.
+    /// Width times height of an image; default 89,478,485, where Pillow begins to warn of a decompression
+    /// bomb. It is 256 MiB of RGB; Pillow's own error comes at twice that, which would be half a GiB for each
+    /// decoding thread.
     pub image_pixels_max: u64,
     /// Bytes of a JSON member; default 1 MiB.
     pub json_bytes_max: u64,

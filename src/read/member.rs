@@ -1,8 +1,9 @@
 //! A tar's bytes in, its regular members out: headers, long names and sizes, nothing of samples.
 //!
-//! The header fields are read by crate `tar`; the walk is ours, since `tar::Archive` borrows itself (so it cannot
-//! stand in an iterator) and reads long-name and pax records of any size into memory. Where the two could differ, this walk does
-//! as Python's `tarfile` does in stream mode: the archive ends at its first zero block or at its last byte.
+//! The header fields are read by crate `tar`; the walk is ours, since `tar::Archive` borrows itself (so it
+//! cannot stand in an iterator) and reads long-name and pax records of any size into memory. Where the two
+//! could differ, this walk does as Python's `tarfile` does in stream mode: the archive ends at its first zero
+//! block or at its last byte.
 
 use std::io::{self, Read};
 
@@ -12,8 +13,8 @@ use super::decompress::is_corrupt;
 
 const BLOCK_BYTES: u64 = 512;
 
-/// A long-name or pax record over this size breaks the shard. Linux paths end at 4 KiB; pax records of writers that
-/// store extended attributes stay well below.
+/// A long-name or pax record over this size breaks the shard. Linux paths end at 4 KiB; pax records of
+/// writers that store extended attributes stay well below.
 const RECORD_BYTES_MAX: u64 = 1 << 20;
 
 /// Why no further member can be read.
@@ -63,8 +64,8 @@ impl<R: Read> Members<R> {
         Members { reader, position: 0, unread: 0, padding: 0, is_empty: true }
     }
 
-    /// The next regular member; skips what is left of the current one. Directories, links, devices and sparse files
-    /// are passed over.
+    /// The next regular member; skips what is left of the current one. Directories, links, devices and sparse
+    /// files are passed over.
     pub fn next(&mut self) -> Result<Option<Member>, MemberError> {
         let mut extensions = Extensions::default();
         let mut is_extended = false;
@@ -110,8 +111,8 @@ impl<R: Read> Members<R> {
         }
     }
 
-    /// Reads the data of the member that [`next`](Members::next) gave. Memory grows with the bytes that arrive, not
-    /// with the size that the header claims.
+    /// Reads the data of the member that [`next`](Members::next) gave. Memory grows with the bytes that
+    /// arrive, not with the size that the header claims.
     pub fn data(&mut self) -> Result<Vec<u8>, MemberError> {
         let mut data = Vec::with_capacity(self.unread.min(RECORD_BYTES_MAX) as usize);
         let n_read = (&mut self.reader).take(self.unread).read_to_end(&mut data)? as u64;
@@ -136,8 +137,8 @@ impl<R: Read> Members<R> {
         Ok(())
     }
 
-    /// Skips the rest of the current member. Data that end early break the shard; padding that is cut off after
-    /// complete data does not: the next header is then simply not there.
+    /// Skips the rest of the current member. Data that end early break the shard; padding that is cut off
+    /// after complete data does not: the next header is then simply not there.
     fn finish_member(&mut self) -> Result<(), MemberError> {
         let n_unread = std::mem::take(&mut self.unread);
         let n_padding = std::mem::take(&mut self.padding);
@@ -194,7 +195,8 @@ impl<R: Read> Members<R> {
         }
     }
 
-    /// Passes over the blocks that continue a sparse file's map; they stand before its data and are not in its size.
+    /// Passes over the blocks that continue a sparse file's map; they stand before its data and are not in
+    /// its size.
     fn skip_sparse_map(&mut self, header: &Header) -> Result<(), MemberError> {
         let mut is_continued = header.as_gnu().is_some_and(|gnu| gnu.is_extended());
         while is_continued {
@@ -206,8 +208,8 @@ impl<R: Read> Members<R> {
 }
 
 impl Extensions {
-    /// Reads pax records `<length> <keyword>=<value>\n`, where the length counts the whole record; values may hold
-    /// newlines, which is why the records are not split at them.
+    /// Reads pax records `<length> <keyword>=<value>\n`, where the length counts the whole record; values may
+    /// hold newlines, which is why the records are not split at them.
     fn read_pax(&mut self, mut records: &[u8]) -> Result<(), MemberError> {
         while records.first().is_some_and(|&byte| byte != 0) {
             let (record, rest) = split_pax_record(records).ok_or(MemberError::Broken)?;

@@ -11,8 +11,9 @@ use super::jpeg;
 use crate::read::Limits;
 use crate::rejection::Rejection;
 
-/// The longest side, in pixels, that JPEG can state. It holds for the other formats too, since the memory of resizing
-/// grows with the source's height times the model's width, which the number of pixels does not bound.
+/// The longest side, in pixels, that JPEG can state. It holds for the other formats too, since the memory of
+/// resizing grows with the source's height times the model's width, which the number of pixels does not
+/// bound.
 const SIDE_PX_MAX: u32 = 65_535;
 
 /// Decodes an image to 8-bit RGB.
@@ -24,8 +25,8 @@ const SIDE_PX_MAX: u32 = 65_535;
 ///
 /// # Parity
 ///
-/// JPEG, PNG, GIF, BMP and lossless WebP are equal to Pillow's bit for bit. 16-bit gray is clipped at 255, not
-/// scaled, and 16-bit colour keeps its high byte, since that is what Pillow does.
+/// JPEG, PNG, GIF, BMP, TIFF and WebP are equal to Pillow's bit for bit. 16-bit gray is clipped at 255,
+/// not scaled, and 16-bit colour keeps its high byte, since that is what Pillow does.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
     if bytes.is_empty() {
         return Err(Rejection::EmptyImage);

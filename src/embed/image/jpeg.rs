@@ -1,7 +1,8 @@
 //! JPEG bytes in, RGB out, bit for bit as Pillow decodes them.
 //!
-//! This calls libjpeg-turbo's C interface, since crate `turbojpeg` makes an error of every warning and hides which of
-//! the two it was: Pillow decodes on through mangled data, and refuses only a file that ends too early.
+//! This calls libjpeg-turbo's C interface, since crate `turbojpeg` makes an error of every warning and hides
+//! which of the two it was: Pillow decodes on through mangled data, and refuses only a file that ends too
+//! early.
 
 use std::ffi::CStr;
 
@@ -16,6 +17,9 @@ use crate::rejection::Rejection;
 const SCANS_MAX: c_int = 500;
 
 /// Decodes a whole JPEG; gray and CMYK are converted as Pillow's `convert("RGB")` does.
+///
+/// A file without its end marker is refused. So does Pillow, but for the few files whose last pixels happen
+/// to be decoded before its decoder asks for more bytes.
 pub(super) fn decode(bytes: &[u8], pixels_max: u64) -> Result<RgbImage, Rejection> {
     let decoder = Decoder::new();
     let (width, height) = decoder.read_header(bytes).ok_or(Rejection::UndecodableImage)?;
@@ -72,8 +76,8 @@ impl Decoder {
         n_channels: usize,
     ) -> Result<Vec<u8>, Rejection> {
         let mut pixels = vec![0u8; width as usize * height as usize * n_channels];
-        // SAFETY: the handle is live; the input is one slice, which is only read; the output has
-        // width · height · n_channels bytes, which is what the library writes for this format with pitch 0, since it
+        // SAFETY: the handle is live; the input is one slice, which is only read; the output has width ·
+        // height · n_channels bytes, which is what the library writes for this format with pitch 0, since it
         // parses the same bytes to the same width and height and no scaling or cropping is set.
         let status = unsafe {
             raw::tj3Decompress8(
@@ -85,7 +89,8 @@ impl Decoder {
                 format as c_int,
             )
         };
-        // The library keeps the text of the first warning only, so another one may hide that of the early end.
+        // The library keeps the text of the first warning only, so another one may hide that of the early
+        // end.
         let is_whole = status == 0 || (self.is_warning() && !self.is_early_end() && has_end_marker(bytes));
         if is_whole { Ok(pixels) } else { Err(Rejection::UndecodableImage) }
     }

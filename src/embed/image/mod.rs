@@ -1,5 +1,5 @@
-//! Encoded image bytes in, the tensor that a model takes out: `[3, height, width]` f32, equal to what Pillow and
-//! Hugging Face's processors give. Per sample.
+//! Encoded image bytes in, the tensor that a model takes out: `[3, height, width]` f32, equal to what Pillow
+//! and Hugging Face's processors give. Per sample.
 
 mod decode;
 mod jpeg;
@@ -10,3 +10,6 @@ pub use ::image::RgbImage;
 pub use decode::decode;
 pub use preprocess::{Preprocessing, Resize, preprocess};
 pub use resize::{Resample, Window, resize};
+
+#[cfg(test)]
+mod tests;

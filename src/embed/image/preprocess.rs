@@ -63,8 +63,8 @@ impl Preprocessing {
 ///
 /// # Source
 ///
-/// transformers, `CLIPImageProcessor` and `SiglipImageProcessor` (the ones on PIL, not the `Fast` ones): the long side
-/// is `int(side · long / short)`, the crop begins at `(length − crop) // 2`.
+/// transformers, `CLIPImageProcessor` and `SiglipImageProcessor` (the ones on PIL, not the `Fast` ones): the
+/// long side is `int(side · long / short)`, the crop begins at `(length − crop) // 2`.
 pub fn preprocess(image: &RgbImage, preprocessing: &Preprocessing, out: &mut [f32]) {
     assert_eq!(out.len(), preprocessing.n_values());
     let (out_width, out_height) = preprocessing.size();
@@ -94,7 +94,8 @@ pub fn preprocess(image: &RgbImage, preprocessing: &Preprocessing, out: &mut [f3
 fn shortest_side_to(side: u32, width: u32, height: u32) -> (u32, u32) {
     let (short, long) = (width.min(height), width.max(height));
     let long = u64::from(side) * u64::from(long) / u64::from(short);
-    // A side of at most 65,535 px and a model's few hundred: far from the limit for any image that was decoded.
+    // A side of at most 65,535 px and a model's few hundred: far from the limit for any image that was
+    // decoded.
     let long = u32::try_from(long).expect("the longer side fits in 32 bits");
     if width <= height { (side, long) } else { (long, side) }
 }

@@ -1,7 +1,8 @@
 //! RGB in, RGB of another size out, bit for bit as Pillow resizes 8-bit images.
 //!
-//! Antialiased: the filter grows with the reduction. Weights are 22-bit fixed-point numbers, and the horizontal pass
-//! is rounded to 8 bits before the vertical one; both decide the last bit, which is why no other crate agrees.
+//! Antialiased: the filter grows with the reduction. Weights are 22-bit fixed-point numbers, and the first
+//! pass is rounded to 8 bits before the second one; both decide the last bit, which is why no other crate
+//! agrees.
 //!
 //! # Source
 //!
@@ -15,8 +16,8 @@ use serde::{Deserialize, Serialize};
 /// Fixed-point bits of a weight: 32, less 8 of the pixel, less 2 for sums that overshoot.
 const PRECISION_BITS: u32 = 22;
 
-/// Pixels that the horizontal loop takes at once.
-const STEP: usize = 4;
+/// Rows that the horizontal pass takes at once.
+const N_ROWS: usize = 16;
 
 /// A resampling filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,7 +74,8 @@ pub struct Window {
     pub rows: Range<u32>,
 }
 
-/// Resizes an image to `width` × `height` pixels and returns `window` of the result; what lies outside is not computed.
+/// Resizes an image to `width` × `height` pixels and returns `window` of the result; what lies outside is not
+/// computed.
 ///
 /// # Panics
 ///
@@ -101,81 +103,93 @@ fn resize_avx2(image: &RgbImage, columns: &Weights, rows: &Weights) -> RgbImage 
 
 #[inline(always)]
 fn resize_in_two_passes(image: &RgbImage, columns: &Weights, rows: &Weights) -> RgbImage {
-    let (n_columns, n_rows) = (columns.bounds.len(), rows.bounds.len());
-    let source_rows = rows.sources();
-    let row_bytes = image.width() as usize * 3;
-    // The rows that the vertical pass reads, already of the final width.
-    let narrowed: Vec<u8> = if columns.is_identity {
+    let line = image.width() as usize * 3;
+    let pixels = if is_vertical_first(columns, rows) {
+        let combined = vertical_pass(image.as_raw(), line, 0, rows);
+        horizontal_pass(&combined, line, columns)
+    } else {
+        let sources = rows.sources();
+        let narrowed =
+            horizontal_pass(&image.as_raw()[sources.start * line..sources.end * line], line, columns);
+        vertical_pass(&narrowed, columns.bounds.len() * 3, sources.start, rows)
+    };
+    let (width, height) = (columns.bounds.len() as u32, rows.bounds.len() as u32);
+    RgbImage::from_raw(width, height, pixels).expect("three bytes for each pixel")
+}
+
+/// Pillow's choice since version 13: vertically first where the height shrinks by more than twice what the
+/// width does. The passes round in between, so the order shows in the last bit.
+fn is_vertical_first(columns: &Weights, rows: &Weights) -> bool {
+    rows.shrinkage > 0 && rows.shrinkage > 2 * columns.shrinkage
+}
+
+/// Brings rows of `line` bytes to the wanted columns.
+#[inline(always)]
+fn horizontal_pass(pixels: &[u8], line: usize, columns: &Weights) -> Vec<u8> {
+    let out_line = columns.bounds.len() * 3;
+    if columns.shrinkage == 0 {
         let first = columns.bounds[0].start * 3;
-        let lines = image.as_raw().chunks_exact(row_bytes).skip(source_rows.start).take(source_rows.len());
-        lines.flat_map(|line| &line[first..first + n_columns * 3]).copied().collect()
-    } else {
-        let mut narrowed = vec![0; source_rows.len() * n_columns * 3];
-        let mut padded = vec![0; (image.width() as usize + columns.n_taps) * 4];
-        let lines = image.as_raw().chunks_exact(row_bytes).skip(source_rows.start);
-        for (line, out) in lines.zip(narrowed.chunks_exact_mut(n_columns * 3)) {
-            for (pixel, &[r, g, b]) in padded.as_chunks_mut::<4>().0.iter_mut().zip(line.as_chunks::<3>().0) {
-                *pixel = [r, g, b, 0];
+        return pixels.chunks_exact(line).flat_map(|row| &row[first..first + out_line]).copied().collect();
+    }
+    let mut narrowed = vec![0; pixels.len() / line * out_line];
+    // Some rows at once, pixel by pixel side by side: then the sums of all of them run in the same registers.
+    let mut side_by_side = vec![0; line * N_ROWS];
+    for (rows, out) in pixels.chunks(line * N_ROWS).zip(narrowed.chunks_mut(out_line * N_ROWS)) {
+        for (row, pixels) in rows.chunks_exact(line).enumerate() {
+            let places = side_by_side.chunks_exact_mut(N_ROWS * 3);
+            for (place, pixel) in places.zip(pixels.as_chunks::<3>().0) {
+                place[row * 3..row * 3 + 3].copy_from_slice(pixel);
             }
-            narrow_row(&padded, columns, out);
         }
-        narrowed
-    };
-    let pixels = if rows.is_identity {
-        narrowed
-    } else {
-        let mut pixels = vec![0; n_rows * n_columns * 3];
-        for (row, out) in pixels.chunks_exact_mut(n_columns * 3).enumerate() {
-            let taps = rows.taps(row);
-            let first = rows.bounds[row].start - source_rows.start;
-            combine_rows(&narrowed[first * n_columns * 3..], n_columns * 3, taps, out);
+        for column in 0..columns.bounds.len() {
+            let source = &side_by_side[columns.bounds[column].start * N_ROWS * 3..];
+            let pixels: [u8; N_ROWS * 3] = weighted_sum(source, N_ROWS * 3, columns.taps(column));
+            for (row, pixel) in out.chunks_exact_mut(out_line).zip(pixels.as_chunks::<3>().0) {
+                row[column * 3..column * 3 + 3].copy_from_slice(pixel);
+            }
         }
-        pixels
-    };
-    RgbImage::from_raw(n_columns as u32, n_rows as u32, pixels).expect("three bytes for each pixel")
+    }
+    narrowed
 }
 
-/// One row of the horizontal pass, over pixels padded to four bytes.
+/// Combines rows of `line` bytes, the first of which is the source's row `first`, to the wanted rows.
 #[inline(always)]
-fn narrow_row(padded: &[u8], columns: &Weights, out: &mut [u8]) {
-    for (column, pixel) in out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-        let start = columns.bounds[column].start * 4;
-        let spread = columns.spread_taps(column);
-        let source = &padded[start..start + spread.len()];
-        let mut sums = [0i32; STEP * 4];
-        for (values, weights) in
-            source.as_chunks::<{ STEP * 4 }>().0.iter().zip(spread.as_chunks::<{ STEP * 4 }>().0)
-        {
-            for lane in 0..STEP * 4 {
-                sums[lane] += i32::from(values[lane]) * weights[lane];
-            }
-        }
-        for (channel, value) in pixel.iter_mut().enumerate() {
-            *value = clip(sums[channel] + sums[4 + channel] + sums[8 + channel] + sums[12 + channel]);
-        }
+fn vertical_pass(pixels: &[u8], line: usize, first: usize, rows: &Weights) -> Vec<u8> {
+    if rows.shrinkage == 0 {
+        let start = rows.bounds[0].start - first;
+        return pixels[start * line..(start + rows.bounds.len()) * line].to_vec();
+    }
+    let mut combined = vec![0; rows.bounds.len() * line];
+    for (row, out) in combined.chunks_exact_mut(line).enumerate() {
+        let source = &pixels[(rows.bounds[row].start - first) * line..];
+        combine_rows::<64>(source, line, rows.taps(row), out);
+    }
+    combined
+}
+
+/// One row of the vertical pass, in blocks of `N` bytes; the last block overlaps the one before it.
+#[inline(always)]
+fn combine_rows<const N: usize>(source: &[u8], line: usize, taps: &[i32], out: &mut [u8]) {
+    if out.len() < N {
+        return combine_rows::<3>(source, line, taps, out);
+    }
+    for start in (0..out.len()).step_by(N) {
+        let start = start.min(out.len() - N);
+        out[start..start + N].copy_from_slice(&weighted_sum::<N>(&source[start..], line, taps));
     }
 }
 
-/// One row of the vertical pass: the weighted sum of rows that follow each other.
+/// The weighted sum of runs of `N` bytes that begin `stride` bytes apart.
 #[inline(always)]
-fn combine_rows(source: &[u8], row_bytes: usize, taps: &[i32], out: &mut [u8]) {
-    const BLOCK: usize = 64;
-    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-        let mut sums = [0i32; BLOCK];
-        for (tap, &weight) in taps.iter().enumerate() {
-            let from = tap * row_bytes + block * BLOCK;
-            let values = &source[from..from + out.len()];
-            match values.first_chunk::<BLOCK>() {
-                Some(values) => (0..BLOCK).for_each(|lane| sums[lane] += i32::from(values[lane]) * weight),
-                None => {
-                    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += i32::from(value) * weight)
-                }
-            }
-        }
-        for (value, sum) in out.iter_mut().zip(sums) {
-            *value = clip(sum);
+fn weighted_sum<const N: usize>(source: &[u8], stride: usize, taps: &[i32]) -> [u8; N] {
+    let mut sums = [0i32; N];
+    for (tap, &weight) in taps.iter().enumerate() {
+        let values: &[u8; N] = source[tap * stride..].first_chunk().expect("a tap for each source position");
+        for lane in 0..N {
+            sums[lane] += i32::from(values[lane]) * weight;
         }
     }
+    sums.map(clip)
 }
 
 /// Rounds a fixed-point sum to a pixel.
@@ -188,13 +202,11 @@ fn clip(sum: i32) -> u8 {
 struct Weights {
     /// Source positions of each output position in the window.
     bounds: Vec<Range<usize>>,
-    /// Taps of an output position, with zeros after the last: a multiple of [`STEP`].
-    n_taps: usize,
-    /// `[n, n_taps]`, and the same with each tap four times, for pixels of four bytes.
+    /// `[n, n_taps]`, with zeros after an output position's last tap.
     taps: Vec<i32>,
-    spread: Vec<i32>,
-    /// Source and output have the same length, and Pillow leaves the axis alone.
-    is_identity: bool,
+    n_taps: usize,
+    /// Positions fewer in the output; if 0, Pillow leaves the axis alone.
+    shrinkage: i64,
 }
 
 impl Weights {
@@ -202,7 +214,7 @@ impl Weights {
         let scale = f64::from(n_source) / f64::from(n_out);
         let filter_scale = scale.max(1.0);
         let support = resample.support() * filter_scale;
-        let n_taps = (support.ceil() as usize * 2 + 1).next_multiple_of(STEP);
+        let n_taps = support.ceil() as usize * 2 + 1;
         let mut bounds = Vec::with_capacity(window.len());
         let mut taps = vec![0; window.len() * n_taps];
         let mut weights = Vec::with_capacity(n_taps);
@@ -225,8 +237,7 @@ impl Weights {
             }
             bounds.push(start..end);
         }
-        let spread = taps.iter().flat_map(|&tap| [tap; 4]).collect();
-        Weights { bounds, n_taps, taps, spread, is_identity: n_source == n_out }
+        Weights { bounds, taps, n_taps, shrinkage: i64::from(n_source) - i64::from(n_out) }
     }
 
     /// The source positions of all output positions.
@@ -237,9 +248,5 @@ impl Weights {
     fn taps(&self, position: usize) -> &[i32] {
         let start = position * self.n_taps;
         &self.taps[start..start + self.bounds[position].len()]
-    }
-
-    fn spread_taps(&self, position: usize) -> &[i32] {
-        &self.spread[position * self.n_taps * 4..(position + 1) * self.n_taps * 4]
     }
 }

@@ -11,8 +11,8 @@ use super::error::ModelError;
 /// Changes when the same files would give other embeddings.
 const ALGORITHM_VERSION: u32 = 1;
 
-/// BLAKE3, in hex, over a canonical JSON description and the bytes of graphs, their external data and the tokenizer.
-/// Where the folder lies, and scale and bias, are not part of it: they do not change an embedding.
+/// BLAKE3, in hex, over a canonical JSON description and the bytes of graphs, their external data and the
+/// tokenizer. Where the folder lies, and scale and bias, are not part of it: they do not change an embedding.
 pub(super) fn digest(model: &Model) -> Result<String, ModelError> {
     let mut graphs = Vec::new();
     for graph in model.graphs.files() {
@@ -44,7 +44,8 @@ fn file_digest(path: &Path) -> Result<String, ModelError> {
     read().map_err(|source| ModelError::Read { path: path.to_owned(), source })
 }
 
-/// Files with a graph's weights: `model.onnx_data`, `model.onnx_data_1`, `model.onnx.data`, in the order of their names.
+/// Files with a graph's weights: `model.onnx_data`, `model.onnx_data_1`, `model.onnx.data`, in the order of
+/// their names.
 fn external_data(graph: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let folder = graph.parent().expect("a graph lies in the model's folder");
     let fault = |source| ModelError::Read { path: folder.to_owned(), source };

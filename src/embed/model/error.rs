@@ -13,7 +13,7 @@ pub enum ModelError {
     #[error("`{path}` is not valid JSON")]
     Json { path: PathBuf, source: serde_json::Error },
     #[error("`{path}` is not a valid model manifest")]
-    Toml { path: PathBuf, source: toml::de::Error },
+    Toml { path: PathBuf, source: Box<toml::de::Error> },
     #[error("none of the graph files is there: {}", paths(searched))]
     MissingGraph { searched: Vec<PathBuf> },
     #[error("no file states `{setting}`")]

@@ -77,6 +77,6 @@ impl Manifest {
     pub fn read(folder: &Path) -> Result<Manifest, ModelError> {
         let path = folder.join(MANIFEST);
         let Some(bytes) = read_file(&path)? else { return Ok(Manifest::default()) };
-        toml::from_slice(&bytes).map_err(|source| ModelError::Toml { path, source })
+        toml::from_slice(&bytes).map_err(|source| ModelError::Toml { path, source: Box::new(source) })
     }
 }

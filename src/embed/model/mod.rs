@@ -1,8 +1,8 @@
-//! A model folder in, a checked model out: which graphs, how images and captions are prepared, and which linear logit
-//! scale and bias turn cosines into logits.
+//! A model folder in, a checked model out: which graphs, how images and captions are prepared, and which
+//! linear logit scale and bias turn cosines into logits.
 //!
-//! The folder is laid out as Hugging Face exports it; a `model.toml` in it completes or overrides what the other files
-//! say. Nothing is guessed: what no file states is an error that names the setting.
+//! The folder is laid out as Hugging Face exports it; a `model.toml` in it completes or overrides what the
+//! other files say. Nothing is guessed: what no file states is an error that names the setting.
 
 mod digest;
 mod error;
@@ -145,7 +145,8 @@ fn read(folder: &Path, variant: Variant) -> Result<Model, ModelError> {
     Ok(model)
 }
 
-/// The files that `model.toml` names, else the names of Hugging Face exports, in `onnx/` or beside the configuration.
+/// The files that `model.toml` names, else the names of Hugging Face exports, in `onnx/` or beside the
+/// configuration.
 fn find_graphs(folder: &Path, variant: Variant, manifest: &Manifest) -> Result<Graphs, ModelError> {
     let mut searched = Vec::new();
     let mut find = |path: PathBuf| {
@@ -225,7 +226,8 @@ fn text_preparation(
     })
 }
 
-/// Tokenizers without a limit state 10³⁰ for it; no text tower of an image–text model has more positions than this.
+/// Tokenizers without a limit state 10³⁰ for it; no text tower of an image–text model has more positions than
+/// this.
 const CONTEXT_LENGTH_MAX: u64 = 8192;
 
 /// A token stands in these files as text or as an object with its text in `content`.
@@ -248,3 +250,6 @@ fn read_json(path: &Path) -> Result<Option<Value>, ModelError> {
         .map_err(|source| ModelError::Json { path: path.to_owned(), source })?;
     Ok(Some(value))
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,8 +9,8 @@ use crate::embed::image::{Preprocessing, Resample, Resize};
 /// Beyond this a size is a mistake: the largest image towers take about 1,000 pixels a side.
 const SIDE_PX_MAX: u64 = 4096;
 
-/// What the configuration says in its old form (`"size": 224`) or its new one (`"size": {"shortest_edge": 224}`), with
-/// the manifest's settings in place of its own.
+/// What the configuration says in its old form (`"size": 224`) or its new one (`"size": {"shortest_edge":
+/// 224}`), with the manifest's settings in place of its own.
 pub(super) fn resolve(processor: Option<&Value>, manifest: &Manifest) -> Result<Preprocessing, ModelError> {
     let null = Value::Null;
     let processor = processor.unwrap_or(&null);
@@ -55,7 +55,8 @@ fn resize_rule(processor: &Value, manifest: &Manifest) -> Result<Resize, ModelEr
     let named = ["image_processor_type", "feature_extractor_type"]
         .iter()
         .find_map(|field| processor[*field].as_str());
-    // An old `"size": 224` means the shorter side to processors that crop, CLIP's above all, and a square to the others.
+    // An old `"size": 224` means the shorter side to processors that crop, CLIP's above all, and a square to
+    // the others.
     let is_shortest = !size["shortest_edge"].is_null()
         || (size.is_u64() && (is_cropped || named.is_some_and(|name| name.contains("CLIP"))));
     let rule = match manifest.resize {

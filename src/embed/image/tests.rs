@@ -1,0 +1,199 @@
+//! Parity with Pillow, by the golden file of `tests/oracle/preprocess.py`, and hostile bytes.
+
+use std::collections::HashMap;
+
+use ::image::RgbImage;
+use blake2::Blake2b;
+use blake2::digest::{Digest, consts::U8};
+use proptest::prelude::*;
+use serde::Deserialize;
+
+use super::*;
+use crate::read::Limits;
+use crate::rejection::Rejection;
+
+#[derive(Deserialize)]
+struct Golden {
+    decoded: Vec<Decoded>,
+    resized: Vec<Resized>,
+    tensors: Vec<ExpectedTensor>,
+}
+
+#[derive(Deserialize)]
+struct Decoded {
+    name: String,
+    bytes: String,
+    #[serde(default)]
+    width: u32,
+    #[serde(default)]
+    height: u32,
+    /// None if Pillow refuses the image.
+    pixels: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Resized {
+    source: String,
+    size: (u32, u32),
+    resample: Resample,
+    pixels: String,
+}
+
+#[derive(Deserialize)]
+struct ExpectedTensor {
+    source: String,
+    side: u32,
+    crop: (u32, u32),
+    every_101st: Vec<f32>,
+}
+
+fn golden() -> Golden {
+    serde_json::from_str(include_str!("../../../tests/golden/preprocess.json")).unwrap()
+}
+
+/// Decodes standard base64.
+fn base64(text: &str) -> Vec<u8> {
+    let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bits = 0u32;
+    let mut bytes = Vec::new();
+    for (i, c) in text.trim_end_matches('=').chars().enumerate() {
+        bits = bits << 6 | alphabet.find(c).unwrap() as u32;
+        if i % 4 > 0 {
+            bytes.push((bits >> (6 - 2 * (i % 4))) as u8);
+        }
+    }
+    bytes
+}
+
+fn digest(image: &RgbImage) -> String {
+    let digest: [u8; 8] = Blake2b::<U8>::digest(image.as_raw()).into();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sources(golden: &Golden) -> HashMap<&str, RgbImage> {
+    let decodable = golden.decoded.iter().filter(|row| row.pixels.is_some());
+    decodable
+        .map(|row| (row.name.as_str(), decode(&base64(&row.bytes), &Limits::default()).unwrap()))
+        .collect()
+}
+
+fn whole(width: u32, height: u32) -> Window {
+    Window { columns: 0..width, rows: 0..height }
+}
+
+#[test]
+fn decoding_equals_pillow() {
+    for row in golden().decoded {
+        let decoded = decode(&base64(&row.bytes), &Limits::default());
+        let Some(pixels) = &row.pixels else {
+            assert_eq!(decoded, Err(Rejection::UndecodableImage), "{}", row.name);
+            continue;
+        };
+        let image = decoded.unwrap_or_else(|rejection| panic!("{}: {rejection}", row.name));
+        assert_eq!(image.dimensions(), (row.width, row.height), "{}", row.name);
+        assert_eq!(&digest(&image), pixels, "{}", row.name);
+    }
+}
+
+#[test]
+fn resizing_equals_pillow() {
+    let golden = golden();
+    let sources = sources(&golden);
+    for row in &golden.resized {
+        let (width, height) = row.size;
+        let image = resize(&sources[row.source.as_str()], width, height, row.resample, &whole(width, height));
+        assert_eq!(digest(&image), row.pixels, "{} to {width}×{height}, {:?}", row.source, row.resample);
+    }
+}
+
+#[test]
+fn a_window_is_a_crop_of_the_whole() {
+    let golden = golden();
+    let image = &sources(&golden)["jpeg_tall"];
+    for (width, height) in [(40, 70), (120, 70), (40, 301), (120, 301)] {
+        let all = resize(image, width, height, Resample::Bicubic, &whole(width, height));
+        let window = Window { columns: 3..31, rows: 20..66 };
+        let part = resize(image, width, height, Resample::Bicubic, &window);
+        assert_eq!(part, ::image::imageops::crop_imm(&all, 3, 20, 28, 46).to_image(), "{width}×{height}");
+    }
+}
+
+#[test]
+fn tensors_equal_transformers() {
+    let golden = golden();
+    let sources = sources(&golden);
+    for row in &golden.tensors {
+        let preprocessing = Preprocessing {
+            resize: Resize::ShortestSide { side: row.side, crop_width: row.crop.0, crop_height: row.crop.1 },
+            resample: Resample::Bicubic,
+            rescale_factor: 1.0 / 255.0,
+            mean: [0.48145466, 0.4578275, 0.40821073],
+            std: [0.26862954, 0.26130258, 0.27577711],
+        };
+        let mut out = vec![f32::NAN; preprocessing.n_values()];
+        preprocess(&sources[row.source.as_str()], &preprocessing, &mut out);
+        assert!(out.iter().all(|value| value.is_finite()));
+        for (ours, expected) in out.iter().step_by(101).zip(&row.every_101st) {
+            assert!((ours - expected).abs() < 1e-6, "{}: {ours} for {expected}", row.source);
+        }
+    }
+}
+
+#[test]
+fn a_squashed_tensor_by_hand() {
+    let image = RgbImage::from_raw(1, 1, vec![0, 128, 255]).unwrap();
+    let preprocessing = Preprocessing {
+        resize: Resize::Squash { width: 2, height: 1 },
+        resample: Resample::Bilinear,
+        rescale_factor: 1.0 / 255.0,
+        mean: [0.5; 3],
+        std: [0.5; 3],
+    };
+    let mut out = [0.0; 6];
+    preprocess(&image, &preprocessing, &mut out);
+    let middle = 128.0 / 255.0 * 2.0 - 1.0;
+    for (ours, expected) in out.iter().zip([-1.0, -1.0, middle, middle, 1.0, 1.0]) {
+        assert!((ours - expected).abs() < 1e-6, "{out:?}");
+    }
+}
+
+#[test]
+fn images_over_the_limit_are_not_decoded() {
+    let golden = golden();
+    for name in ["jpeg_420", "png_rgb", "webp_lossy", "gif", "bmp", "tiff"] {
+        let row = golden.decoded.iter().find(|row| row.name == name).unwrap();
+        let n_pixels = u64::from(row.width * row.height);
+        let at =
+            |image_pixels_max| decode(&base64(&row.bytes), &Limits { image_pixels_max, ..Limits::default() });
+        assert!(at(n_pixels).is_ok(), "{name}");
+        assert_eq!(at(n_pixels - 1), Err(Rejection::ImageTooLarge), "{name}");
+    }
+    assert_eq!(decode(b"", &Limits::default()), Err(Rejection::EmptyImage));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn mangled_images_are_survived(
+        which in any::<proptest::sample::Index>(),
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..12),
+        length in any::<proptest::sample::Index>(),
+        is_cut in any::<bool>(),
+    ) {
+        let golden = golden();
+        let mut bytes = base64(&golden.decoded[which.index(golden.decoded.len())].bytes);
+        for (place, value) in changes {
+            let at = place.index(bytes.len());
+            bytes[at] = value;
+        }
+        if is_cut {
+            bytes.truncate(length.index(bytes.len()));
+        }
+        let limits = Limits { image_pixels_max: 1 << 18, ..Limits::default() };
+        if let Ok(image) = decode(&bytes, &limits) {
+            prop_assert!(u64::from(image.width()) * u64::from(image.height()) <= limits.image_pixels_max);
+            let resized = resize(&image, 5, 4, Resample::Bicubic, &whole(5, 4));
+            prop_assert_eq!(resized.dimensions(), (5, 4));
+        }
+    }
+}
