@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use gemm::Parallelism;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::matrix::Matrix;
@@ -124,39 +125,42 @@ impl Tile {
     /// Adds another tile of the same place, value by value.
     pub fn add(&mut self, other: &Tile) {
         assert_eq!((self.n_columns, self.values.len()), (other.n_columns, other.values.len()));
-        vectorised(|| {
-            for (value, other) in self.values.iter_mut().zip(&other.values) {
-                *value += other;
-            }
-        });
+        add_values(&mut self.values, &other.values);
     }
 
     /// Adds to `sums[j]` the sum over the rows of `tile[row, j]`: eight rows at a time in f32, beyond that in f64.
     pub fn add_column_sums(&self, sums: &mut [f64]) {
-        assert_eq!(sums.len(), self.n_columns);
-        let mut block_sums = [0.0f32; TILE];
-        assert!(self.n_columns <= TILE);
-        let block_sums = &mut block_sums[..self.n_columns];
-        vectorised(|| {
-            for block in self.values.chunks(BLOCK * self.n_columns.max(1)) {
-                block_sums.fill(0.0);
-                for row in block.chunks_exact(self.n_columns) {
-                    for (sum, value) in block_sums.iter_mut().zip(row) {
-                        *sum += value;
-                    }
-                }
-                for (sum, block_sum) in sums.iter_mut().zip(&*block_sums) {
-                    *sum += f64::from(*block_sum);
-                }
-            }
-        });
+        assert!(sums.len() == self.n_columns && self.n_columns <= TILE);
+        add_column_sums(&self.values, sums);
     }
 }
 
-/// Runs a loop over f32 compiled for the vectors that this processor has.
-#[inline(always)]
-pub fn vectorised<R>(run: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(run)
+// Functions over f32 slices are compiled once for each set of vector instructions; the processor's are chosen at run
+// time. None of them reorders a sum or fuses a product into one, so all give the same bytes.
+
+#[multiversion(targets = "simd")]
+fn add_values(values: &mut [f32], others: &[f32]) {
+    for (value, other) in values.iter_mut().zip(others) {
+        *value += other;
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn add_column_sums(values: &[f32], sums: &mut [f64]) {
+    let n_columns = sums.len();
+    let mut block_sums = [0.0f32; TILE];
+    let block_sums = &mut block_sums[..n_columns];
+    for block in values.chunks(BLOCK * n_columns.max(1)) {
+        block_sums.fill(0.0);
+        for row in block.chunks_exact(n_columns) {
+            for (sum, value) in block_sums.iter_mut().zip(row) {
+                *sum += value;
+            }
+        }
+        for (sum, block_sum) in sums.iter_mut().zip(&*block_sums) {
+            *sum += f64::from(*block_sum);
+        }
+    }
 }
 
 /// `e^x` for `x ≤ 0`, by arithmetic alone so that loops over it vectorise and give the same bytes with any vectors.

@@ -7,9 +7,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use multiversion::multiversion;
+
 use crate::matrix::Matrix;
 use crate::noise::SampleId;
-use crate::tile::{Tile, exp_nonpositive, map_strips, vectorised};
+use crate::tile::{Tile, exp_nonpositive, map_strips};
 
 /// Below this many negatives on both sides there is no `hardness_gain`.
 const N_NEGATIVES_MIN: usize = 16;
@@ -282,9 +284,13 @@ impl<'a> Bank<'a> {
         block.fill(self.samples.images, 0..n_bank, queries.images, strip.clone());
         let mut exclusions = Exclusions::none(strip.len(), n_bank);
         for bank_row in 0..n_bank {
-            for (column, similarity) in block.row(bank_row).iter().enumerate() {
-                if *similarity > params.near_duplicate_similarity {
-                    exclusions.insert(column, bank_row);
+            let row = block.row(bank_row);
+            // nearly every row has none, and counting is fast
+            if n_above(row, params.near_duplicate_similarity) > 0 {
+                for (column, similarity) in row.iter().enumerate() {
+                    if *similarity > params.near_duplicate_similarity {
+                        exclusions.insert(column, bank_row);
+                    }
                 }
             }
         }
@@ -335,9 +341,14 @@ fn keep_first(block: &mut Tile, exclusions: &Exclusions, n: &[usize]) {
     }
 }
 
+#[multiversion(targets = "simd")]
+fn n_above(values: &[f32], threshold: f32) -> u32 {
+    values.iter().map(|value| u32::from(*value > threshold)).sum()
+}
+
 /// For each column of a block: its largest value, and sums over `e = exp((value − largest) / temperature)`.
 struct SoftMax {
-    temperature: f64,
+    temperature: f32,
     largest: Vec<f32>,
     /// The first row with the largest value.
     largest_row: Vec<u32>,
@@ -347,36 +358,41 @@ struct SoftMax {
 
 impl SoftMax {
     fn of_columns(block: &Tile, temperature: f32) -> SoftMax {
-        let n_columns = block.n_columns();
-        let mut largest = vec![f32::NEG_INFINITY; n_columns];
-        let mut largest_row = vec![0; n_columns];
-        let (mut sums, mut sums_of_squares) = (vec![0.0; n_columns], vec![0.0; n_columns]);
-        let scale = temperature.recip();
-        vectorised(|| {
-            for row in 0..block.n_rows() {
-                for (value, (largest, largest_row)) in
-                    block.row(row).iter().zip(largest.iter_mut().zip(&mut largest_row))
-                {
-                    let is_larger = *value > *largest;
-                    *largest = if is_larger { *value } else { *largest };
-                    *largest_row = if is_larger { row as u32 } else { *largest_row };
-                }
-            }
-            for row in 0..block.n_rows() {
-                let sums = sums.iter_mut().zip(&mut sums_of_squares);
-                for ((value, largest), (sum, sum_of_squares)) in block.row(row).iter().zip(&largest).zip(sums)
-                {
-                    let e = exp_nonpositive((value - largest) * scale);
-                    *sum += f64::from(e);
-                    *sum_of_squares += f64::from(e * e);
-                }
-            }
-        });
-        SoftMax { temperature: f64::from(temperature), largest, largest_row, sums, sums_of_squares }
+        let n = block.n_columns();
+        let (largest, largest_row) = (vec![f32::NEG_INFINITY; n], vec![0; n]);
+        let mut soft_max = SoftMax { temperature, largest, largest_row, sums: vec![0.0; n], sums_of_squares: vec![0.0; n] };
+        find_largest(&mut soft_max, block);
+        sum_exponentials(&mut soft_max, block);
+        soft_max
     }
 
     /// `temperature · ln(mean exp(value / temperature))` of a column over its `n` values that are not masked.
     fn log_mean_exp(&self, column: usize, n: usize) -> f64 {
-        f64::from(self.largest[column]) + self.temperature * (self.sums[column] / n as f64).ln()
+        f64::from(self.largest[column]) + f64::from(self.temperature) * (self.sums[column] / n as f64).ln()
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn find_largest(soft_max: &mut SoftMax, block: &Tile) {
+    for row in 0..block.n_rows() {
+        let kept = soft_max.largest.iter_mut().zip(&mut soft_max.largest_row);
+        for (value, (largest, largest_row)) in block.row(row).iter().zip(kept) {
+            let is_larger = *value > *largest;
+            *largest = if is_larger { *value } else { *largest };
+            *largest_row = if is_larger { row as u32 } else { *largest_row };
+        }
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn sum_exponentials(soft_max: &mut SoftMax, block: &Tile) {
+    let scale = soft_max.temperature.recip();
+    for row in 0..block.n_rows() {
+        let sums = soft_max.sums.iter_mut().zip(&mut soft_max.sums_of_squares);
+        for ((value, largest), (sum, sum_of_squares)) in block.row(row).iter().zip(&soft_max.largest).zip(sums) {
+            let e = exp_nonpositive((value - largest) * scale);
+            *sum += f64::from(e);
+            *sum_of_squares += f64::from(e * e);
+        }
     }
 }

@@ -3,11 +3,12 @@
 //! A fit sees all its points at once, an assignment is per sample. Points of one cluster are each other's hard
 //! negatives later.
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::matrix::{Matrix, dot};
 use crate::noise::{Purpose, keyed_hash};
-use crate::tile::{TILE, Tile, map_strips, ranges, vectorised};
+use crate::tile::{TILE, Tile, map_strips, ranges};
 
 /// How centroids are fitted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -125,7 +126,7 @@ pub fn assign(points: &Matrix, centroids: &Matrix) -> Vec<Assignment> {
         let mut nearest = Nearest::default();
         for range in ranges(centroids.n_rows()) {
             tile.fill(centroids, range.clone(), points, strip.clone());
-            nearest.see(tile, range.start);
+            see_centroids(&mut nearest, tile, range.start);
         }
         let assignments = strip.enumerate().map(|(column, point)| {
             let inverse_length = inverse_length(points.row(point));
@@ -154,21 +155,18 @@ impl Default for Nearest {
     }
 }
 
-impl Nearest {
-    /// Takes in a tile of similarities, row 0 being `first_cluster`.
-    fn see(&mut self, tile: &Tile, first_cluster: usize) {
-        vectorised(|| {
-            for row in 0..tile.n_rows() {
-                let cluster = (first_cluster + row) as u32;
-                let kept = self.first.iter_mut().zip(&mut self.second).zip(&mut self.cluster);
-                for (similarity, ((first, second), nearest)) in tile.row(row).iter().zip(kept) {
-                    let is_nearer = *similarity > *first;
-                    *second = if is_nearer { *first } else { second.max(*similarity) };
-                    *first = if is_nearer { *similarity } else { *first };
-                    *nearest = if is_nearer { cluster } else { *nearest };
-                }
-            }
-        });
+/// Takes in a tile of similarities, row 0 being `first_cluster`.
+#[multiversion(targets = "simd")]
+fn see_centroids(nearest: &mut Nearest, tile: &Tile, first_cluster: usize) {
+    for row in 0..tile.n_rows() {
+        let this = (first_cluster + row) as u32;
+        let kept = nearest.first.iter_mut().zip(&mut nearest.second).zip(&mut nearest.cluster);
+        for (similarity, ((first, second), cluster)) in tile.row(row).iter().zip(kept) {
+            let is_nearer = *similarity > *first;
+            *second = if is_nearer { *first } else { second.max(*similarity) };
+            *first = if is_nearer { *similarity } else { *first };
+            *cluster = if is_nearer { this } else { *cluster };
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Similarities in, sigmoid pair losses out: of one pair in f64, of a whole tile of negative pairs in f32.
 
-use crate::tile::{Tile, exp_nonpositive, horner, vectorised};
+use multiversion::multiversion;
+
+use crate::tile::{Tile, exp_nonpositive, horner};
 
 /// The inner product of two stored embeddings: a cosine as far as the stored rows have unit length. The products are
 /// exact in f64 and summed in f64 in eight fixed lanes.
@@ -91,12 +93,14 @@ impl SigmoidLoss {
 
     /// Replaces each similarity of a tile by the loss of the negative pair times `weight`.
     pub(super) fn weigh_negatives(&self, tile: &mut Tile, weight: f32) {
-        let (scale, bias) = (self.logit_scale as f32, self.logit_bias as f32);
-        vectorised(|| {
-            for value in tile.values_mut() {
-                *value = weight * softplus_f32(scale * *value + bias);
-            }
-        });
+        weigh_negatives(tile.values_mut(), self.logit_scale as f32, self.logit_bias as f32, weight);
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn weigh_negatives(similarities: &mut [f32], logit_scale: f32, logit_bias: f32, weight: f32) {
+    for value in similarities {
+        *value = weight * softplus_f32(logit_scale * *value + logit_bias);
     }
 }
 
