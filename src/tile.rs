@@ -197,6 +197,24 @@ pub fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     sum
 }
 
+/// Seeded unit rows for tests.
+#[cfg(test)]
+pub(crate) fn random_unit_rows(n_rows: usize, n_cols: usize, seed: u64) -> Matrix {
+    use crate::noise::{Purpose, keyed_hash};
+    let mut rows = Matrix::zeros(n_rows, n_cols);
+    for row in 0..n_rows {
+        let place = |column: usize| (row * n_cols + column) as u64;
+        let uniform =
+            |column| keyed_hash(Purpose::Control, seed, 0, "", place(column)) as f64 * (-64f64).exp2() - 0.5;
+        let values: Vec<f64> = (0..n_cols).map(uniform).collect();
+        let length = values.iter().map(|value| value * value).sum::<f64>().sqrt();
+        for (value, exact) in rows.row_mut(row).iter_mut().zip(values) {
+            *value = (exact / length) as f32;
+        }
+    }
+    rows
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
