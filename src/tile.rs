@@ -1,10 +1,10 @@
 //! Two sets of embeddings in, their inner products out, tile by tile: what centroids, banks and pairs are
 //! computed with.
 //!
-//! The product `[n_rows, n_columns]` is cut into *strips* of columns. Threads share out the strips; within one strip
-//! the tiles follow each other in order, each kept in cache until it is reduced to something small per column.
-//! Tiles have fixed places and every product of a tile is computed by one thread, so the results are the same bytes for any
-//! number of threads. Nothing of the size of the product is ever stored.
+//! The product `[n_rows, n_columns]` is cut into *strips* of columns. Threads share out the strips; within
+//! one strip the tiles follow each other in order, each kept in cache until it is reduced to something small
+//! per column. Tiles have fixed places and every product of a tile is computed by one thread, so the results
+//! are the same bytes for any number of threads. Nothing of the size of the product is ever stored.
 
 use std::ops::Range;
 
@@ -29,8 +29,8 @@ fn nth_range(n: usize, tile_idx: usize) -> Range<usize> {
     tile_idx * TILE..n.min((tile_idx + 1) * TILE)
 }
 
-/// Applies `reduce` to every strip of columns, on all threads, and returns the results in the order of the strips.
-/// `S` is scratch space that `reduce` may reuse from one strip to the next, never a result.
+/// Applies `reduce` to every strip of columns, on all threads, and returns the results in the order of the
+/// strips. `S` is scratch space that `reduce` may reuse from one strip to the next, never a result.
 pub fn map_strips<S: Default, T: Send>(
     n_columns: usize,
     reduce: impl Fn(&mut S, Range<usize>) -> T + Sync,
@@ -51,8 +51,8 @@ pub struct Tile {
 impl Tile {
     /// Sets `tile[i, j] = ⟨rows[row_range[i]], columns[column_range[j]]⟩`, summed in f32.
     ///
-    /// The same operands give the same bytes at any time and on any thread of one kind of processor. The last bits may
-    /// differ where the same two embeddings meet at another place of another tile.
+    /// The same operands give the same bytes at any time and on any thread of one kind of processor. The last
+    /// bits may differ where the same two embeddings meet at another place of another tile.
     pub fn fill(
         &mut self,
         rows: &Matrix,
@@ -70,8 +70,8 @@ impl Tile {
         if self.values.is_empty() {
             return;
         }
-        // SAFETY: the three slices hold [n_rows, depth], [n_columns, depth] and [n_rows, n_columns] values and the
-        // strides walk exactly those; the result is borrowed mutably and overlaps nothing.
+        // SAFETY: the three slices hold [n_rows, depth], [n_columns, depth] and [n_rows, n_columns] values
+        // and the strides walk exactly those; the result is borrowed mutably and overlaps nothing.
         unsafe {
             gemm::gemm(
                 row_range.len(),
@@ -128,15 +128,16 @@ impl Tile {
         add_values(&mut self.values, &other.values);
     }
 
-    /// Adds to `sums[j]` the sum over the rows of `tile[row, j]`: eight rows at a time in f32, beyond that in f64.
+    /// Adds to `sums[j]` the sum over the rows of `tile[row, j]`: eight rows at a time in f32, beyond that in
+    /// f64.
     pub fn add_column_sums(&self, sums: &mut [f64]) {
         assert!(sums.len() == self.n_columns && self.n_columns <= TILE);
         add_column_sums(&self.values, sums);
     }
 }
 
-// Functions over f32 slices are compiled once for each set of vector instructions; the processor's are chosen at run
-// time. None of them reorders a sum or fuses a product into one, so all give the same bytes.
+// Functions over f32 slices are compiled once for each set of vector instructions; the processor's are chosen
+// at run time. None of them reorders a sum or fuses a product into one, so all give the same bytes.
 
 #[multiversion(targets = "simd")]
 fn add_values(values: &mut [f32], others: &[f32]) {
@@ -163,13 +164,15 @@ fn add_column_sums(values: &[f32], sums: &mut [f64]) {
     }
 }
 
-/// `e^x` for `x ≤ 0`, by arithmetic alone so that loops over it vectorise and give the same bytes with any vectors.
+/// `e^x` for `x ≤ 0`, by arithmetic alone so that loops over it vectorise and give the same bytes with any
+/// vectors.
 ///
 /// The relative error is below 3e-7 down to x = −87; from there to −∞ the result stays at e^−87 ≈ 1.6e-38.
 ///
 /// # Source
 ///
-/// `x = n·ln 2 + r`, |r| ≤ ½ ln 2 (Cody and Waite); the polynomial in r is our own minimax fit (relative error 7.5e-8).
+/// `x = n·ln 2 + r`, |r| ≤ ½ ln 2 (Cody and Waite); the polynomial in r is our own minimax fit (relative
+/// error 7.5e-8).
 #[inline(always)]
 pub fn exp_nonpositive(x: f32) -> f32 {
     // adding it rounds to an integer, which is then in the lowest bits

@@ -1,8 +1,8 @@
-//! The samples of one cluster and two banks in; out: how hard each sample's negatives are, and which of the bank's rows are
-//! none.
+//! The samples of one cluster and two banks in; out: how hard each sample's negatives are, and which of the
+//! bank's rows are none.
 //!
-//! Per sample, against the committed banks. A bank is a seeded draw of a cluster's members (or of the pool's): exact where
-//! it holds the whole cluster.
+//! Per sample, against the committed banks. A bank is a seeded draw of a cluster's members (or of the
+//! pool's): exact where it holds the whole cluster.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -67,7 +67,8 @@ pub struct Negatives {
     pub hardness: f64,
     /// `H(cluster bank) − H(pool bank)` over the same number of negatives; none below 16.
     pub hardness_gain: Option<f64>,
-    /// The mean of H over ⟨own image, other captions⟩ and ⟨other images, own caption⟩; none without caption embeddings.
+    /// The mean of H over ⟨own image, other captions⟩ and ⟨other images, own caption⟩; none without caption
+    /// embeddings.
     pub cross_modal_hardness: Option<f64>,
     /// `(Σp)² / Σp²`, p the softmax of the similarities over the temperature: 1..=n_negatives.
     pub effective_negatives: f64,
@@ -143,22 +144,24 @@ impl Exclusions {
 /// hardness_gain = H(i, first n of the cluster's A) − H(i, first n of the pool's A)   n the smaller of the two counts
 /// ```
 ///
-/// High hardness: the cluster's samples look alike to the model. A positive gain says that the cluster gives harder
-/// negatives than the pool; H depends on |A|, so both sides take the same number.
+/// High hardness: the cluster's samples look alike to the model. A positive gain says that the cluster gives
+/// harder negatives than the pool; H depends on |A|, so both sides take the same number.
 ///
 /// # Shapes and units
 ///
-/// `queries` are samples of the banks' cluster. Similarities and exponentials in f32, sums in f64. Work: 2·n_queries·d
-/// FLOPs a bank row of each bank, twice more a cluster's row with captions. Memory: 256 f32 a bank row and thread, and a bit a
-/// pair of query and the cluster's bank row.
+/// `queries` are samples of the banks' cluster. Similarities and exponentials in f32, sums in f64. Work:
+/// 2·n_queries·d FLOPs a bank row of each bank, twice more a cluster's row with captions. Memory: 256 f32 a
+/// bank row and thread, and a bit a pair of query and the cluster's bank row.
 ///
 /// # Source
 ///
-/// Our own measure of what Divide and Contrast, arXiv:2105.08054, makes clusters for: all negatives of a batch hard.
+/// Our own measure of what Divide and Contrast, arXiv:2105.08054, makes clusters for: all negatives of a
+/// batch hard.
 ///
 /// # Example
 ///
-/// One negative at similarity s has hardness s at any temperature; two at s and −∞ have `s − temperature · ln 2`.
+/// One negative at similarity s has hardness s at any temperature. A second one much farther away makes it
+/// `s − temperature · ln 2`.
 pub fn hardness(queries: &Samples, banks: &Banks, params: &HardnessParams) -> (Vec<Hardness>, Exclusions) {
     assert!(params.temperature.is_finite() && params.temperature > 0.0, "{params:?}");
     queries.check();
@@ -243,8 +246,8 @@ impl Exclusions {
         self.n_bank - self.n_of(query)
     }
 
-    /// Takes the excluded out of a block of similarities `[n_bank, n_queries]`: minus infinity adds nothing to a
-    /// softmax and is never the largest.
+    /// Takes the excluded out of a block of similarities `[n_bank, n_queries]`: minus infinity adds nothing
+    /// to a softmax and is never the largest.
     fn mask(&self, block: &mut Tile) {
         for query in 0..self.n_queries {
             for bank_row in self.of(query, 0..self.n_bank) {
@@ -272,7 +275,8 @@ impl<'a> Bank<'a> {
         Bank { samples, rows_of_id, rows_of_caption }
     }
 
-    /// Sets the block to the image similarities of the bank with the queries of the strip, minus infinity where excluded.
+    /// Sets the block to the image similarities of the bank with the queries of the strip, minus infinity
+    /// where excluded.
     fn fill_images(
         &self,
         block: &mut Tile,
@@ -306,7 +310,8 @@ impl<'a> Bank<'a> {
         exclusions
     }
 
-    /// Soft maxima of the queries' images with the bank's captions and of their captions with the bank's images.
+    /// Soft maxima of the queries' images with the bank's captions and of their captions with the bank's
+    /// images.
     fn cross_modal(
         &self,
         block: &mut Tile,
@@ -425,7 +430,8 @@ mod tests {
 
     #[test]
     fn one_query_by_hand() {
-        // similarities of the query with the bank: itself 1, a near-duplicate 0.96, 0.6, 0.8, its caption again 0
+        // similarities of the query with the bank: itself 1, a near-duplicate 0.96, 0.6, 0.8, its caption
+        // again 0
         let images = Matrix::new(vec![1.0, 0.0, 0.96, 0.28, 0.6, 0.8, 0.8, 0.6, 0.0, 1.0], 2);
         let captions = Matrix::new(vec![0.8, 0.6, 0.0, 1.0, 0.6, 0.8, 1.0, 0.0, 0.0, 1.0], 2);
         let (ids, hashes) = (ids(5), [7, 1, 2, 3, 7]);

@@ -59,14 +59,15 @@ pub struct Assignment {
 /// centroid_c = normalise(Σ of the unit points nearest to it)
 /// ```
 ///
-/// Each restart starts from k-means++ points, drawn with probability ∝ 1 − cos to the nearest drawn before. A cluster that
-/// loses all points takes the point farthest from its own centroid. The lowest objective wins, the earlier
-/// restart on a tie. Equal points may leave equal centroids, of which the first gets all.
+/// Each restart starts from k-means++ points, drawn with probability ∝ 1 − cos to the nearest drawn before. A
+/// cluster that loses all points takes the point farthest from its own centroid. The lowest objective wins,
+/// the earlier restart on a tie. Equal points may leave equal centroids, of which the first gets all.
 ///
 /// # Shapes and units
 ///
-/// `points` is `[n_points, d]`, rows of about unit length (they may be rounded to f16; each is scaled to unit length).
-/// Work: 2·n_points·n_clusters·d FLOPs an iteration. Memory: O(n_points + n_clusters·d) beside the points.
+/// `points` is `[n_points, d]`, rows of about unit length (they may be rounded to f16; each is scaled to unit
+/// length). Work: 2·n_points·n_clusters·d FLOPs an iteration. Memory: O(n_points + n_clusters·d) beside the
+/// points.
 ///
 /// # Errors
 ///
@@ -74,8 +75,8 @@ pub struct Assignment {
 ///
 /// # Source
 ///
-/// Divide and Contrast, arXiv:2105.08054, clusters normalised features by k-means. Spherical k-means: Dhillon and Modha,
-/// 2001; k-means++: Arthur and Vassilvitskii, 2007 (on the unit sphere `|a − b|² = 2(1 − cos)`).
+/// Divide and Contrast, arXiv:2105.08054, clusters normalised features by k-means. Spherical k-means: Dhillon
+/// and Modha, 2001; k-means++: Arthur and Vassilvitskii, 2007 (on the unit sphere `|a − b|² = 2(1 − cos)`).
 pub fn fit(points: &Matrix, params: &FitParams) -> Result<Fit, FitError> {
     let (n_points, n_clusters) = (points.n_rows(), params.n_clusters);
     assert!(n_clusters > 0 && params.n_restarts > 0, "{params:?}");
@@ -119,7 +120,8 @@ pub fn refine(points: &Matrix, start: Matrix, params: &FitParams) -> Fit {
 ///
 /// # Shapes
 ///
-/// `points` is `[n, d]`, `centroids` `[n_clusters, d]`, unit rows. Cosines in f32; points are scaled to unit length.
+/// `points` is `[n, d]`, `centroids` `[n_clusters, d]`, unit rows. Cosines in f32; points are scaled to unit
+/// length.
 pub fn assign(points: &Matrix, centroids: &Matrix) -> Vec<Assignment> {
     assert!(centroids.n_rows() > 0, "no centroid to assign to");
     let strips = map_strips(points.n_rows(), |tile: &mut Tile, strip| {
@@ -199,8 +201,8 @@ fn sizes(assignments: &[Assignment], n_clusters: usize) -> Vec<usize> {
     sizes
 }
 
-/// Gives every empty cluster the point that is farthest from its centroid, the earlier point on a tie, without emptying
-/// another.
+/// Gives every empty cluster the point that is farthest from its centroid, the earlier point on a tie,
+/// without emptying another.
 fn fill_empty_clusters(assignments: &mut [Assignment], n_clusters: usize) {
     let mut sizes = sizes(assignments, n_clusters);
     if sizes.iter().all(|size| *size > 0) {
@@ -224,8 +226,8 @@ fn fill_empty_clusters(assignments: &mut [Assignment], n_clusters: usize) {
     }
 }
 
-/// Sets each centroid to the direction of the sum of its unit points, in f64 in the order of the points. A cluster
-/// whose points cancel out keeps its centroid.
+/// Sets each centroid to the direction of the sum of its unit points, in f64 in the order of the points. A
+/// cluster whose points cancel out keeps its centroid.
 fn move_centroids(
     points: &Matrix,
     lengths: &InverseLengths,
@@ -282,9 +284,9 @@ impl Chance {
 
 /// Draws the points from which the centroids start, by k-means++.
 ///
-/// Several candidates are drawn at once from the same distances, and each but the first is accepted with the probability
-/// that its distance has left, given those accepted before it. The accepted follow the law of drawing one at a
-/// time, while the points are read once for all of them.
+/// Several candidates are drawn at once from the same distances, and each but the first is accepted with the
+/// probability that its distance has left, given those accepted before it. The accepted follow the law of
+/// drawing one at a time, while the points are read once for all of them.
 fn starting_points(
     points: &Matrix,
     lengths: &InverseLengths,
@@ -367,14 +369,14 @@ fn lower_distances(distances: &mut [f64], points: &Matrix, lengths: &InverseLeng
 
 /// Joins clusters that are too small for a super-batch to their nearest: the cluster in which each ends up.
 ///
-/// Again and again the smallest cluster (the lower on a tie) below `size_min` joins the one whose centroid has the highest
-/// cosine with its own (the lower on a tie) and adds to its size; that one keeps its centroid. What joined earlier
-/// goes along. A single cluster may stay below `size_min`.
+/// Again and again the smallest cluster (the lower on a tie) below `size_min` joins the one whose centroid
+/// has the highest cosine with its own (the lower on a tie) and adds to its size; that one keeps its
+/// centroid. What joined earlier goes along. A single cluster may stay below `size_min`.
 ///
 /// # Shapes
 ///
-/// `centroids` is `[n_clusters, d]`, unit rows; `sizes` counts the samples of each cluster. Work: 2·n_clusters·d FLOPs
-/// a join.
+/// `centroids` is `[n_clusters, d]`, unit rows; `sizes` counts the samples of each cluster. Work:
+/// 2·n_clusters·d FLOPs a join.
 pub fn merge_small(centroids: &Matrix, sizes: &[usize], size_min: usize) -> Vec<u32> {
     assert_eq!(centroids.n_rows(), sizes.len(), "one size a cluster");
     let mut sizes: Vec<Option<usize>> = sizes.iter().map(|size| Some(*size)).collect();

@@ -72,17 +72,18 @@ pub struct JointDraw {
 /// ```
 ///
 /// The second exponent is `F(A ∪ {x}) − F(A)`: what x adds to the learnability of the drawn A. A high
-/// `conditional_score` says that the sample was worth learning together with those before it. Ties go by sample id.
+/// `conditional_score` says that the sample was worth learning together with those before it. Ties go by
+/// sample id.
 ///
 /// # Shapes and units
 ///
-/// `ids[i]` belongs to row i of the models. One running logit a sample in f64, in nats; the terms are losses in f32.
-/// Work: 4·B·b·d FLOPs a model for B samples and b drawn; memory O(B) beside the embeddings.
+/// `ids[i]` belongs to row i of the models. One running logit a sample in f64, in nats; the terms are losses
+/// in f32. Work: 4·B·b·d FLOPs a model for B samples and b drawn; memory O(B) beside the embeddings.
 ///
 /// # Source
 ///
-/// JEST, arXiv:2406.17711, §3 and Algorithm 1, sigmoid objective. The paper draws with `exp` and `choice`; Gumbel noise
-/// gives the same law and cannot overflow.
+/// JEST, arXiv:2406.17711, §3 and Algorithm 1, sigmoid objective. The paper draws with `exp` and `choice`;
+/// Gumbel noise gives the same law and cannot overflow.
 pub fn draw(ids: &[SampleId], scoring: &Scoring, plan: &DrawPlan) -> JointDraw {
     let n_samples = scoring.n_samples();
     assert_eq!(ids.len(), n_samples, "one id a sample");

@@ -4,8 +4,8 @@ use multiversion::multiversion;
 
 use crate::tile::{Tile, exp_nonpositive, horner};
 
-/// The inner product of two stored embeddings: a cosine as far as the stored rows have unit length. The products are
-/// exact in f64 and summed in f64 in eight fixed lanes.
+/// The inner product of two stored embeddings: a cosine as far as the stored rows have unit length. The
+/// products are exact in f64 and summed in f64 in eight fixed lanes.
 pub fn similarity(image: &[f32], caption: &[f32]) -> f64 {
     assert_eq!(image.len(), caption.len());
     let mut lanes = [0.0f64; 8];
@@ -24,7 +24,8 @@ pub fn softplus(logit: f64) -> f64 {
 
 /// [`softplus`] in f32 for loops over tiles, by arithmetic alone so that they vectorise.
 ///
-/// The relative error is below 1e-6 for every logit above −87, where the loss is 1.6e-38; below, the loss stays there.
+/// The relative error is below 1e-6 for every logit above −87, where the loss is 1.6e-38; below, the loss
+/// stays there.
 ///
 /// # Source
 ///
@@ -54,13 +55,13 @@ fn softplus_f32(logit: f32) -> f32 {
 /// negative(similarity) = softplus(logit)       the pairs (i, j), i ≠ j
 /// ```
 ///
-/// Both are high where the model is wrong: the positive loss where image and caption are far apart, the negative loss
-/// where an image is close to another sample's caption.
+/// Both are high where the model is wrong: the positive loss where image and caption are far apart, the
+/// negative loss where an image is close to another sample's caption.
 ///
 /// # Source
 ///
-/// SigLIP, arXiv:2303.15343, with its sign of the bias (about −10 at the start of training). JEST, arXiv:2406.17711,
-/// writes the logit `−α·s + β`: its β is minus this bias.
+/// SigLIP, arXiv:2303.15343, with its sign of the bias (about −10 at the start of training). JEST,
+/// arXiv:2406.17711, writes the logit `−α·s + β`: its β is minus this bias.
 ///
 /// # Example
 ///

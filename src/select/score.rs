@@ -1,8 +1,9 @@
-//! Both models' embeddings of a super-batch in, scores out: of each sample's own pair, of a sub-batch, of a sample among
-//! the hard negatives of its cluster.
+//! Both models' embeddings of a super-batch in, scores out: of each sample's own pair, of a sub-batch, of a
+//! sample among the hard negatives of its cluster.
 //!
-//! A score is a log-weight in nats and may be negative. `S = learner_loss − reference_loss` (or one of the two alone) over
-//! all pairs is the `[n, n]` score matrix, row = image, column = caption; its negative pairs exist a tile at a time.
+//! A score is a log-weight in nats and may be negative. `S = learner_loss − reference_loss` (or one of the
+//! two alone) over all pairs is the `[n, n]` score matrix, row = image, column = caption; its negative pairs
+//! exist a tile at a time.
 
 use rayon::prelude::*;
 
@@ -12,8 +13,8 @@ use crate::tile::{Tile, map_strips, ranges};
 
 use super::loss::{SigmoidLoss, similarity};
 
-/// One model's view of some samples: `images` and `captions` are `[n_samples, d]`, unit rows, row i of both belongs to
-/// sample i.
+/// One model's view of some samples: `images` and `captions` are `[n_samples, d]`, unit rows, row i of both
+/// belongs to sample i.
 #[derive(Clone, Copy, Debug)]
 pub struct PairModel<'a> {
     images: &'a Matrix,
@@ -270,8 +271,8 @@ pub fn batch_learnability(scoring: &Scoring, rows: &[usize]) -> f64 {
 /// hard_learnability[i] = S[i, i] + (sub_batch_size − 1) · mean_{j∈A} ½(S[i, j] + S[j, i])
 /// ```
 ///
-/// A are the rows of the bank that are not excluded for i: the same as of the other hardness columns. `None` where A is
-/// empty. High: worth learning against the hard negatives of its cluster.
+/// A are the rows of the bank that are not excluded for i: the same as of the other hardness columns. `None`
+/// where A is empty. High: worth learning against the hard negatives of its cluster.
 ///
 /// # Shapes
 ///
