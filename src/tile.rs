@@ -1,14 +1,15 @@
 //! Two sets of embeddings in, their inner products out, tile by tile: what centroids, banks and pairs are
 //! computed with.
 //!
-//! The product `[n_rows, n_columns]` is cut into *strips* of columns. Threads share out the strips; within one strip
-//! the tiles follow each other in order, each kept in cache until it is reduced to something small per column.
-//! Tiles have fixed places and every product of a tile is computed by one thread, so the results are the same bytes for any
-//! number of threads. Nothing of the size of the product is ever stored.
+//! The product `[n_rows, n_columns]` is cut into *strips* of columns. Threads share out the strips; within
+//! one strip the tiles follow each other in order, each kept in cache until it is reduced to something small
+//! per column. Tiles have fixed places and every product of a tile is computed by one thread, so the results
+//! are the same bytes for any number of threads. Nothing of the size of the product is ever stored.
 
 use std::ops::Range;
 
 use gemm::Parallelism;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::matrix::Matrix;
@@ -28,8 +29,8 @@ fn nth_range(n: usize, tile_idx: usize) -> Range<usize> {
     tile_idx * TILE..n.min((tile_idx + 1) * TILE)
 }
 
-/// Applies `reduce` to every strip of columns, on all threads, and returns the results in the order of the strips.
-/// `S` is scratch space that `reduce` may reuse from one strip to the next, never a result.
+/// Applies `reduce` to every strip of columns, on all threads, and returns the results in the order of the
+/// strips. `S` is scratch space that `reduce` may reuse from one strip to the next, never a result.
 pub fn map_strips<S: Default, T: Send>(
     n_columns: usize,
     reduce: impl Fn(&mut S, Range<usize>) -> T + Sync,
@@ -50,8 +51,8 @@ pub struct Tile {
 impl Tile {
     /// Sets `tile[i, j] = ⟨rows[row_range[i]], columns[column_range[j]]⟩`, summed in f32.
     ///
-    /// The same operands give the same bytes at any time and on any thread of one kind of processor. The last bits may
-    /// differ where the same two embeddings meet at another place of another tile.
+    /// The same operands give the same bytes at any time and on any thread of one kind of processor. The last
+    /// bits may differ where the same two embeddings meet at another place of another tile.
     pub fn fill(
         &mut self,
         rows: &Matrix,
@@ -69,8 +70,8 @@ impl Tile {
         if self.values.is_empty() {
             return;
         }
-        // SAFETY: the three slices hold [n_rows, depth], [n_columns, depth] and [n_rows, n_columns] values and the
-        // strides walk exactly those; the result is borrowed mutably and overlaps nothing.
+        // SAFETY: the three slices hold [n_rows, depth], [n_columns, depth] and [n_rows, n_columns] values
+        // and the strides walk exactly those; the result is borrowed mutably and overlaps nothing.
         unsafe {
             gemm::gemm(
                 row_range.len(),
@@ -124,48 +125,54 @@ impl Tile {
     /// Adds another tile of the same place, value by value.
     pub fn add(&mut self, other: &Tile) {
         assert_eq!((self.n_columns, self.values.len()), (other.n_columns, other.values.len()));
-        vectorised(|| {
-            for (value, other) in self.values.iter_mut().zip(&other.values) {
-                *value += other;
-            }
-        });
+        add_values(&mut self.values, &other.values);
     }
 
-    /// Adds to `sums[j]` the sum over the rows of `tile[row, j]`: eight rows at a time in f32, beyond that in f64.
+    /// Adds to `sums[j]` the sum over the rows of `tile[row, j]`: eight rows at a time in f32, beyond that in
+    /// f64.
     pub fn add_column_sums(&self, sums: &mut [f64]) {
-        assert_eq!(sums.len(), self.n_columns);
-        let mut block_sums = [0.0f32; TILE];
-        assert!(self.n_columns <= TILE);
-        let block_sums = &mut block_sums[..self.n_columns];
-        vectorised(|| {
-            for block in self.values.chunks(BLOCK * self.n_columns.max(1)) {
-                block_sums.fill(0.0);
-                for row in block.chunks_exact(self.n_columns) {
-                    for (sum, value) in block_sums.iter_mut().zip(row) {
-                        *sum += value;
-                    }
-                }
-                for (sum, block_sum) in sums.iter_mut().zip(&*block_sums) {
-                    *sum += f64::from(*block_sum);
-                }
-            }
-        });
+        assert!(sums.len() == self.n_columns && self.n_columns <= TILE);
+        add_column_sums(&self.values, sums);
     }
 }
 
-/// Runs a loop over f32 compiled for the vectors that this processor has.
-#[inline(always)]
-pub fn vectorised<R>(run: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(run)
+// Functions over f32 slices are compiled once for each set of vector instructions; the processor's are chosen
+// at run time. None of them reorders a sum or fuses a product into one, so all give the same bytes.
+
+#[multiversion(targets = "simd")]
+fn add_values(values: &mut [f32], others: &[f32]) {
+    for (value, other) in values.iter_mut().zip(others) {
+        *value += other;
+    }
 }
 
-/// `e^x` for `x ≤ 0`, by arithmetic alone so that loops over it vectorise and give the same bytes with any vectors.
+#[multiversion(targets = "simd")]
+fn add_column_sums(values: &[f32], sums: &mut [f64]) {
+    let n_columns = sums.len();
+    let mut block_sums = [0.0f32; TILE];
+    let block_sums = &mut block_sums[..n_columns];
+    for block in values.chunks(BLOCK * n_columns.max(1)) {
+        block_sums.fill(0.0);
+        for row in block.chunks_exact(n_columns) {
+            for (sum, value) in block_sums.iter_mut().zip(row) {
+                *sum += value;
+            }
+        }
+        for (sum, block_sum) in sums.iter_mut().zip(&*block_sums) {
+            *sum += f64::from(*block_sum);
+        }
+    }
+}
+
+/// `e^x` for `x ≤ 0`, by arithmetic alone so that loops over it vectorise and give the same bytes with any
+/// vectors.
 ///
 /// The relative error is below 3e-7 down to x = −87; from there to −∞ the result stays at e^−87 ≈ 1.6e-38.
 ///
 /// # Source
 ///
-/// `x = n·ln 2 + r`, |r| ≤ ½ ln 2 (Cody and Waite); the polynomial in r is our own minimax fit (relative error 7.5e-8).
+/// `x = n·ln 2 + r`, |r| ≤ ½ ln 2 (Cody and Waite); the polynomial in r is our own minimax fit (relative
+/// error 7.5e-8).
 #[inline(always)]
 pub fn exp_nonpositive(x: f32) -> f32 {
     // adding it rounds to an integer, which is then in the lowest bits
@@ -191,6 +198,24 @@ pub fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
         sum = sum * x + coefficient;
     }
     sum
+}
+
+/// Seeded unit rows for tests.
+#[cfg(test)]
+pub(crate) fn random_unit_rows(n_rows: usize, n_cols: usize, seed: u64) -> Matrix {
+    use crate::noise::{Purpose, keyed_hash};
+    let mut rows = Matrix::zeros(n_rows, n_cols);
+    for row in 0..n_rows {
+        let place = |column: usize| (row * n_cols + column) as u64;
+        let uniform =
+            |column| keyed_hash(Purpose::Control, seed, 0, "", place(column)) as f64 * (-64f64).exp2() - 0.5;
+        let values: Vec<f64> = (0..n_cols).map(uniform).collect();
+        let length = values.iter().map(|value| value * value).sum::<f64>().sqrt();
+        for (value, exact) in rows.row_mut(row).iter_mut().zip(values) {
+            *value = (exact / length) as f32;
+        }
+    }
+    rows
 }
 
 #[cfg(test)]

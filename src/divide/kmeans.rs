@@ -3,11 +3,12 @@
 //! A fit sees all its points at once, an assignment is per sample. Points of one cluster are each other's hard
 //! negatives later.
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::matrix::{Matrix, dot};
 use crate::noise::{Purpose, keyed_hash};
-use crate::tile::{TILE, Tile, map_strips, ranges, vectorised};
+use crate::tile::{TILE, Tile, map_strips, ranges};
 
 /// How centroids are fitted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,14 +59,15 @@ pub struct Assignment {
 /// centroid_c = normalise(Σ of the unit points nearest to it)
 /// ```
 ///
-/// Each restart starts from k-means++ points, drawn with probability ∝ 1 − cos to the nearest drawn before. A cluster that
-/// loses all points takes the point farthest from its own centroid. The lowest objective wins, the earlier
-/// restart on a tie. Equal points may leave equal centroids, of which the first gets all.
+/// Each restart starts from k-means++ points, drawn with probability ∝ 1 − cos to the nearest drawn before. A
+/// cluster that loses all points takes the point farthest from its own centroid. The lowest objective wins,
+/// the earlier restart on a tie. Equal points may leave equal centroids, of which the first gets all.
 ///
 /// # Shapes and units
 ///
-/// `points` is `[n_points, d]`, rows of about unit length (they may be rounded to f16; each is scaled to unit length).
-/// Work: 2·n_points·n_clusters·d FLOPs an iteration. Memory: O(n_points + n_clusters·d) beside the points.
+/// `points` is `[n_points, d]`, rows of about unit length (they may be rounded to f16; each is scaled to unit
+/// length). Work: 2·n_points·n_clusters·d FLOPs an iteration. Memory: O(n_points + n_clusters·d) beside the
+/// points.
 ///
 /// # Errors
 ///
@@ -73,8 +75,8 @@ pub struct Assignment {
 ///
 /// # Source
 ///
-/// Divide and Contrast, arXiv:2105.08054, clusters normalised features by k-means. Spherical k-means: Dhillon and Modha,
-/// 2001; k-means++: Arthur and Vassilvitskii, 2007 (on the unit sphere `|a − b|² = 2(1 − cos)`).
+/// Divide and Contrast, arXiv:2105.08054, clusters normalised features by k-means. Spherical k-means: Dhillon
+/// and Modha, 2001; k-means++: Arthur and Vassilvitskii, 2007 (on the unit sphere `|a − b|² = 2(1 − cos)`).
 pub fn fit(points: &Matrix, params: &FitParams) -> Result<Fit, FitError> {
     let (n_points, n_clusters) = (points.n_rows(), params.n_clusters);
     assert!(n_clusters > 0 && params.n_restarts > 0, "{params:?}");
@@ -118,14 +120,15 @@ pub fn refine(points: &Matrix, start: Matrix, params: &FitParams) -> Fit {
 ///
 /// # Shapes
 ///
-/// `points` is `[n, d]`, `centroids` `[n_clusters, d]`, unit rows. Cosines in f32; points are scaled to unit length.
+/// `points` is `[n, d]`, `centroids` `[n_clusters, d]`, unit rows. Cosines in f32; points are scaled to unit
+/// length.
 pub fn assign(points: &Matrix, centroids: &Matrix) -> Vec<Assignment> {
     assert!(centroids.n_rows() > 0, "no centroid to assign to");
     let strips = map_strips(points.n_rows(), |tile: &mut Tile, strip| {
         let mut nearest = Nearest::default();
         for range in ranges(centroids.n_rows()) {
             tile.fill(centroids, range.clone(), points, strip.clone());
-            nearest.see(tile, range.start);
+            see_centroids(&mut nearest, tile, range.start);
         }
         let assignments = strip.enumerate().map(|(column, point)| {
             let inverse_length = inverse_length(points.row(point));
@@ -154,21 +157,18 @@ impl Default for Nearest {
     }
 }
 
-impl Nearest {
-    /// Takes in a tile of similarities, row 0 being `first_cluster`.
-    fn see(&mut self, tile: &Tile, first_cluster: usize) {
-        vectorised(|| {
-            for row in 0..tile.n_rows() {
-                let cluster = (first_cluster + row) as u32;
-                let kept = self.first.iter_mut().zip(&mut self.second).zip(&mut self.cluster);
-                for (similarity, ((first, second), nearest)) in tile.row(row).iter().zip(kept) {
-                    let is_nearer = *similarity > *first;
-                    *second = if is_nearer { *first } else { second.max(*similarity) };
-                    *first = if is_nearer { *similarity } else { *first };
-                    *nearest = if is_nearer { cluster } else { *nearest };
-                }
-            }
-        });
+/// Takes in a tile of similarities, row 0 being `first_cluster`.
+#[multiversion(targets = "simd")]
+fn see_centroids(nearest: &mut Nearest, tile: &Tile, first_cluster: usize) {
+    for row in 0..tile.n_rows() {
+        let this = (first_cluster + row) as u32;
+        let kept = nearest.first.iter_mut().zip(&mut nearest.second).zip(&mut nearest.cluster);
+        for (similarity, ((first, second), cluster)) in tile.row(row).iter().zip(kept) {
+            let is_nearer = *similarity > *first;
+            *second = if is_nearer { *first } else { second.max(*similarity) };
+            *first = if is_nearer { *similarity } else { *first };
+            *cluster = if is_nearer { this } else { *cluster };
+        }
     }
 }
 
@@ -201,8 +201,8 @@ fn sizes(assignments: &[Assignment], n_clusters: usize) -> Vec<usize> {
     sizes
 }
 
-/// Gives every empty cluster the point that is farthest from its centroid, the earlier point on a tie, without emptying
-/// another.
+/// Gives every empty cluster the point that is farthest from its centroid, the earlier point on a tie,
+/// without emptying another.
 fn fill_empty_clusters(assignments: &mut [Assignment], n_clusters: usize) {
     let mut sizes = sizes(assignments, n_clusters);
     if sizes.iter().all(|size| *size > 0) {
@@ -226,8 +226,8 @@ fn fill_empty_clusters(assignments: &mut [Assignment], n_clusters: usize) {
     }
 }
 
-/// Sets each centroid to the direction of the sum of its unit points, in f64 in the order of the points. A cluster
-/// whose points cancel out keeps its centroid.
+/// Sets each centroid to the direction of the sum of its unit points, in f64 in the order of the points. A
+/// cluster whose points cancel out keeps its centroid.
 fn move_centroids(
     points: &Matrix,
     lengths: &InverseLengths,
@@ -284,9 +284,9 @@ impl Chance {
 
 /// Draws the points from which the centroids start, by k-means++.
 ///
-/// Several candidates are drawn at once from the same distances, and each but the first is accepted with the probability
-/// that its distance has left, given those accepted before it. The accepted follow the law of drawing one at a
-/// time, while the points are read once for all of them.
+/// Several candidates are drawn at once from the same distances, and each but the first is accepted with the
+/// probability that its distance has left, given those accepted before it. The accepted follow the law of
+/// drawing one at a time, while the points are read once for all of them.
 fn starting_points(
     points: &Matrix,
     lengths: &InverseLengths,
@@ -369,14 +369,14 @@ fn lower_distances(distances: &mut [f64], points: &Matrix, lengths: &InverseLeng
 
 /// Joins clusters that are too small for a super-batch to their nearest: the cluster in which each ends up.
 ///
-/// Again and again the smallest cluster (the lower on a tie) below `size_min` joins the one whose centroid has the highest
-/// cosine with its own (the lower on a tie) and adds to its size; that one keeps its centroid. What joined earlier
-/// goes along. A single cluster may stay below `size_min`.
+/// Again and again the smallest cluster (the lower on a tie) below `size_min` joins the one whose centroid
+/// has the highest cosine with its own (the lower on a tie) and adds to its size; that one keeps its
+/// centroid. What joined earlier goes along. A single cluster may stay below `size_min`.
 ///
 /// # Shapes
 ///
-/// `centroids` is `[n_clusters, d]`, unit rows; `sizes` counts the samples of each cluster. Work: 2·n_clusters·d FLOPs
-/// a join.
+/// `centroids` is `[n_clusters, d]`, unit rows; `sizes` counts the samples of each cluster. Work:
+/// 2·n_clusters·d FLOPs a join.
 pub fn merge_small(centroids: &Matrix, sizes: &[usize], size_min: usize) -> Vec<u32> {
     assert_eq!(centroids.n_rows(), sizes.len(), "one size a cluster");
     let mut sizes: Vec<Option<usize>> = sizes.iter().map(|size| Some(*size)).collect();
@@ -396,5 +396,187 @@ pub fn merge_small(centroids: &Matrix, sizes: &[usize], size_min: usize) -> Vec<
                 *cluster = nearest as u32;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tile::random_unit_rows;
+
+    fn params(n_clusters: usize) -> FitParams {
+        FitParams { n_clusters, n_restarts: 2, n_iterations_max: 50, tolerance: 1e-6, seed: 11 }
+    }
+
+    /// Around `n_concepts` random directions, point i around direction i mod n_concepts.
+    fn planted(n_points: usize, n_concepts: usize, spread: f32) -> Matrix {
+        let (centres, noise) = (random_unit_rows(n_concepts, 16, 1), random_unit_rows(n_points, 16, 2));
+        let mut points = Matrix::zeros(n_points, 16);
+        for point in 0..n_points {
+            let sum: Vec<f64> = centres
+                .row(point % n_concepts)
+                .iter()
+                .zip(noise.row(point))
+                .map(|(c, n)| f64::from(c + spread * n))
+                .collect();
+            set_direction(points.row_mut(point), &sum);
+        }
+        points
+    }
+
+    #[test]
+    fn four_points_make_two_clusters() {
+        let points = Matrix::new(vec![1.0, 0.0, 0.6, 0.8, -1.0, 0.0, -0.6, -0.8], 2);
+        let fit = fit(&points, &params(2)).unwrap();
+        // each pair has cosine 0.6; both its points have cosine √0.8 to their mean direction
+        assert!((fit.objective - 4.0 * (1.0 - 0.8f64.sqrt())).abs() < 1e-6);
+        let assignments = assign(&points, &fit.centroids);
+        let clusters: Vec<u32> = assignments.iter().map(|assignment| assignment.cluster).collect();
+        assert!(clusters[0] == clusters[1] && clusters[2] == clusters[3] && clusters[0] != clusters[2]);
+        for assignment in assignments {
+            // the centroids are opposite, so the second similarity is the negative of the first
+            assert!((assignment.centroid_similarity - 0.8f32.sqrt()).abs() < 1e-6);
+            assert!((assignment.centroid_margin.unwrap() - 2.0 * 0.8f32.sqrt()).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn an_assignment_is_the_arg_max_over_all_centroids() {
+        let (points, centroids) = (random_unit_rows(700, 12, 3), random_unit_rows(530, 12, 4));
+        for (point, assignment) in assign(&points, &centroids).iter().enumerate() {
+            let mut cosines: Vec<f64> = (0..530)
+                .map(|c| {
+                    points
+                        .row(point)
+                        .iter()
+                        .zip(centroids.row(c))
+                        .map(|(x, y)| f64::from(*x) * f64::from(*y))
+                        .sum()
+                })
+                .collect();
+            assert!(
+                (cosines[assignment.cluster as usize] - f64::from(assignment.centroid_similarity)).abs()
+                    < 1e-6
+            );
+            cosines.sort_by(f64::total_cmp);
+            assert!((cosines[529] - f64::from(assignment.centroid_similarity)).abs() < 1e-6);
+            assert!(
+                (cosines[529] - cosines[528] - f64::from(assignment.centroid_margin.unwrap())).abs() < 2e-6
+            );
+        }
+    }
+
+    #[test]
+    fn equal_centroids_leave_the_points_to_the_first() {
+        let points = random_unit_rows(5, 4, 1);
+        let same = points.gather(&[2, 2, 2]);
+        for assignment in assign(&points, &same) {
+            assert_eq!((assignment.cluster, assignment.centroid_margin), (0, Some(0.0)));
+        }
+        assert!(
+            assign(&points, &points.gather(&[2]))
+                .iter()
+                .all(|assignment| assignment.centroid_margin.is_none())
+        );
+    }
+
+    #[test]
+    fn planted_concepts_are_found() {
+        let points = planted(1200, 12, 0.1);
+        let fit = fit(&points, &FitParams { n_restarts: 5, ..params(12) }).unwrap();
+        let clusters = assign(&points, &fit.centroids);
+        for point in 12..1200 {
+            assert_eq!(clusters[point].cluster, clusters[point % 12].cluster);
+        }
+        assert!(fit.history.windows(2).all(|pair| pair[1] <= pair[0] + 1e-6));
+        assert_eq!(fit.history.len(), fit.n_iterations + 1);
+        assert_eq!(fit.history.last(), Some(&fit.objective));
+    }
+
+    #[test]
+    fn a_seeded_fit_is_the_same_bytes_with_any_number_of_threads() {
+        let points = planted(2000, 40, 0.9);
+        let fit_with = |n_threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            pool.install(|| fit(&points, &params(50)).unwrap())
+        };
+        assert_eq!(fit_with(1), fit_with(2));
+        assert_ne!(fit_with(2), fit(&points, &FitParams { seed: 12, ..params(50) }).unwrap());
+    }
+
+    #[test]
+    fn rows_need_not_have_unit_length() {
+        let points = planted(300, 5, 0.2);
+        let mut stretched = points.clone();
+        for row in 0..300 {
+            let factor = 0.25 * (1 << (row % 4)) as f32; // a power of two changes no other bit
+            stretched.row_mut(row).iter_mut().for_each(|value| *value *= factor);
+        }
+        assert_eq!(fit(&points, &params(5)), fit(&stretched, &params(5)));
+        assert_eq!(assign(&points, &points), assign(&stretched, &points));
+    }
+
+    #[test]
+    fn a_cluster_without_points_takes_the_farthest() {
+        let points = Matrix::new(vec![1.0, 0.0, 0.96, 0.28, 0.0, 1.0], 2);
+        let start = Matrix::new(vec![1.0, 0.0, -1.0, 0.0], 2);
+        let fit = refine(&points, start, &params(2));
+        let clusters: Vec<u32> = assign(&points, &fit.centroids).iter().map(|a| a.cluster).collect();
+        assert_eq!(clusters, [0, 0, 1]);
+    }
+
+    #[test]
+    fn as_many_clusters_as_points_fit_exactly_and_more_are_refused() {
+        let points = random_unit_rows(40, 8, 9);
+        let fitted = fit(&points, &params(40)).unwrap();
+        assert!(fitted.objective < 1e-5);
+        let error = FitError::TooFewPoints { n_points: 40, n_clusters: 41 };
+        assert_eq!(fit(&points, &params(41)), Err(error));
+    }
+
+    #[test]
+    fn equal_points_still_fit() {
+        let points = Matrix::new([0.6, 0.8].repeat(30), 2);
+        let fitted = fit(&points, &params(7)).unwrap();
+        assert!(fitted.objective.abs() < 1e-4);
+        assert_eq!(fitted.centroids.n_rows(), 7);
+    }
+
+    #[test]
+    fn starting_points_follow_the_law_of_drawing_one_at_a_time() {
+        // one dense direction of 98 points and two lone ones, all far apart: k-means++ takes one of each
+        let mut values = [1.0, 0.0, 0.0].repeat(98);
+        values.extend([0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+        let points = Matrix::new(values, 3);
+        let lengths = InverseLengths::of(&points);
+        let (mut n_lone_first, n_trials) = (0, 400);
+        for seed in 0..n_trials {
+            let start = starting_points(&points, &lengths, 3, Chance { seed, restart: 0, n_used: 0 });
+            n_lone_first += usize::from(start[0] >= 98);
+            let mut directions: Vec<usize> = start.iter().map(|point| point.saturating_sub(97)).collect();
+            directions.sort_unstable();
+            assert_eq!(directions, [0, 1, 2]);
+        }
+        assert!(n_lone_first < 30, "{n_lone_first} of {n_trials}, expected 2 %");
+    }
+
+    #[test]
+    fn small_clusters_join_their_nearest() {
+        // on a circle at 0, 10, 20, 90 and 100 degrees
+        let angles = [0.0f32, 10.0, 20.0, 90.0, 100.0].map(f32::to_radians);
+        let centroids = Matrix::new(angles.iter().flat_map(|angle| [angle.cos(), angle.sin()]).collect(), 2);
+        assert_eq!(merge_small(&centroids, &[50, 60, 70, 80, 90], 50), [0, 1, 2, 3, 4]);
+        // 0 joins 1; 4 joins 3
+        assert_eq!(merge_small(&centroids, &[5, 60, 70, 80, 9], 50), [1, 1, 2, 3, 3]);
+        // 0 joins 1, which is still small and joins 2
+        assert_eq!(merge_small(&centroids, &[5, 6, 70, 80, 90], 50), [2, 2, 2, 3, 4]);
+        assert_eq!(
+            merge_small(&centroids, &[1, 1, 1, 1, 1], 50)
+                .iter()
+                .collect::<std::collections::HashSet<_>>()
+                .len(),
+            1
+        );
+        assert_eq!(merge_small(&centroids.gather(&[0]), &[1], 50), [0]);
     }
 }

@@ -91,8 +91,9 @@ impl FilterRatio {
     }
 }
 
-/// The sizes of the super-batches of a dealing group of `n` samples: `max(1, round-half-even(n / super_batch_size))`
-/// of them, which differ by at most one; the larger ones come first. No samples make no super-batch.
+/// The sizes of the super-batches of a dealing group of `n` samples: `max(1, round-half-even(n /
+/// super_batch_size))` of them, which differ by at most one; the larger ones come first. No samples make no
+/// super-batch.
 pub fn super_batch_sizes(n: usize, super_batch_size: usize) -> Vec<usize> {
     assert!(super_batch_size > 0);
     if n == 0 {
@@ -103,8 +104,9 @@ pub fn super_batch_sizes(n: usize, super_batch_size: usize) -> Vec<usize> {
     (0..n_super_batches).map(|super_batch_idx| size + usize::from(super_batch_idx < n_larger)).collect()
 }
 
-/// How many of the pool's `n_kept` a super-batch keeps: `⌊n_kept·end/n_samples⌋ − ⌊n_kept·start/n_samples⌋`, where it
-/// holds the positions `start..end` of the pool's `n_samples`. Over any cover of the pool these add up to `n_kept`.
+/// How many of the pool's `n_kept` a super-batch keeps: `⌊n_kept·end/n_samples⌋ − ⌊n_kept·start/n_samples⌋`,
+/// where it holds the positions `start..end` of the pool's `n_samples`. Over any cover of the pool these add
+/// up to `n_kept`.
 pub fn kept_in(super_batch: std::ops::Range<u64>, n_kept: u64, n_samples: u64) -> u64 {
     assert!(super_batch.start <= super_batch.end && super_batch.end <= n_samples && n_kept <= n_samples);
     if n_samples == 0 {
@@ -115,8 +117,8 @@ pub fn kept_in(super_batch: std::ops::Range<u64>, n_kept: u64, n_samples: u64) -
     kept_before(super_batch.end) - kept_before(super_batch.start)
 }
 
-/// The sizes of the chunks in which a sub-batch is drawn, `T = min(n_chunks, sub_batch_size)` of them: chunk t takes
-/// `⌊(t+1)·b/T⌋ − ⌊t·b/T⌋`.
+/// The sizes of the chunks in which a sub-batch is drawn, `T = min(n_chunks, sub_batch_size)` of them: chunk
+/// t takes `⌊(t+1)·b/T⌋ − ⌊t·b/T⌋`.
 ///
 /// # Source
 ///
@@ -190,7 +192,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn kept_counts_add_up(n in 0u64..20_000_000_000, decimals in 0u64..1_000_000, cuts in prop::collection::vec(0.0..1.0, 0..40)) {
+        fn kept_counts_add_up(
+            n in 0u64..20_000_000_000,
+            decimals in 0u64..1_000_000,
+            cuts in prop::collection::vec(0.0..1.0, 0..40),
+        ) {
             let ratio: FilterRatio = format!("0.{decimals:06}").parse().unwrap();
             let n_kept = ratio.kept(n);
             let exact = u128::from(n) * u128::from(1_000_000 - decimals);

@@ -1,9 +1,11 @@
 //! Similarities in, sigmoid pair losses out: of one pair in f64, of a whole tile of negative pairs in f32.
 
-use crate::tile::{Tile, exp_nonpositive, horner, vectorised};
+use multiversion::multiversion;
 
-/// The inner product of two stored embeddings: a cosine as far as the stored rows have unit length. The products are
-/// exact in f64 and summed in f64 in eight fixed lanes.
+use crate::tile::{Tile, exp_nonpositive, horner};
+
+/// The inner product of two stored embeddings: a cosine as far as the stored rows have unit length. The
+/// products are exact in f64 and summed in f64 in eight fixed lanes.
 pub fn similarity(image: &[f32], caption: &[f32]) -> f64 {
     assert_eq!(image.len(), caption.len());
     let mut lanes = [0.0f64; 8];
@@ -22,7 +24,8 @@ pub fn softplus(logit: f64) -> f64 {
 
 /// [`softplus`] in f32 for loops over tiles, by arithmetic alone so that they vectorise.
 ///
-/// The relative error is below 1e-6 for every logit above −87, where the loss is 1.6e-38; below, the loss stays there.
+/// The relative error is below 1e-6 for every logit above −87, where the loss is 1.6e-38; below, the loss
+/// stays there.
 ///
 /// # Source
 ///
@@ -52,13 +55,13 @@ fn softplus_f32(logit: f32) -> f32 {
 /// negative(similarity) = softplus(logit)       the pairs (i, j), i ≠ j
 /// ```
 ///
-/// Both are high where the model is wrong: the positive loss where image and caption are far apart, the negative loss
-/// where an image is close to another sample's caption.
+/// Both are high where the model is wrong: the positive loss where image and caption are far apart, the
+/// negative loss where an image is close to another sample's caption.
 ///
 /// # Source
 ///
-/// SigLIP, arXiv:2303.15343, with its sign of the bias (about −10 at the start of training). JEST, arXiv:2406.17711,
-/// writes the logit `−α·s + β`: its β is minus this bias.
+/// SigLIP, arXiv:2303.15343, with its sign of the bias (about −10 at the start of training). JEST,
+/// arXiv:2406.17711, writes the logit `−α·s + β`: its β is minus this bias.
 ///
 /// # Example
 ///
@@ -91,12 +94,14 @@ impl SigmoidLoss {
 
     /// Replaces each similarity of a tile by the loss of the negative pair times `weight`.
     pub(super) fn weigh_negatives(&self, tile: &mut Tile, weight: f32) {
-        let (scale, bias) = (self.logit_scale as f32, self.logit_bias as f32);
-        vectorised(|| {
-            for value in tile.values_mut() {
-                *value = weight * softplus_f32(scale * *value + bias);
-            }
-        });
+        weigh_negatives(tile.values_mut(), self.logit_scale as f32, self.logit_bias as f32, weight);
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn weigh_negatives(similarities: &mut [f32], logit_scale: f32, logit_bias: f32, weight: f32) {
+    for value in similarities {
+        *value = weight * softplus_f32(logit_scale * *value + logit_bias);
     }
 }
 

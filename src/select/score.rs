@@ -1,8 +1,9 @@
-//! Both models' embeddings of a super-batch in, scores out: of each sample's own pair, of a sub-batch, of a sample among
-//! the hard negatives of its cluster.
+//! Both models' embeddings of a super-batch in, scores out: of each sample's own pair, of a sub-batch, of a
+//! sample among the hard negatives of its cluster.
 //!
-//! A score is a log-weight in nats and may be negative. `S = learner_loss − reference_loss` (or one of the two alone) over
-//! all pairs is the `[n, n]` score matrix, row = image, column = caption; its negative pairs exist a tile at a time.
+//! A score is a log-weight in nats and may be negative. `S = learner_loss − reference_loss` (or one of the
+//! two alone) over all pairs is the `[n, n]` score matrix, row = image, column = caption; its negative pairs
+//! exist a tile at a time.
 
 use rayon::prelude::*;
 
@@ -12,8 +13,8 @@ use crate::tile::{Tile, map_strips, ranges};
 
 use super::loss::{SigmoidLoss, similarity};
 
-/// One model's view of some samples: `images` and `captions` are `[n_samples, d]`, unit rows, row i of both belongs to
-/// sample i.
+/// One model's view of some samples: `images` and `captions` are `[n_samples, d]`, unit rows, row i of both
+/// belongs to sample i.
 #[derive(Clone, Copy, Debug)]
 pub struct PairModel<'a> {
     images: &'a Matrix,
@@ -91,13 +92,7 @@ impl<'a> Scoring<'a> {
 
     /// The score of every sample's own pair, `S[i, i]`, nats.
     pub fn scores(&self) -> Vec<f64> {
-        let mut scores = vec![0.0; self.n_samples()];
-        for term in self.terms() {
-            for (score, loss) in scores.iter_mut().zip(term.model.diagonal().losses) {
-                *score += f64::from(term.weight) * loss;
-            }
-        }
-        scores
+        own_scores(&self.terms())
     }
 
     /// The score as a sum of the models' losses. This is the one place where the models get their signs.
@@ -122,6 +117,16 @@ impl<'a> Scoring<'a> {
 struct Term<'a> {
     model: PairModel<'a>,
     weight: f32,
+}
+
+fn own_scores(terms: &[Term]) -> Vec<f64> {
+    let mut scores = vec![0.0; terms[0].model.n_samples()];
+    for term in terms {
+        for (score, loss) in scores.iter_mut().zip(term.model.diagonal().losses) {
+            *score += f64::from(term.weight) * loss;
+        }
+    }
+    scores
 }
 
 /// The embeddings of some rows of a super-batch, side by side, for each term of its score.
@@ -256,10 +261,7 @@ pub fn batch_learnability(scoring: &Scoring, rows: &[usize]) -> f64 {
         }
         sums.iter().sum::<f64>()
     });
-    let own_pairs: f64 = terms
-        .iter()
-        .flat_map(|term| term.model.diagonal().losses.into_iter().map(|loss| f64::from(term.weight) * loss))
-        .sum();
+    let own_pairs: f64 = own_scores(&terms).iter().sum();
     (own_pairs + strips.iter().sum::<f64>()) / rows.len() as f64
 }
 
@@ -269,8 +271,8 @@ pub fn batch_learnability(scoring: &Scoring, rows: &[usize]) -> f64 {
 /// hard_learnability[i] = S[i, i] + (sub_batch_size − 1) · mean_{j∈A} ½(S[i, j] + S[j, i])
 /// ```
 ///
-/// A are the rows of the bank that are not excluded for i: the same as of the other hardness columns. `None` where A is
-/// empty. High: worth learning against the hard negatives of its cluster.
+/// A are the rows of the bank that are not excluded for i: the same as of the other hardness columns. `None`
+/// where A is empty. High: worth learning against the hard negatives of its cluster.
 ///
 /// # Shapes
 ///
@@ -310,4 +312,114 @@ pub fn hard_learnability(
             (n_negatives > 0).then(|| own + (sub_batch_size - 1) as f64 * 0.5 * sum / n_negatives as f64)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::divide::{HardnessParams, Samples, exclusions};
+    use crate::noise::SampleId;
+    use crate::tile::random_unit_rows;
+
+    const LEARNER: SigmoidLoss = SigmoidLoss { logit_scale: 8.0, logit_bias: -3.0 };
+    const REFERENCE: SigmoidLoss = SigmoidLoss { logit_scale: 20.0, logit_bias: -9.0 };
+
+    /// Images and captions of the learner, then of the reference.
+    fn learnability(embeddings: &[Matrix; 4]) -> Scoring<'_> {
+        let [x, y, x_reference, y_reference] = embeddings;
+        Scoring::Learnability {
+            learner: Learner(PairModel::new(x, y, LEARNER)),
+            reference: Reference(PairModel::new(x_reference, y_reference, REFERENCE)),
+        }
+    }
+
+    fn hard_learner(embeddings: &[Matrix; 4]) -> Scoring<'_> {
+        Scoring::HardLearner { learner: Learner(PairModel::new(&embeddings[0], &embeddings[1], LEARNER)) }
+    }
+
+    #[test]
+    fn two_samples_by_hand() {
+        let images = Matrix::new(vec![1.0, 0.0, 0.0, 1.0], 2);
+        let captions = Matrix::new(vec![0.0, 1.0, 0.0, 1.0], 2);
+        let loss = SigmoidLoss { logit_scale: 1.0, logit_bias: 0.0 };
+        let model = PairModel::new(&images, &captions, loss);
+        // similarities [[0, 0], [1, 1]]: own pairs softplus(0), softplus(−1); others softplus(0), softplus(1)
+        let (zero, minus_one, one) = (2f64.ln(), (-1f64).exp().ln_1p(), 1f64.exp().ln_1p());
+        assert_eq!(
+            model.diagonal(),
+            Diagonal { similarities: vec![0.0, 1.0], losses: vec![zero, minus_one] }
+        );
+        let hard = Scoring::HardLearner { learner: Learner(model) };
+        assert!((batch_learnability(&hard, &[0, 1]) - (2.0 * zero + minus_one + one) / 2.0).abs() < 1e-6);
+        assert_eq!(batch_learnability(&hard, &[1]), minus_one);
+        let easy = Scoring::EasyReference { reference: Reference(model) };
+        assert_eq!(easy.scores(), [-zero, -minus_one]);
+        assert!((batch_learnability(&easy, &[0, 1]) + batch_learnability(&hard, &[0, 1])).abs() < 1e-12);
+    }
+
+    #[test]
+    fn learnability_is_high_where_only_the_learner_fails() {
+        let (images, away) = (Matrix::new(vec![1.0, 0.0], 2), Matrix::new(vec![-1.0, 0.0], 2));
+        let (wrong, right) =
+            (PairModel::new(&images, &away, LEARNER), PairModel::new(&images, &images, LEARNER));
+        let score = |learner, reference| {
+            Scoring::Learnability { learner: Learner(learner), reference: Reference(reference) }.scores()[0]
+        };
+        assert!(score(wrong, right) > 10.0);
+        assert!(score(right, wrong) < -10.0);
+        assert_eq!(score(wrong, wrong), 0.0);
+    }
+
+    #[test]
+    fn hard_learnability_is_the_share_among_the_negatives_that_are_left() {
+        let (n_queries, n_bank, sub_batch_size) = (300, 270, 64);
+        let queries = [1, 2, 3, 4].map(|seed| random_unit_rows(n_queries, 6, seed));
+        let bank = [5, 6, 7, 8].map(|seed| random_unit_rows(n_bank, 6, seed));
+        let ids: Vec<SampleId> = (0..600).map(|sample_idx| SampleId { shard: "s", sample_idx }).collect();
+        // the queries' ids overlap the bank's, and a low threshold excludes many
+        let query_samples =
+            Samples { ids: &ids[..n_queries], images: &queries[0], captions: None, caption_hashes: None };
+        let bank_samples =
+            Samples { ids: &ids[200..200 + n_bank], images: &bank[0], captions: None, caption_hashes: None };
+        let params = HardnessParams { near_duplicate_similarity: 0.6, ..HardnessParams::default() };
+        let mask = exclusions(&query_samples, &bank_samples, &params);
+        assert!((0..n_queries).any(|query| mask.n_of(query) > 5));
+        let scorings =
+            [(learnability as fn(&[Matrix; 4]) -> Scoring<'_>, [1.0, -1.0]), (hard_learner, [1.0, 0.0])];
+        for (scoring, weights) in scorings {
+            let shares = hard_learnability(&scoring(&queries), &scoring(&bank), &mask, sub_batch_size);
+            for (i, share) in shares.iter().enumerate() {
+                let negatives: Vec<usize> = {
+                    let excluded: Vec<usize> = mask.of(i, 0..n_bank).collect();
+                    (0..n_bank).filter(|j| !excluded.contains(j)).collect()
+                };
+                let terms = [(LEARNER, 0), (REFERENCE, 2)].into_iter().zip(weights);
+                let expected: f64 = terms
+                    .map(|((loss, side), weight)| {
+                        let own = loss.positive(similarity(queries[side].row(i), queries[side + 1].row(i)));
+                        let others = negatives.iter().map(|&j| {
+                            loss.negative(similarity(queries[side].row(i), bank[side + 1].row(j)))
+                                + loss.negative(similarity(bank[side].row(j), queries[side + 1].row(i)))
+                        });
+                        let mean = others.sum::<f64>() / 2.0 / negatives.len() as f64;
+                        weight * (own + (sub_batch_size - 1) as f64 * mean)
+                    })
+                    .sum();
+                assert!((share.unwrap() - expected).abs() < 1e-4 * (1.0 + expected.abs()), "{i}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "different models")]
+    fn rows_and_columns_of_different_models_do_not_meet() {
+        let rows = random_unit_rows(3, 4, 1);
+        let ids: Vec<SampleId> = (0..3).map(|sample_idx| SampleId { shard: "s", sample_idx }).collect();
+        let samples = Samples { ids: &ids, images: &rows, captions: None, caption_hashes: None };
+        let mask = exclusions(&samples, &samples, &HardnessParams::default());
+        let learner = Scoring::HardLearner { learner: Learner(PairModel::new(&rows, &rows, LEARNER)) };
+        let reference =
+            Scoring::EasyReference { reference: Reference(PairModel::new(&rows, &rows, LEARNER)) };
+        hard_learnability(&learner, &reference, &mask, 8);
+    }
 }
