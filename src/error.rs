@@ -58,7 +58,9 @@ pub enum Error {
     NotEmbedded { shards: Vec<String> },
     #[error("task {task} of `{stage}` is not committed")]
     NotCommitted { stage: String, task: usize },
-    #[error("{n_missing} tasks of `{stage}` are left to other parts, and none of them was committed for a while")]
+    #[error(
+        "{n_missing} tasks of `{stage}` are left to other parts, and none of them was committed for a while"
+    )]
     OtherParts { stage: String, n_missing: usize },
     #[error("no sample could be embedded")]
     NothingEmbedded,
@@ -108,7 +110,9 @@ impl Error {
                 )
             }
             Error::RuntimeLoad { .. } => "version 1.24 or later is needed".to_owned(),
-            Error::Device { .. } => "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned(),
+            Error::Device { .. } => {
+                "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned()
+            }
             Error::MemoryLimit { .. } => "raise `memory_limit_bytes`, or lower `super_batch_size`".to_owned(),
             Error::DiskSpace { .. } => "free some space, or choose another folder with `-o`".to_owned(),
             Error::OtherPlan { differences, .. } => format!(
@@ -118,7 +122,8 @@ impl Error {
             Error::StoreOfAnotherPool { .. } => "give each pool a `store` of its own".to_owned(),
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
-                "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`".to_owned()
+                "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
+                    .to_owned()
             }
             Error::OtherParts { .. } => "start the other parts, or run without `--tasks`".to_owned(),
             Error::NothingEmbedded | Error::NothingScored => {
@@ -126,7 +131,8 @@ impl Error {
             }
             Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
             Error::Damaged { .. } | Error::VerifyFailed { .. } => {
-                "`superbatch repair RUN` drops damaged files and what was made from them; then run again".to_owned()
+                "`superbatch repair RUN` drops damaged files and what was made from them; then run again"
+                    .to_owned()
             }
             Error::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "free some space; the run goes on where it stopped".to_owned()
@@ -141,9 +147,10 @@ impl Error {
     pub fn may_pass(&self) -> bool {
         match self {
             Error::Shard { .. } => true,
-            Error::Read { source, .. } | Error::Write { source, .. } => {
-                !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
-            }
+            Error::Read { source, .. } | Error::Write { source, .. } => !matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            ),
             _ => false,
         }
     }

@@ -97,7 +97,8 @@ impl Estimate {
 
     pub fn text(&self, plan: &Plan) -> String {
         let mut text = String::new();
-        let shards = format!("{} shards, {}, about {} samples", self.n_shards, bytes(self.pool_bytes), self.n_samples);
+        let shards =
+            format!("{} shards, {}, about {} samples", self.n_shards, bytes(self.pool_bytes), self.n_samples);
         let _ = writeln!(text, "pool      {shards}");
         for (role, model) in plan.models.iter() {
             let _ = writeln!(
@@ -170,7 +171,8 @@ fn mean_sample_bytes(plan: &Plan) -> Result<u64, Error> {
 fn check_free(storage: &Storage, needed_bytes: u64) -> Result<(), Error> {
     let path = storage.root();
     // the folder may not be there yet: its nearest ancestor tells
-    let absolute = std::path::absolute(path).map_err(|source| Error::Write { path: path.to_owned(), source })?;
+    let absolute =
+        std::path::absolute(path).map_err(|source| Error::Write { path: path.to_owned(), source })?;
     let Some(present) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     match free_bytes(present) {
         Some(free_bytes) if free_bytes < needed_bytes => {

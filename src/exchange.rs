@@ -73,7 +73,7 @@ pub struct ExchangeWriter<'a> {
 impl<'a> ExchangeWriter<'a> {
     pub fn new(storage: &'a Storage, name: &str, schema: SchemaRef) -> Result<ExchangeWriter<'a>, Error> {
         let properties = table::properties()
-            .set_key_value_metadata(Some(table::metadata(&[])))
+            .set_key_value_metadata(Some(table::key_values(&[])))
             // a row group ends where a target ends, and nowhere else
             .set_max_row_group_row_count(None)
             .set_dictionary_enabled(false)
@@ -127,7 +127,8 @@ impl<'a> ExchangeWriter<'a> {
         for (row_group, &target) in self.targets.iter().enumerate() {
             let columns = row_groups[row_group].columns();
             let offset = columns.iter().map(|column| column.byte_range().0).min().unwrap_or(0);
-            let end = columns.iter().map(|column| column.byte_range().0 + column.byte_range().1).max().unwrap_or(0);
+            let end =
+                columns.iter().map(|column| column.byte_range().0 + column.byte_range().1).max().unwrap_or(0);
             let bytes = self.storage.read_range(&self.name, offset, end - offset)?;
             index.targets.entry(target).or_default().push(RowGroup {
                 row_group,
@@ -142,7 +143,11 @@ impl<'a> ExchangeWriter<'a> {
 }
 
 /// Reads the rows of one target from every source, in the order of the sources; none if there are no rows.
-pub fn read_target(storage: &Storage, sources: &[Source], target: usize) -> Result<Option<RecordBatch>, Error> {
+pub fn read_target(
+    storage: &Storage,
+    sources: &[Source],
+    target: usize,
+) -> Result<Option<RecordBatch>, Error> {
     let mut batches = Vec::new();
     for source in sources {
         for group in source.index.targets.get(&target).into_iter().flatten() {

@@ -225,7 +225,11 @@ impl RunFolder {
     /// # Errors
     ///
     /// Any other data file that is missing, or one that has another size than its marker says.
-    pub fn marker<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Option<Marker<C>>, Error> {
+    pub fn marker<C: DeserializeOwned>(
+        &self,
+        stage: &Stage,
+        task: usize,
+    ) -> Result<Option<Marker<C>>, Error> {
         let Some(marker) = self.marker_alone(stage, task)? else { return Ok(None) };
         let storage = self.storage(stage);
         for file in &marker.data {
@@ -239,7 +243,11 @@ impl RunFolder {
     }
 
     /// The marker of a task without a look at its files.
-    fn marker_alone<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Option<Marker<C>>, Error> {
+    fn marker_alone<C: DeserializeOwned>(
+        &self,
+        stage: &Stage,
+        task: usize,
+    ) -> Result<Option<Marker<C>>, Error> {
         let storage = self.storage(stage);
         let name = marker_name(stage, task);
         let Some(bytes) = storage.read_if_present(&name)? else { return Ok(None) };
@@ -255,7 +263,9 @@ impl RunFolder {
     /// What a committed task counted, whether or not its exchange file was cleaned away.
     pub fn committed_counts<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<C, Error> {
         let marker = self.marker_alone::<C>(stage, task)?;
-        marker.map(|marker| marker.counts).ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
+        marker
+            .map(|marker| marker.counts)
+            .ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
     }
 
     /// The marker of a task that an earlier stage has committed.
@@ -309,7 +319,8 @@ impl RunFolder {
         if self.run.create_if_absent(&stage_plan_name(stage), &bytes)? {
             return Ok(made.plan);
         }
-        self.stage_plan_if_present(stage)?.ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task: 0 })
+        self.stage_plan_if_present(stage)?
+            .ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task: 0 })
     }
 
     /// The stage plan under this name, if it was made under the stage's present digest.

@@ -329,8 +329,8 @@ pub enum SettingsError {
 impl Settings {
     /// Reads a pipeline file, applies `table.key=value` assignments in order, and checks the whole.
     pub fn load(path: &Path, assignments: &[String]) -> Result<Settings, Error> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Settings::parse(&text, assignments)
             .map_err(|source| Error::Settings { path: path.to_owned(), source: Box::new(source) })
     }
@@ -545,7 +545,9 @@ mod tests {
 
     #[test]
     fn each_mistake_names_its_key() {
-        assert!(message(&PIPELINE.replace("[read]", "[read]\nshard = 1"), &[]).contains("unknown field `shard`"));
+        assert!(
+            message(&PIPELINE.replace("[read]", "[read]\nshard = 1"), &[]).contains("unknown field `shard`")
+        );
         assert!(message(PIPELINE, &["select.step.0.gian=2"]).contains("unknown field `gian`"));
         assert!(message(PIPELINE, &["select.step.1.gain=2"]).contains("select.step.1.gain"));
         assert!(message(PIPELINE, &["gain"]).contains("`--set gain`"));

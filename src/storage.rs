@@ -187,8 +187,7 @@ impl Storage {
     /// The names of all files below a folder, sorted.
     pub fn list_all(&self, folder: &str) -> Result<Vec<String>, Error> {
         let path = self.path(folder);
-        let mut names: Vec<String> =
-            self.list(folder)?.into_iter().map(|name| join(folder, &name)).collect();
+        let mut names: Vec<String> = self.list(folder)?.into_iter().map(|name| join(folder, &name)).collect();
         let folders = match fs::read_dir(&path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(names),
             folders => folders.map_err(|source| Error::Read { path: path.clone(), source })?,

@@ -19,7 +19,8 @@ pub struct Verified {
 
 impl Verified {
     pub fn text(&self) -> String {
-        let mut text = format!("{} files, {} bytes read, {} damaged", self.n_files, self.n_bytes, self.damaged.len());
+        let mut text =
+            format!("{} files, {} bytes read, {} damaged", self.n_files, self.n_bytes, self.damaged.len());
         for name in &self.damaged {
             text.push_str(&format!("\ndamaged: {name}"));
         }
@@ -107,7 +108,8 @@ pub fn clean(run: &RunFolder) -> Result<String, Error> {
     };
     for storage in run.storages() {
         for name in storage.list_all("")? {
-            let is_unfinished = name.rsplit('/').next().is_some_and(|file| file.starts_with(UNFINISHED_PREFIX));
+            let is_unfinished =
+                name.rsplit('/').next().is_some_and(|file| file.starts_with(UNFINISHED_PREFIX));
             if is_unfinished {
                 remove(storage, &name)?;
             }

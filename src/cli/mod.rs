@@ -15,8 +15,8 @@ use crate::executor::{Executor, Part};
 use crate::run_folder::{OtherPlan, RunFolder};
 use crate::settings::Settings;
 use crate::storage::Storage;
-use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
 use crate::{divide, select, write};
+use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
 
 use args::{Args, Command, PipelineArgs, StageArgs};
 use output::{Output, print_error};
@@ -43,6 +43,7 @@ pub fn main() -> ExitCode {
         }
     };
     start_logging(args.log_json);
+    exit_130_when_interrupted();
     let exit = match run(args.command) {
         Ok(exit) => exit,
         Err(error) => {
@@ -162,6 +163,16 @@ fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
         return Ok(Exit::TooManyRejections);
     }
     Ok(Exit::Done)
+}
+
+/// An interrupt ends the process at once: what is not committed is done again by the next run.
+fn exit_130_when_interrupted() {
+    extern "C" fn exit(_signal: libc::c_int) {
+        // SAFETY: `_exit` may be called in a signal handler
+        unsafe { libc::_exit(130) }
+    }
+    // SAFETY: the handler has the type that `signal` wants and calls nothing but `_exit`
+    unsafe { libc::signal(libc::SIGINT, exit as extern "C" fn(libc::c_int) as libc::sighandler_t) };
 }
 
 /// Warnings on a terminal, where bars show the rest; every stage otherwise. `RUST_LOG` overrides.

@@ -103,7 +103,10 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
     let is_present = vec![true; rows.len()];
     let mut columns = Columns::default();
     columns
-        .text("bank", rows.iter().map(|(cluster, _)| Some(if cluster.is_some() { "cluster" } else { "pool" })))
+        .text(
+            "bank",
+            rows.iter().map(|(cluster, _)| Some(if cluster.is_some() { "cluster" } else { "pool" })),
+        )
         .u32("cluster", rows.iter().map(|(cluster, _)| *cluster))
         .text("shard", ids().map(|id| Some(id.shard)))
         .u64("sample_idx", ids().map(|id| Some(id.sample_idx)))
@@ -132,7 +135,9 @@ fn choose_members(
         let marker = run.committed::<AssignCounts>(&stage, task)?;
         let batch = table::read(run.run(), marker.file(), &["shard", "sample_idx", "cluster"])?;
         let rows = Rows(&batch);
-        for (sample, &cluster) in SampleRef::of_rows(&rows, &plan.pool)?.into_iter().zip(rows.u32("cluster").values()) {
+        for (sample, &cluster) in
+            SampleRef::of_rows(&rows, &plan.pool)?.into_iter().zip(rows.u32("cluster").values())
+        {
             let id = sample.id(&plan.pool);
             let member = (keyed_hash(Purpose::Bank, plan.seed, 0, id.shard, id.sample_idx), sample, task);
             clusters[cluster as usize].push(member);
@@ -158,7 +163,11 @@ impl Texts {
         Ok(Texts {
             samples: SampleRef::of_rows(&rows, &run.plan().pool)?,
             keys: rows.text("key").iter().map(|key| key.unwrap_or_default().to_owned()).collect(),
-            caption_hashes: rows.text("caption").iter().map(|text| normalised_hash(text.unwrap_or(""))).collect(),
+            caption_hashes: rows
+                .text("caption")
+                .iter()
+                .map(|text| normalised_hash(text.unwrap_or("")))
+                .collect(),
         })
     }
 
@@ -197,5 +206,8 @@ pub fn read_banks(run: &RunFolder, settings: &DivideSettings) -> Result<LoadedBa
             None => pool.push(row),
         }
     }
-    Ok(LoadedBanks { clusters: by_cluster.iter().map(|rows| all.gather(rows)).collect(), pool: all.gather(&pool) })
+    Ok(LoadedBanks {
+        clusters: by_cluster.iter().map(|rows| all.gather(rows)).collect(),
+        pool: all.gather(&pool),
+    })
 }

@@ -48,7 +48,8 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
     let texts = Texts::read(run, task)?;
     let rows = Rows(&assigned);
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
-    let position = |row: usize| embedded.samples.binary_search(&samples[row]).expect("an assigned sample is embedded");
+    let position =
+        |row: usize| embedded.samples.binary_search(&samples[row]).expect("an assigned sample is embedded");
 
     let mut by_cluster: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (row, &cluster) in rows.u32("cluster").values().iter().enumerate() {
@@ -112,13 +113,19 @@ fn hardness_table(
         .f32("cross_modal_hardness", number(|negatives| negatives.cross_modal_hardness))
         .f32("effective_negatives", number(|negatives| Some(negatives.effective_negatives)))
         .u32("n_negatives", measured.iter().map(|(hardness, _)| Some(hardness.n_negatives as u32)))
-        .f32("hardest_negative_similarity", number(|negatives| Some(f64::from(negatives.hardest_negative_similarity))))
+        .f32(
+            "hardest_negative_similarity",
+            number(|negatives| Some(f64::from(negatives.hardest_negative_similarity))),
+        )
         .text(
             "hardest_negative_shard",
             hardest().map(|hardest| hardest.map(|(bank, row)| bank.samples[row].id(&run.plan().pool).shard)),
         )
         .text("hardest_negative_key", hardest().map(|hardest| hardest.map(|(bank, row)| &bank.keys[row])))
-        .u32("n_false_negatives", measured.iter().map(|(hardness, _)| Some(hardness.n_false_negatives as u32)));
+        .u32(
+            "n_false_negatives",
+            measured.iter().map(|(hardness, _)| Some(hardness.n_false_negatives as u32)),
+        );
     columns.build()
 }
 

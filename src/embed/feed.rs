@@ -17,13 +17,22 @@ const BLOCK_BYTES_MAX: usize = 64 << 20;
 
 /// What goes from thread to thread: a task's start, its samples, its end.
 pub enum Event<S> {
-    Start { work_idx: usize },
+    Start {
+        work_idx: usize,
+    },
     Samples(Block<S>),
-    End { times: Vec<ShardTimes> },
+    End {
+        times: Vec<ShardTimes>,
+    },
     /// The task's shards cannot be read.
-    Failed { task: usize, error: Error },
+    Failed {
+        task: usize,
+        error: Error,
+    },
     /// The run cannot go on.
-    Broken { error: Error },
+    Broken {
+        error: Error,
+    },
 }
 
 /// Adjacent samples of one shard.
@@ -124,7 +133,8 @@ pub fn open_shard(
         None => return Err(Error::ShardMissing { path: storage.path(&shard.id) }),
     }
     let file = storage.stream(&shard.id)?;
-    let reader = decompress(&shard.id, file).map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
+    let reader =
+        decompress(&shard.id, file).map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
     Ok(Samples::new(reader, limits.clone(), is_plain(&shard.id)))
 }
 

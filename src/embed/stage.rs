@@ -128,7 +128,9 @@ fn decode_blocks(
 ) {
     for event in receiver {
         let event = event.map_block(|block: Block<ReadSample>| {
-            let samples = pool.install(|| block.samples.into_par_iter().map(|sample| encoders.decode(sample)).collect::<Result<_, _>>());
+            let samples = pool.install(|| {
+                block.samples.into_par_iter().map(|sample| encoders.decode(sample)).collect::<Result<_, _>>()
+            });
             Ok(Block { shard_idx: block.shard_idx, samples: samples? })
         });
         if sender.send(event).is_err() {
@@ -159,7 +161,8 @@ fn infer_tasks(
                     inference.push(block.shard_idx, sample);
                     if inference.waiting.len() == batch_size {
                         n_embedded += inference.run_batch(models)?;
-                        progress.message(format!("{:.0} images/s", n_embedded as f64 / progress.elapsed_secs()));
+                        progress
+                            .message(format!("{:.0} images/s", n_embedded as f64 / progress.elapsed_secs()));
                     }
                 }
             }

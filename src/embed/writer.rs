@@ -115,7 +115,8 @@ impl EmbeddedTask {
         rows.numerics = numerics;
         rows.images.append(&pairs.image.rows);
         rows.captions.append(&pairs.text.rows);
-        let is_degenerate = |row: &usize| pairs.image.degenerate.contains(row) || pairs.text.degenerate.contains(row);
+        let is_degenerate =
+            |row: &usize| pairs.image.degenerate.contains(row) || pairs.text.degenerate.contains(row);
         rows.is_present.extend((0..pairs.image.rows.n_rows()).map(|row| !is_degenerate(&row)));
     }
 }
@@ -141,7 +142,8 @@ pub fn write_task(run: &RunFolder, stages: &[Stage], task: EmbeddedTask) -> Resu
             return Err(Error::NotReproduced { shard });
         }
     }
-    let embedded: Vec<&(usize, SampleRow)> = task.rows.iter().filter(|(_, row)| row.rejection.is_none()).collect();
+    let embedded: Vec<&(usize, SampleRow)> =
+        task.rows.iter().filter(|(_, row)| row.rejection.is_none()).collect();
     for (rows, &model) in task.models.iter().zip(&task.work.models) {
         assert_eq!(rows.is_present.len(), embedded.len(), "every sample that was not rejected is embedded");
         write_embeddings(run, &stages[model], task_idx, &embedded, rows)?;
@@ -164,10 +166,8 @@ fn write_embeddings(
     let table = embeddings_table(shards, samples, rows, run.plan().embed.embedding_dtype);
     let file = table::write(storage, &name, &table, &[("embeddings_digest", stage.digest.to_string())])?;
     let n_present = rows.is_present.iter().filter(|&&is_present| is_present).count();
-    let counts = EmbeddingsCounts {
-        rows: samples.len() as u64,
-        degenerate: (samples.len() - n_present) as u64,
-    };
+    let counts =
+        EmbeddingsCounts { rows: samples.len() as u64, degenerate: (samples.len() - n_present) as u64 };
     let done = Done { data: vec![file], read: Vec::new(), counts, numerics: rows.numerics.clone() };
     if !run.commit(stage, task, done)? {
         storage.remove(&name)?; // another attempt was first

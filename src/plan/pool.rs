@@ -56,7 +56,8 @@ impl Pool {
         let mut shards = Vec::with_capacity(paths.len());
         for path in paths {
             let below = path.strip_prefix(&root);
-            let below = below.map_err(|_| Error::ShardOutsideRoot { path: path.clone(), root: root.clone() })?;
+            let below =
+                below.map_err(|_| Error::ShardOutsideRoot { path: path.clone(), root: root.clone() })?;
             let id = below.to_str().ok_or_else(|| Error::PathNotUtf8 { path: path.clone() })?.to_owned();
             let (size_bytes, modified_ns) =
                 storage.guard(&id)?.ok_or_else(|| Error::ShardMissing { path: path.clone() })?;

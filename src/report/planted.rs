@@ -76,7 +76,8 @@ impl PlantedCounts {
     pub fn add(&mut self, verdicts: &RecordBatch) {
         let rows = Rows(verdicts);
         let (shards, keys) = (rows.text("shard"), rows.text("key"));
-        let (sample_idxs, super_batches, ranks) = (rows.u64("sample_idx"), rows.u64("super_batch"), rows.u32("draw_rank"));
+        let (sample_idxs, super_batches, ranks) =
+            (rows.u64("sample_idx"), rows.u64("super_batch"), rows.u32("draw_rank"));
         for row in (0..verdicts.num_rows()).filter(|&row| super_batches.is_valid(row)) {
             let id = (shards.value(row).to_owned(), keys.value(row).to_owned());
             let is_planted = self.planted.contains(&id);
@@ -114,7 +115,9 @@ fn read_planted(path: &Path) -> Result<BTreeSet<(String, String)>, Error> {
     let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let mut planted = BTreeSet::new();
     for (line, content) in text.lines().enumerate() {
-        let pair = content.split_once(',').ok_or_else(|| Error::Planted { path: path.to_owned(), line: line + 1 })?;
+        let pair = content
+            .split_once(',')
+            .ok_or_else(|| Error::Planted { path: path.to_owned(), line: line + 1 })?;
         if line == 0 && pair != ("shard", "key") {
             return Err(Error::Planted { path: path.to_owned(), line: 1 });
         }

@@ -118,7 +118,11 @@ impl Report {
         }
         let rejected: u64 = counts.rejected.values().sum();
         let filtered: u64 = counts.filtered.values().sum();
-        assert_eq!(counts.read, counts.kept + counts.not_drawn + filtered + rejected, "every sample counted once");
+        assert_eq!(
+            counts.read,
+            counts.kept + counts.not_drawn + filtered + rejected,
+            "every sample counted once"
+        );
         let (worst_ratio, worst_shard) = worst.unzip();
         Ok(Report {
             format_version: FORMAT_VERSION,
@@ -179,7 +183,15 @@ impl ColumnSummaries {
         let rows = Rows(verdicts);
         let ranks = rows.u32("draw_rank");
         let hashes: Vec<u64> = (0..verdicts.num_rows())
-            .map(|row| keyed_hash(Purpose::Summary, seed, 0, rows.text("shard").value(row), rows.u64("sample_idx").value(row)))
+            .map(|row| {
+                keyed_hash(
+                    Purpose::Summary,
+                    seed,
+                    0,
+                    rows.text("shard").value(row),
+                    rows.u64("sample_idx").value(row),
+                )
+            })
             .collect();
         for name in SCORES {
             let column = verdicts.column_by_name(name).expect("`select/` has these columns");
@@ -281,7 +293,8 @@ fn select_report(run: &RunFolder, plans: &DrawPlans) -> Result<SelectReport, Err
             random.extend(counts.batch_learnability_random);
         }
     }
-    let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    let mean =
+        |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
     Ok(SelectReport {
         n_super_batches: plans.super_batches().count() as u64,
         batch_learnability: mean(drawn),

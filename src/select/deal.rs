@@ -89,7 +89,9 @@ pub fn commit(run: &RunFolder, partitions: &Partitions, task: usize) -> Result<(
 fn dealt_table(run: &RunFolder, usable: &UsableRows, rows: &[usize]) -> arrow::array::RecordBatch {
     let ids = || rows.iter().map(|&row| usable.samples[row].id(&run.plan().pool));
     let mut columns = Columns::default();
-    columns.text("shard", ids().map(|id| Some(id.shard))).u64("sample_idx", ids().map(|id| Some(id.sample_idx)));
+    columns
+        .text("shard", ids().map(|id| Some(id.shard)))
+        .u64("sample_idx", ids().map(|id| Some(id.sample_idx)));
     usable.models.add_columns(&mut columns, rows, run.plan().embed.embedding_dtype);
     columns.build()
 }

@@ -47,7 +47,12 @@ pub struct VerdictCounts {
 }
 
 /// Joins and commits one task.
-pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], task: usize) -> Result<(), Error> {
+pub fn commit_verdicts(
+    run: &RunFolder,
+    plans: &DrawPlans,
+    drawn: &[Source],
+    task: usize,
+) -> Result<(), Error> {
     let score_marker = run.committed::<ScoreCounts>(&run.select("select.score"), task)?;
     let scored = table::read(run.run(), score_marker.file(), &[])?;
     let samples = SampleRef::of_rows(&Rows(&scored), &run.plan().pool)?;
@@ -76,7 +81,9 @@ pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], tas
     let file = table::write(run.run(), &format!("select/{task:05}.parquet"), &table, &entries)?;
     let mut files = vec![score_marker.file().clone()];
     files.extend(divided.map(|divided| divided.file));
-    files.extend(drawn.iter().filter(|source| source.index.n_rows(task) > 0).map(|source| source.file.clone()));
+    files.extend(
+        drawn.iter().filter(|source| source.index.n_rows(task) > 0).map(|source| source.file.clone()),
+    );
     run.commit(&stage, task, Done::new(vec![file], files, counts))?;
     Ok(())
 }
@@ -84,7 +91,8 @@ pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], tas
 /// What `select/` and `curated/` files say of how they were made.
 pub fn table_metadata(run: &RunFolder) -> Vec<(&'static str, String)> {
     let plan = run.plan();
-    let models: BTreeMap<&str, &Digest> = plan.models.iter().map(|(role, model)| (role.name(), &model.digest)).collect();
+    let models: BTreeMap<&str, &Digest> =
+        plan.models.iter().map(|(role, model)| (role.name(), &model.digest)).collect();
     vec![
         ("superbatch_software_version", plan.software_version.clone()),
         ("superbatch_stage_digests", json(&plan.digests)),
@@ -109,12 +117,20 @@ fn verdict_table(
     let n = samples.len();
     let super_batches = outcomes.column("super_batch");
     let mut columns = Columns::default();
-    let scored_column = |name: &str| scored.column_by_name(name).expect("a scored sample has these columns").clone();
+    let scored_column =
+        |name: &str| scored.column_by_name(name).expect("a scored sample has these columns").clone();
     for name in ["shard", "sample_idx"] {
         columns.array(name, scored_column(name));
     }
     columns.text("key", keys.iter().map(Some));
-    for name in ["learner_similarity", "reference_similarity", "learner_loss", "reference_loss", "learnability", "score"] {
+    for name in [
+        "learner_similarity",
+        "reference_similarity",
+        "learner_loss",
+        "reference_loss",
+        "learnability",
+        "score",
+    ] {
         columns.array(name, scored_column(name));
     }
     add_divided(&mut columns, samples, divided);

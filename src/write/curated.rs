@@ -19,7 +19,12 @@ use super::output_plan::OutputPlan;
 const HUGGING_FACE_FEATURES: &str = r#"{"info": {"features": {"image": {"_type": "Image"}}}}"#;
 
 /// Writes and commits one output shard.
-pub fn commit(run: &RunFolder, outputs: &OutputPlan, sources: &[Source], shard_idx: usize) -> Result<(), Error> {
+pub fn commit(
+    run: &RunFolder,
+    outputs: &OutputPlan,
+    sources: &[Source],
+    shard_idx: usize,
+) -> Result<(), Error> {
     let shard = outputs.shards[shard_idx];
     let rows = exchange::read_target(run.run(), sources, shard_idx)?.expect("an output shard has rows");
     let positions = Rows(&rows).u64(POSITION);
@@ -41,9 +46,10 @@ fn write(run: &RunFolder, name: &str, rows: &RecordBatch) -> Result<crate::stora
     if run.plan().write.images {
         entries.push(("huggingface", HUGGING_FACE_FEATURES.to_owned()));
     }
+    let rows = &table::described(rows, &entries);
     let image = ColumnPath::new(vec!["image".to_owned(), "bytes".to_owned()]);
     let properties = table::properties()
-        .set_key_value_metadata(Some(table::metadata(&entries)))
+        .set_key_value_metadata(Some(table::key_values(&entries)))
         // images are compressed already
         .set_column_encoding(image.clone(), Encoding::PLAIN)
         .set_column_dictionary_enabled(image.clone(), false)
@@ -53,7 +59,8 @@ fn write(run: &RunFolder, name: &str, rows: &RecordBatch) -> Result<crate::stora
         .build();
     let storage = run.run();
     let parquet_error = |source| Error::WriteParquet { path: storage.path(name), source };
-    let mut writer = ArrowWriter::try_new(storage.create(name)?, rows.schema(), Some(properties)).map_err(parquet_error)?;
+    let mut writer = ArrowWriter::try_new(storage.create(name)?, rows.schema(), Some(properties))
+        .map_err(parquet_error)?;
     let bytes_max = run.plan().write.row_group_bytes_max;
     for range in row_groups(rows, bytes_max) {
         writer.write(&rows.slice(range.start, range.len())).map_err(parquet_error)?;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BinaryArray, BooleanArray, RecordBatch, StringArray, StructArray, UInt64Array};
+use arrow::array::{
+    Array, ArrayRef, BinaryArray, BooleanArray, RecordBatch, StringArray, StructArray, UInt64Array,
+};
 use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
 use serde::{Deserialize, Serialize};
@@ -23,7 +25,8 @@ use super::output_plan::OutputPlan;
 pub const POSITION: &str = "position";
 
 /// Columns of `samples/` that curated shards add to those of `select/`.
-const SAMPLE_COLUMNS: [&str; 8] = ["uid", "caption", "label", "width", "height", "image_offset", "image_size", "json"];
+const SAMPLE_COLUMNS: [&str; 8] =
+    ["uid", "caption", "label", "width", "height", "image_offset", "image_size", "json"];
 
 /// Rows whose images are held at once.
 const ROWS_WAITING_MAX: usize = 1024;
@@ -73,7 +76,8 @@ fn kept_rows(
     let kept = filter_record_batch(verdicts, &is_kept).expect("a mask of the table's length");
     let pool = &run.plan().pool;
     let of_samples = SampleRef::of_rows(&Rows(samples), pool)?;
-    let row_of = |sample: SampleRef| of_samples.binary_search(&sample).expect("a kept sample was read") as u64;
+    let row_of =
+        |sample: SampleRef| of_samples.binary_search(&sample).expect("a kept sample was read") as u64;
     let kept_samples = SampleRef::of_rows(&Rows(&kept), pool)?;
     let order = UInt64Array::from_iter_values(kept_samples.into_iter().map(row_of));
 
@@ -148,8 +152,10 @@ fn push_with_images(
 
 /// Adds the `image` column as Hugging Face's `Image` feature reads it: a struct of bytes and path.
 fn with_images(rows: &RecordBatch, images: &[(Vec<u8>, String)]) -> RecordBatch {
-    let fields =
-        Fields::from(vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)]);
+    let fields = Fields::from(vec![
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
+    ]);
     let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(bytes, _)| bytes)));
     let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(_, path)| path)));
     let image: ArrayRef = Arc::new(StructArray::new(fields, vec![bytes, paths], None));

@@ -32,10 +32,12 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let gather = run.write("write.gather");
     executor.run(run, &gather, &tasks, executor.n_threads, |task| gather::commit(run, &outputs, task))?;
 
-    executor.run(run, &run.write("write.stats"), &tasks, executor.n_threads, |task| stats::commit(run, task))?;
+    executor
+        .run(run, &run.write("write.stats"), &tasks, executor.n_threads, |task| stats::commit(run, task))?;
 
     let index = |counts: GatherCounts| counts.index;
     let sources = exchange::sources(run, executor, &gather, &tasks, index, FILES_PER_LEVEL_MAX)?;
     // one output shard at a time bounds the memory
-    executor.run(run, &run.write("write"), &shards, 1, |shard| curated::commit(run, &outputs, &sources, shard))
+    executor
+        .run(run, &run.write("write"), &shards, 1, |shard| curated::commit(run, &outputs, &sources, shard))
 }
