@@ -16,8 +16,8 @@ use crate::settings::DivideSettings;
 use crate::smallest::Smallest;
 use crate::table::{self, Columns, Rows};
 
+use super::assign::AssignCounts;
 use super::hardness::Samples;
-use super::stage::AssignCounts;
 
 const BANK: &str = "divide/bank.parquet";
 

@@ -12,9 +12,9 @@ use crate::settings::{DivideSettings, ModelRole};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
+use super::assign::AssignCounts;
 use super::bank::{LoadedBanks, Texts, read_banks};
 use super::hardness::{Banks, Hardness, HardnessParams, Negatives, Samples, hardness};
-use super::stage::AssignCounts;
 
 /// What every task of the step takes.
 pub struct Measure {

@@ -9,11 +9,18 @@ use crate::plan::{Pool, Shard};
 use crate::read::{Limits, ReadSample, Samples, decompress, is_plain};
 use crate::run_folder::RunFolder;
 
-use super::stage::TaskWork;
-
 /// A block is cut at this many samples or bytes, whichever comes first: what bounds the memory of the queues.
 const BLOCK_SAMPLES_MAX: usize = 64;
 const BLOCK_BYTES_MAX: usize = 64 << 20;
+
+/// What an embed task still has to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskWork {
+    pub task: usize,
+    pub needs_samples: bool,
+    /// Which of the models that this process runs.
+    pub models: Vec<usize>,
+}
 
 /// What goes from thread to thread: a task's start, its samples, its end.
 pub enum Event<S> {

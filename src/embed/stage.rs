@@ -21,22 +21,13 @@ use crate::run_folder::{RunFolder, Stage};
 use crate::settings::ModelRole;
 
 use super::decoded::{DecodedSample, Encoders, ModelInputs, embed_batch};
-use super::feed::{self, Block, Event};
+use super::feed::{self, Block, Event, TaskWork};
 use super::loaded::LoadedModel;
 use super::session::{Device, SessionSettings};
 use super::writer::{EmbeddedTask, write_task};
 
 /// Blocks that wait between two threads.
 const BLOCKS_WAITING: usize = 2;
-
-/// What an embed task still has to make.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskWork {
-    pub task: usize,
-    pub needs_samples: bool,
-    /// Which of the models that this process runs.
-    pub models: Vec<usize>,
-}
 
 /// Where a task's shards could not be read, after its retries.
 #[derive(Debug)]

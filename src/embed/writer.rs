@@ -14,8 +14,7 @@ use crate::settings::EmbeddingDtype;
 use crate::table::{self, Columns};
 
 use super::decoded::{DecodedSample, ModelInputs, SampleRow};
-use super::feed::ShardTimes;
-use super::stage::TaskWork;
+use super::feed::{ShardTimes, TaskWork};
 use super::tower::PairEmbeddings;
 
 /// Counts of one task of `samples/`.

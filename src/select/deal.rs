@@ -14,8 +14,7 @@ use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::{Done, RunFolder};
 use crate::table::Columns;
 
-use super::scored::{UsableRows, read_usable};
-use super::stage::score_counts;
+use super::scored::{UsableRows, read_usable, score_counts};
 
 /// Counts of one task of `select.deal`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

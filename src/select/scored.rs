@@ -31,6 +31,11 @@ pub struct ScoreCounts {
     pub clusters: BTreeMap<u32, u64>,
 }
 
+/// Samples that come to the draw, by cluster where there are clusters.
+pub fn score_counts(run: &RunFolder, task: usize) -> Result<ScoreCounts, Error> {
+    Ok(run.committed::<ScoreCounts>(&run.select("select.score"), task)?.counts)
+}
+
 /// Both towers of each model of the plan over the same samples.
 pub struct ScoredModels {
     models: Vec<(ModelRole, Matrix, Matrix, SigmoidLoss)>,
