@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use parquet::errors::ParquetError;
+
 use crate::divide::FitError;
 use crate::embed::ModelError;
 use crate::settings::SettingsError;
@@ -68,33 +70,45 @@ pub enum Error {
     NothingScored,
     #[error("cannot fit centroids")]
     Fit { source: FitError },
+    #[error("two attempts at task {task} of `{stage}` gave different bytes")]
+    Diverged { stage: String, task: usize },
     #[error("`{path}` is damaged: it is not what its marker says")]
     Damaged { path: PathBuf },
     #[error("`{path}` is not valid JSON of this format version")]
     Json { path: PathBuf, source: serde_json::Error },
     #[error("`{path}`, line {line}, is not `shard,key`")]
     Planted { path: PathBuf, line: usize },
+    #[error("cannot read `{path}`, which the settings name")]
+    ReadSetting { path: PathBuf, source: io::Error },
     #[error("cannot read `{path}`")]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write `{path}`")]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot read Parquet file `{path}`")]
-    ReadParquet { path: PathBuf, source: parquet::errors::ParquetError },
+    ReadParquet { path: PathBuf, source: ParquetError },
     #[error("cannot write Parquet file `{path}`")]
-    WriteParquet { path: PathBuf, source: parquet::errors::ParquetError },
+    WriteParquet { path: PathBuf, source: ParquetError },
     #[error("`{path}` holds nothing that can be shown")]
     NothingToShow { path: PathBuf },
     #[error("no sample of `{path}` has the key `{key}`")]
     KeyMissing { path: PathBuf, key: String },
-    #[error("{n_damaged} files of `{folder}` are damaged")]
-    VerifyFailed { folder: PathBuf, n_damaged: usize },
+    #[error("{n_wrong} files of `{folder}` are damaged or named by no marker")]
+    VerifyFailed { folder: PathBuf, n_wrong: usize },
 }
 
 impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Error::Settings { .. } => "`superbatch schema` lists every table and key".to_owned(),
+            Error::Settings { .. } => {
+                "the documentation of `superbatch::settings` lists every table and key".to_owned()
+            }
+            Error::ReadSetting { .. } => "paths are relative to the current folder".to_owned(),
+            Error::Json { .. } => "remove it if it is damaged; the run makes it again".to_owned(),
+            Error::Diverged { .. } => {
+                "`superbatch repair RUN`, then run again on one kind of machine; if it comes back, report it"
+                    .to_owned()
+            }
             Error::NoShards { .. } | Error::ShardMissing { .. } => {
                 "paths in `read.shards` are relative to the current folder".to_owned()
             }
@@ -134,7 +148,7 @@ impl Error {
                 "`superbatch repair RUN` drops damaged files and what was made from them; then run again"
                     .to_owned()
             }
-            Error::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            error if error.is_storage_full() => {
                 "free some space; the run goes on where it stopped".to_owned()
             }
             Error::Model { source, .. } => return source.hint(),
@@ -155,11 +169,26 @@ impl Error {
         }
     }
 
+    /// Whether there was no room on the disk.
+    fn is_storage_full(&self) -> bool {
+        let io_error = match self {
+            Error::Write { source, .. } => Some(source),
+            Error::WriteParquet { source: ParquetError::External(source), .. } => source.downcast_ref(),
+            _ => None,
+        };
+        io_error.is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    }
+
     /// Whether the settings are at fault, and not the run.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
             Error::Settings { .. }
+                | Error::ReadSetting { .. }
+                | Error::Planted { .. }
+                | Error::Fit { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
                 | Error::ShardMissing { .. }

@@ -72,12 +72,7 @@ impl StageStatus {
 /// How many tasks a stage has, if the stages before it are far enough to tell.
 fn n_tasks(run: &RunFolder, stage: &Stage) -> Result<Option<usize>, Error> {
     let complete = || -> Result<Option<usize>, Error> {
-        let plan: Option<CompleteTasks> = run.stage_plan_if_present(&run.select("select"))?;
-        let plan = match (plan, run.divide("divide")) {
-            (None, Some(divide)) => run.stage_plan_if_present(&divide)?,
-            (plan, _) => plan,
-        };
-        Ok(plan.map(|plan| plan.tasks.len()))
+        Ok(run.stage_plan_if_present::<CompleteTasks>(&run.embed())?.map(|plan| plan.tasks.len()))
     };
     Ok(match stage.name.as_str() {
         "divide.fit" | "divide.bank" | "select.bank" | "report" => Some(1),

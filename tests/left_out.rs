@@ -38,7 +38,7 @@ fn run_with_changed_shard(failed_shards_max: usize) -> Result<Report, Error> {
         models = fixtures.join("models").display(),
     );
     let settings = Settings::parse(&pipeline, &[]).unwrap();
-    let plan = Plan::new(&settings).unwrap();
+    let plan = Plan::new(&settings, Device::Cpu).unwrap();
     let changed = fs::File::options().append(true).open(folder.path().join("shard-00001.tar")).unwrap();
     changed.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
 

@@ -30,13 +30,18 @@ impl Output {
 }
 
 pub fn print_error(error: &Error) {
-    eprintln!("error: {error}");
+    diagnostic(&format!("error: {error}"));
     let mut cause = error.source();
     while let Some(source) = cause {
-        eprintln!("  caused by: {source}");
+        diagnostic(&format!("  caused by: {source}"));
         cause = source.source();
     }
     if let Some(hint) = error.hint() {
-        eprintln!("hint: {hint}");
+        diagnostic(&format!("hint: {hint}"));
     }
+}
+
+/// Prints a line on standard error; unlike `eprintln!`, a closed one does not end the run.
+pub fn diagnostic(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::embed::read_embeddings;
 use crate::error::Error;
-use crate::matrix::Matrix;
 use crate::run_folder::{Done, RunFolder};
-use crate::settings::DivideSettings;
+use crate::settings::ModelRole;
 use crate::table::{self, Columns};
 
+use super::fit::Centroids;
 use super::kmeans::assign;
 
 /// Counts of one task of `divide.assign`.
@@ -24,13 +24,13 @@ pub struct AssignCounts {
 /// Assigns and commits one task.
 pub fn commit_assignments(
     run: &RunFolder,
-    settings: &DivideSettings,
+    model: ModelRole,
     task: usize,
-    centroids: &Matrix,
+    centroids: &Centroids,
 ) -> Result<(), Error> {
-    let (embedded, file) = read_embeddings(run, settings.model, task)?;
+    let (embedded, file) = read_embeddings(run, model, task)?;
     let rows: Vec<usize> = (0..embedded.samples.len()).filter(|&row| embedded.is_present[row]).collect();
-    let assignments = assign(&embedded.images.gather(&rows), centroids);
+    let assignments = assign(&embedded.images.gather(&rows), &centroids.rows);
     let mut clusters = BTreeMap::new();
     for assignment in &assignments {
         *clusters.entry(assignment.cluster).or_default() += 1;
@@ -47,6 +47,6 @@ pub fn commit_assignments(
     let name = crate::exchange::file_name(&stage, task);
     let written = table::write(run.run(), &name, &columns.build(), &[])?;
     let counts = AssignCounts { rows: rows.len() as u64, clusters };
-    run.commit(&stage, task, Done::new(vec![written], vec![file], counts))?;
+    run.commit(&stage, task, Done::new(vec![written], vec![file, centroids.file.clone()], counts))?;
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::run_folder::{Done, Marker, RunFolder};
 use crate::sample::SampleRef;
 use crate::settings::{DivideSettings, EmbeddingDtype};
 use crate::smallest::Smallest;
+use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::kmeans::{FitParams, fit};
@@ -86,10 +87,16 @@ pub fn commit_fit(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -
     Ok(())
 }
 
-/// The committed centroids, `[n_clusters, d]`.
-pub fn read_centroids(run: &RunFolder) -> Result<Matrix, Error> {
+/// The committed centroids, and the file that they came from.
+pub struct Centroids {
+    /// `[n_clusters, d]`.
+    pub rows: Matrix,
+    pub file: FileRecord,
+}
+
+pub fn read_centroids(run: &RunFolder) -> Result<Centroids, Error> {
     let stage = run.divide("divide.fit").expect("the plan has the stage");
     let marker: Marker<FitCounts> = run.committed(&stage, 0)?;
     let batch = table::read(run.run(), marker.file(), &[])?;
-    Ok(Rows(&batch).embeddings("centroid").0)
+    Ok(Centroids { rows: Rows(&batch).embeddings("centroid").0, file: marker.file().clone() })
 }

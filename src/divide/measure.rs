@@ -82,7 +82,7 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
     let stage = run.divide("divide").expect("the plan has the stage");
     let digest = [("divide_digest", stage.digest.to_string())];
     let file = table::write(run.run(), &format!("divide/{task:05}.parquet"), &table, &digest)?;
-    let read = vec![marker.file().clone(), embeddings_file];
+    let read = vec![marker.file().clone(), embeddings_file, texts.file.clone(), measure.banks.file.clone()];
     run.commit(&stage, task, Done::new(vec![file], read, samples.len() as u64))?;
     Ok(())
 }

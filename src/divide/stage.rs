@@ -21,15 +21,15 @@ use super::measure::{Measure, commit_hardness};
 pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let Some(settings) = &run.plan().divide else { return Ok(()) };
     let step = |name| run.divide(name).expect("the plan has the stage");
-    let tasks = complete_tasks(run, &step("divide"))?.tasks;
-    if run.undone(&step("divide"), &tasks)?.is_empty() {
+    let tasks = complete_tasks(run)?.tasks;
+    executor.run(run, &step("divide.fit"), &[0], 1, |_| commit_fit(run, settings, &tasks))?;
+    let is_bank_done = run.undone(&step("divide.bank"), &[0])?.is_empty();
+    if is_bank_done && run.undone(&step("divide"), &tasks)?.is_empty() {
         return Ok(());
     }
-
-    executor.run(run, &step("divide.fit"), &[0], 1, |_| commit_fit(run, settings, &tasks))?;
     let centroids = read_centroids(run)?;
     executor.run(run, &step("divide.assign"), &tasks, executor.n_threads, |task| {
-        commit_assignments(run, settings, task, &centroids)
+        commit_assignments(run, settings.model, task, &centroids)
     })?;
     executor.run(run, &step("divide.bank"), &[0], 1, |_| commit_banks(run, settings, &tasks))?;
     if !executor.todo(run, &step("divide"), &tasks)?.is_empty() {

@@ -1,7 +1,6 @@
 //! The writing end of the stage: an embedded task in; `samples/` and `embeddings/` files and their markers out.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
@@ -11,6 +10,7 @@ use crate::matrix::Matrix;
 use crate::rejection::Rejection;
 use crate::run_folder::{Done, RunFolder, Stage};
 use crate::settings::EmbeddingDtype;
+use crate::storage;
 use crate::table::{self, Columns};
 
 use super::decoded::{DecodedSample, ModelInputs, SampleRow};
@@ -157,19 +157,18 @@ fn write_embeddings(
     samples: &[&(usize, SampleRow)],
     rows: &ModelRows,
 ) -> Result<(), Error> {
-    let storage = run.storage(stage);
+    let folder = run.storage(stage);
     let shards = &run.plan().pool.shards;
     // embeddings may differ between kinds of hardware: two attempts never share a name
-    let attempt = RandomState::new().hash_one(std::process::id()) as u32;
-    let name = format!("{}/{task:05}-{attempt:08x}.parquet", stage.name);
+    let name = format!("{}/{task:05}-{}.parquet", stage.name, storage::attempt());
     let table = embeddings_table(shards, samples, rows, run.plan().embed.embedding_dtype);
-    let file = table::write(storage, &name, &table, &[("embeddings_digest", stage.digest.to_string())])?;
+    let file = table::write(folder, &name, &table, &[("embeddings_digest", stage.digest.to_string())])?;
     let n_present = rows.is_present.iter().filter(|&&is_present| is_present).count();
     let counts =
         EmbeddingsCounts { rows: samples.len() as u64, degenerate: (samples.len() - n_present) as u64 };
     let done = Done { data: vec![file], read: Vec::new(), counts, numerics: rows.numerics.clone() };
     if !run.commit(stage, task, done)? {
-        storage.remove(&name)?; // another attempt was first
+        folder.remove(&name)?; // another attempt was first
     }
     Ok(())
 }

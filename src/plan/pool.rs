@@ -116,12 +116,9 @@ fn expand(pattern: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// The path made absolute, links followed, so that one file has one path.
+/// The path made absolute. Links are not followed: a link's name, not its target's, says what the shard is.
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
-    path.canonicalize().map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::ShardMissing { path: path.to_owned() },
-        _ => Error::Read { path: path.to_owned(), source },
-    })
+    std::path::absolute(path).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
 /// The longest folder that holds all of the sorted paths.

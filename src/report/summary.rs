@@ -92,7 +92,7 @@ pub struct CuratedShard {
 impl Report {
     /// Reads every committed table of the run once.
     pub fn of(run: &RunFolder) -> Result<Report, Error> {
-        let complete = complete_tasks(run, &run.select("select"))?;
+        let complete = complete_tasks(run)?;
         let plans: DrawPlans = run
             .stage_plan_if_present(&run.select("select.draw"))?
             .ok_or_else(|| Error::NotCommitted { stage: "select.draw".to_owned(), task: 0 })?;
@@ -104,13 +104,13 @@ impl Report {
             let read = run.committed::<SamplesCounts>(&run.samples(), task)?.counts;
             let marker = run.committed::<VerdictCounts>(&run.select("select"), task)?;
             counts.add(&read, &marker.counts);
+            let verdicts = table::read(run.run(), marker.file(), &[])?;
             for shard in &read.shards {
-                let ratio = ratio_of(shard);
+                let ratio = rejection_ratio(shard, &verdicts);
                 if worst.as_ref().is_none_or(|(highest, _)| ratio > *highest) {
                     worst = Some((ratio, shard.shard.clone()));
                 }
             }
-            let verdicts = table::read(run.run(), marker.file(), &[])?;
             columns.add(&verdicts, run.plan().seed);
             if let Some(planted) = &mut planted {
                 planted.add(&verdicts);
@@ -159,8 +159,11 @@ impl Counts {
     }
 }
 
-fn ratio_of(shard: &ShardCounts) -> f64 {
-    shard.n_rejected() as f64 / shard.read.max(1) as f64
+/// Samples of a shard without a verdict over all of them.
+fn rejection_ratio(shard: &ShardCounts, verdicts: &RecordBatch) -> f64 {
+    let n_rows =
+        Rows(verdicts).text("shard").iter().filter(|of_row| *of_row == Some(&shard.shard)).count() as u64;
+    (shard.read - n_rows) as f64 / shard.read.max(1) as f64
 }
 
 /// Running summaries of every score column, of all rows and of the kept, in bounded memory.

@@ -43,7 +43,7 @@ pub fn plan_partitions(run: &RunFolder, tasks: &[usize]) -> Result<Partitions, E
             }
         }
         let super_batch_size = plan.step().super_batch_size();
-        let joined = merge_small(&read_centroids(run)?, &sizes, super_batch_size);
+        let joined = merge_small(&read_centroids(run)?.rows, &sizes, super_batch_size);
         let mut joined_sizes: BTreeMap<u32, usize> = BTreeMap::new();
         for (cluster, &size) in sizes.iter().enumerate() {
             *joined_sizes.entry(joined[cluster]).or_default() += size;

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::exchange::{self, Source};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
+use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::draw::outcome_table;
@@ -60,7 +61,7 @@ pub fn commit_verdicts(
         Some(_) => Some(read_divided(run, task)?),
         None => None,
     };
-    let keys = read_keys(run, task, &samples)?;
+    let (keys, samples_file) = read_keys(run, task, &samples)?;
     let outcomes = Outcomes::read(run, plans, drawn, task, &samples)?;
     let table = verdict_table(&scored, &samples, &keys, divided.as_ref(), &outcomes);
 
@@ -79,7 +80,7 @@ pub fn commit_verdicts(
     let stage = run.select("select");
     let entries = table_metadata(run);
     let file = table::write(run.run(), &format!("select/{task:05}.parquet"), &table, &entries)?;
-    let mut files = vec![score_marker.file().clone()];
+    let mut files = vec![score_marker.file().clone(), samples_file];
     files.extend(divided.map(|divided| divided.file));
     files.extend(
         drawn.iter().filter(|source| source.index.n_rows(task) > 0).map(|source| source.file.clone()),
@@ -183,7 +184,11 @@ const DIVIDED_COLUMNS: [(&str, DataType); 12] = [
     ("n_false_negatives", DataType::UInt32),
 ];
 
-fn read_keys(run: &RunFolder, task: usize, samples: &[SampleRef]) -> Result<Vec<String>, Error> {
+fn read_keys(
+    run: &RunFolder,
+    task: usize,
+    samples: &[SampleRef],
+) -> Result<(Vec<String>, FileRecord), Error> {
     let marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
     let storage = run.storage(&run.samples());
     let batch = table::read(storage, marker.file(), &["shard", "sample_idx", "key"])?;
@@ -191,7 +196,7 @@ fn read_keys(run: &RunFolder, task: usize, samples: &[SampleRef]) -> Result<Vec<
     let all = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let keys = rows.text("key");
     let key = |sample| keys.value(all.binary_search(sample).expect("a scored sample was read")).to_owned();
-    Ok(samples.iter().map(key).collect())
+    Ok((samples.iter().map(key).collect(), marker.file().clone()))
 }
 
 /// What the draws said of a task's samples, in the order of the task.

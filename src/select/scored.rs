@@ -171,6 +171,7 @@ struct HardNegatives {
     banks: LoadedBanks,
     /// By cluster, the rows of its bank that every model embedded, and their embeddings.
     models: Vec<(Vec<usize>, ScoredModels)>,
+    file: FileRecord,
 }
 
 impl<'a> Scorer<'a> {
@@ -205,6 +206,7 @@ impl<'a> Scorer<'a> {
             _ => None,
         };
         usable.read.extend(divided.map(|divided| divided.file));
+        usable.read.extend(self.hard.iter().flat_map(|hard| [hard.file.clone(), hard.banks.file.clone()]));
         let table = self.table(run, &usable, hard);
         let stage = run.select("select.score");
         let file = table::write(run.run(), &crate::exchange::file_name(&stage, task), &table, &[])?;
@@ -324,7 +326,7 @@ impl HardNegatives {
             (bank_rows, all.gather(&positions))
         });
         let models = models.collect();
-        Ok(HardNegatives { models, banks })
+        Ok(HardNegatives { models, banks, file: marker.file().clone() })
     }
 }
 
@@ -337,7 +339,7 @@ pub fn commit_bank(run: &RunFolder, tasks: &[usize]) -> Result<(), Error> {
     wanted.sort_unstable();
     let mut samples = Vec::new();
     let mut models: Option<ScoredModels> = None;
-    let mut read = Vec::new();
+    let mut read = vec![banks.file.clone()];
     let pool = &run.plan().pool;
     for &task in tasks {
         let first = pool.first_shard_idx(task) as u32;

@@ -24,7 +24,7 @@ use super::scored::{Scorer, commit_bank};
 /// Does every undone step of the stage.
 pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let step = |name| run.select(name);
-    let tasks = complete_tasks(run, &step("select"))?.tasks;
+    let tasks = complete_tasks(run)?.tasks;
     if run.undone(&step("select"), &tasks)?.is_empty() {
         return Ok(());
     }

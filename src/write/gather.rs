@@ -28,8 +28,8 @@ pub const POSITION: &str = "position";
 const SAMPLE_COLUMNS: [&str; 8] =
     ["uid", "caption", "label", "width", "height", "image_offset", "image_size", "json"];
 
-/// Rows whose images are held at once.
-const ROWS_WAITING_MAX: usize = 1024;
+/// Bytes of images that wait for their rows to be handed on.
+const WAITING_BYTES_MAX: usize = 64 << 20;
 
 /// Counts of one task of `write.gather`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ fn kept_rows(
             of_rows.map(|(&block, &rank)| outputs.block_starts[block as usize] + u64::from(rank)).collect()
         }
         Order::Shard => {
-            let tasks = crate::embed::complete_tasks(run, &run.select("select"))?.tasks;
+            let tasks = crate::embed::complete_tasks(run)?.tasks;
             let block = tasks.binary_search(&task).expect("only complete tasks are gathered");
             (0..kept.num_rows() as u64).map(|row| outputs.block_starts[block] + row).collect()
         }
@@ -117,6 +117,7 @@ fn push_with_images(
     let wanted = SampleRef::of_rows(&Rows(kept), pool)?;
     let mut n_found = 0;
     let mut images: Vec<(Vec<u8>, String)> = Vec::new();
+    let mut waiting_bytes = 0;
     for (position, shard) in pool.shards_of(task).iter().enumerate() {
         let shard_idx = (pool.first_shard_idx(task) + position) as u32;
         if wanted.get(n_found).is_none_or(|sample| sample.shard_idx != shard_idx) {
@@ -130,12 +131,14 @@ fn push_with_images(
                 continue;
             }
             let path = format!("{}.{}", sample.key, sample.image_extension);
+            waiting_bytes += sample.image.len();
             images.push((sample.image, path));
             n_found += 1;
-            if images.len() == ROWS_WAITING_MAX {
+            if waiting_bytes >= WAITING_BYTES_MAX {
                 let rows = kept.slice(n_found - images.len(), images.len());
                 push(outputs, &with_images(&rows, &images), writer)?;
                 images.clear();
+                waiting_bytes = 0;
             }
             if wanted.get(n_found).is_none_or(|sample| sample.shard_idx != shard_idx) {
                 break; // the rest of the shard is not kept

@@ -140,8 +140,13 @@ fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch) -> ShardStats {
             counts.rejected.iter().filter(|(text, _)| Rejection::from_text(text).is_some_and(is_of_kind));
         of_kind.map(|(_, n)| n).sum()
     };
+    // a sample without a row met a model that gave it no direction
+    let successes = (0..verdicts.num_rows()).filter(|&row| is_in(row)).count() as u64;
+    let degenerate = counts.read - counts.n_rejected() - successes;
     let mut status_dict = counts.rejected.clone();
-    let successes = counts.read - counts.n_rejected();
+    if degenerate > 0 {
+        status_dict.insert(Rejection::DegenerateEmbedding.text().to_owned(), degenerate);
+    }
     status_dict.insert("success".to_owned(), successes);
     ShardStats {
         count: counts.read,
