@@ -55,6 +55,8 @@ pub enum Purpose {
     Seeding,
     /// The members of the banks.
     Bank,
+    /// Kept samples dealt anew, to see what joint selection was worth.
+    Reshuffle,
     /// The random control of the report.
     Control,
     /// The samples from which the report takes deciles.
@@ -69,6 +71,7 @@ impl Purpose {
             Purpose::Fit => "fit",
             Purpose::Seeding => "seeding",
             Purpose::Bank => "bank",
+            Purpose::Reshuffle => "reshuffle",
             Purpose::Control => "control",
             Purpose::Summary => "summary",
         }

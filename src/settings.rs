@@ -334,8 +334,8 @@ pub enum SettingsError {
 impl Settings {
     /// Reads a pipeline file, applies `table.key=value` assignments in order, and checks the whole.
     pub fn load(path: &Path, assignments: &[String]) -> Result<Settings, Error> {
-        let text =
-            fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path)
+            .map_err(|source| Error::ReadSetting { path: path.to_owned(), source })?;
         Settings::parse(&text, assignments)
             .map_err(|source| Error::Settings { path: path.to_owned(), source: Box::new(source) })
     }

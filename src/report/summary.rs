@@ -78,6 +78,8 @@ pub struct SelectReport {
     pub n_super_batches: u64,
     /// Mean of `F(A)/|A|` over the drawn sub-batches, nats.
     pub batch_learnability: Option<f64>,
+    /// The same after the kept samples of each dealing group were dealt anew.
+    pub batch_learnability_reshuffled: Option<f64>,
     /// The same over uniform draws from the same super-batches.
     pub batch_learnability_random: Option<f64>,
 }
@@ -289,10 +291,11 @@ fn effective(sizes: &BTreeMap<u32, u64>) -> f64 {
 
 fn select_report(run: &RunFolder, plans: &DrawPlans) -> Result<SelectReport, Error> {
     let stage = run.select("select.draw");
-    let (mut drawn, mut random) = (Vec::new(), Vec::new());
+    let (mut drawn, mut reshuffled, mut random) = (Vec::new(), Vec::new(), Vec::new());
     for group in 0..plans.groups.len() {
         for counts in run.committed_counts::<DrawCounts>(&stage, group)?.super_batches {
             drawn.extend(counts.batch_learnability);
+            reshuffled.extend(counts.batch_learnability_reshuffled);
             random.extend(counts.batch_learnability_random);
         }
     }
@@ -301,6 +304,7 @@ fn select_report(run: &RunFolder, plans: &DrawPlans) -> Result<SelectReport, Err
     Ok(SelectReport {
         n_super_batches: plans.super_batches().count() as u64,
         batch_learnability: mean(drawn),
+        batch_learnability_reshuffled: mean(reshuffled),
         batch_learnability_random: mean(random),
     })
 }

@@ -34,6 +34,8 @@ pub struct SuperBatchCounts {
     pub n_kept: usize,
     /// `F(A)/|A|` of the drawn sub-batch, nats; none where nothing is scored or kept.
     pub batch_learnability: Option<f64>,
+    /// The same of as many of the group's kept samples, dealt anew.
+    pub batch_learnability_reshuffled: Option<f64>,
     /// The same of a uniform draw of the same size.
     pub batch_learnability_random: Option<f64>,
 }
@@ -68,7 +70,7 @@ impl Drawer<'_> {
         let rows = self.read(group)?;
         assert_eq!(rows.samples.len(), group.n_samples, "a group holds what its plan counted");
 
-        let order = permuted(run, &rows.samples);
+        let order = ordered(run, Purpose::DealSamples, &rows.samples);
         let mut outcomes = Vec::with_capacity(group.n_samples);
         let mut counts = Vec::with_capacity(group.super_batches.len());
         let mut start = 0;
@@ -77,6 +79,7 @@ impl Drawer<'_> {
             start += super_batch.n_samples;
             counts.push(self.draw_super_batch(&rows, super_batch, members, &mut outcomes));
         }
+        self.measure_reshuffled(&rows, &order, &outcomes, &mut counts);
         let mut by_task: BTreeMap<usize, Vec<&Outcome>> = BTreeMap::new();
         for outcome in &outcomes {
             by_task
@@ -132,6 +135,32 @@ impl Drawer<'_> {
         })
     }
 
+    /// What the kept samples teach when other kept samples of the group stand beside them.
+    ///
+    /// `outcomes` are in the order `order` of the group's rows.
+    fn measure_reshuffled(
+        &self,
+        rows: &GroupRows,
+        order: &[usize],
+        outcomes: &[Outcome],
+        counts: &mut [SuperBatchCounts],
+    ) {
+        let Step::Jest(step) = self.run.plan().step() else { return };
+        let kept = order.iter().zip(outcomes).filter(|(_, outcome)| outcome.drawn.is_some());
+        let kept: Vec<usize> = kept.map(|(&row, _)| row).collect();
+        let samples: Vec<SampleRef> = kept.iter().map(|&row| rows.samples[row]).collect();
+        let dealt = ordered(self.run, Purpose::Reshuffle, &samples);
+        let mut start = 0;
+        for counts in counts.iter_mut().filter(|counts| counts.n_kept > 0) {
+            let batch: Vec<usize> = dealt[start..start + counts.n_kept].iter().map(|&at| kept[at]).collect();
+            start += counts.n_kept;
+            let all: Vec<usize> = (0..batch.len()).collect();
+            let models = rows.models.gather(&batch);
+            counts.batch_learnability_reshuffled =
+                Some(batch_learnability(&models.scoring(step.score), &all));
+        }
+    }
+
     fn draw_super_batch(
         &self,
         rows: &GroupRows,
@@ -179,20 +208,21 @@ impl Drawer<'_> {
             n_samples: super_batch.n_samples,
             n_kept: super_batch.n_kept,
             batch_learnability: learnability.0,
+            batch_learnability_reshuffled: None,
             batch_learnability_random: learnability.1,
         }
     }
 }
 
 /// The rows of a group in the order of their keyed hashes, ties by sample id.
-fn permuted(run: &RunFolder, samples: &[SampleRef]) -> Vec<usize> {
+fn ordered(run: &RunFolder, purpose: Purpose, samples: &[SampleRef]) -> Vec<usize> {
     let plan = run.plan();
     let mut order: Vec<(u64, SampleRef, usize)> = samples
         .iter()
         .enumerate()
         .map(|(row, sample)| {
             let id = sample.id(&plan.pool);
-            (keyed_hash(Purpose::DealSamples, plan.seed, plan.round, id.shard, id.sample_idx), *sample, row)
+            (keyed_hash(purpose, plan.seed, plan.round, id.shard, id.sample_idx), *sample, row)
         })
         .collect();
     order.sort_unstable();

@@ -481,7 +481,9 @@ def read_bank(run):
 
 def check_markers(run, report):
     roots = {run.path, run.store}
-    report.exact("markers: their files are there", [not any((r / n).is_file() for r in roots) for n in run.committed])
+    # `superbatch clean` may have taken the files of the exchange
+    names = [name for name in run.committed if not name.startswith("_exchange/")]
+    report.exact("markers: their files are there", [not any((r / n).is_file() for r in roots) for n in names])
     report.same("plan: shard ids are sorted", run.shard_ids, sorted(run.shard_ids))
 
 
