@@ -19,7 +19,7 @@ use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
 use crate::{divide, select, write};
 
 use args::{Args, Command, PipelineArgs, StageArgs};
-use output::{Output, print_error};
+use output::Output;
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
     let exit = match run(args.command) {
         Ok(exit) => exit,
         Err(error) => {
-            print_error(&error);
+            eprintln!("{}", error.message());
             if error.is_usage() { Exit::Usage } else { Exit::Failed }
         }
     };

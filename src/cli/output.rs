@@ -1,6 +1,5 @@
-//! What is printed: data on stdout, where a closed pipe is no error, and errors with their causes and hint on stderr.
+//! What is printed as data: lines on stdout, where a closed pipe is no error.
 
-use std::error::Error as _;
 use std::io::{self, Write};
 
 use super::Exit;
@@ -26,17 +25,5 @@ impl Output {
             }
         }
         Ok(Exit::Done)
-    }
-}
-
-pub fn print_error(error: &Error) {
-    eprintln!("error: {error}");
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        eprintln!("  caused by: {source}");
-        cause = source.source();
-    }
-    if let Some(hint) = error.hint() {
-        eprintln!("hint: {hint}");
     }
 }

@@ -23,7 +23,7 @@ pub use writer::{EmbeddingsCounts, SamplesCounts, ShardCounts};
 pub use model::{
     GraphNames, Graphs, LogitBias, LogitScale, Model, ModelError, Sourced, TextPreparation, Variant,
 };
-pub use runtime::load as load_runtime;
+pub use runtime::{build_info as runtime_build, library as runtime_library, load as load_runtime};
 pub use session::{Device, SessionSettings, UnknownDevice};
 pub use tokenize::{Tokenizer, Tokens};
 pub use tower::{CombinedTower, Embeddings, ImageTower, PairEmbeddings, TextTower, Towers};
