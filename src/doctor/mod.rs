@@ -38,12 +38,8 @@ pub fn examine(model: Option<&Path>) -> (String, bool) {
         None => Ok(()),
     });
     let is_well = examined.is_ok();
-    match examined {
-        Ok(()) => {}
-        // found only while it is in use
-        Err(error) => findings.say("", format!("\n{}", error.message())),
-    }
-    (findings.text, is_well)
+    let faults = examined.err().map(|error| format!("\n{}", error.message()));
+    (findings.text + faults.as_deref().unwrap_or_default(), is_well)
 }
 
 fn examine_runtime(findings: &mut Findings) -> Result<(), Error> {
@@ -51,10 +47,9 @@ fn examine_runtime(findings: &mut Findings) -> Result<(), Error> {
     findings.say("runtime", runtime_library()?.display().to_string());
     // what follows are compiler flags
     findings.say("", runtime_build().split(", cmake").next().unwrap_or_default());
-    let providers = [("CUDA", ep::CUDA::is_available()), ("TensorRT", ep::TensorRT::is_available())];
-    let built_in = providers.into_iter().filter(|(_, is_available)| matches!(is_available, Ok(true)));
-    let names: Vec<&str> = std::iter::once("CPU").chain(built_in.map(|(name, _)| name)).collect();
-    findings.say("", format!("execution providers compiled in: {}", names.join(", ")));
+    // the two that sessions are opened with
+    let providers = if ep::CUDA::is_available().unwrap_or(false) { "CPU, CUDA" } else { "CPU" };
+    findings.say("", format!("execution providers compiled in: {providers}"));
     Ok(())
 }
 
