@@ -16,7 +16,8 @@ pub fn examine(findings: &mut Findings) {
     findings.say("", format!("instruction sets: {}", instruction_sets().join(", ")));
     // where there is none, the system keeps it elsewhere
     if let Ok(text) = fs::read_to_string("/proc/meminfo")
-        && let (Some(total), Some(available)) = (memory_bytes(&text, "MemTotal"), memory_bytes(&text, "MemAvailable"))
+        && let (Some(total), Some(available)) =
+            (memory_bytes(&text, "MemTotal"), memory_bytes(&text, "MemAvailable"))
     {
         findings.say("memory", format!("{}, {} available", bytes(total), bytes(available)));
     }

@@ -28,13 +28,20 @@ pub fn examine(findings: &mut Findings, folder: &Path) -> Result<(), Error> {
     findings.say("device", device.to_string());
     if device == Device::Cpu
         && ep::CUDA::is_available().unwrap_or(false)
-        && let Err(error) = LoadedModel::open(folder, Variant::default(), &SessionSettings { device: Device::Cuda(0), ..settings })
+        && let Err(error) = LoadedModel::open(
+            folder,
+            Variant::default(),
+            &SessionSettings { device: Device::Cuda(0), ..settings },
+        )
     {
         findings.say("", format!("the runtime has CUDA, but it cannot be used\n{}", error.message()));
     }
     for batch_size in BATCH_SIZES {
         let rate = images_per_second(&mut loaded, &tokenizer, batch_size)?;
-        findings.say("", format!("{rate:.1} images/s with their captions, in an inference batch of {batch_size}"));
+        findings.say(
+            "",
+            format!("{rate:.1} images/s with their captions, in an inference batch of {batch_size}"),
+        );
     }
     Ok(())
 }
@@ -50,7 +57,8 @@ fn describe(findings: &mut Findings, loaded: &LoadedModel) {
     findings.say("images", preprocessing(&model.preprocessing));
     let text = &model.text;
     let case = if text.lower_case { "lower-cased" } else { "as they are" };
-    findings.say("captions", format!("{case}, {} tokens, padded with `{}`", text.context_length, text.pad_token));
+    findings
+        .say("captions", format!("{case}, {} tokens, padded with `{}`", text.context_length, text.pad_token));
 }
 
 fn preprocessing(rule: &Preprocessing) -> String {
@@ -67,7 +75,11 @@ fn preprocessing(rule: &Preprocessing) -> String {
 }
 
 /// Blank images and a short caption, after one batch to warm up.
-fn images_per_second(loaded: &mut LoadedModel, tokenizer: &Tokenizer, batch_size: usize) -> Result<f64, Error> {
+fn images_per_second(
+    loaded: &mut LoadedModel,
+    tokenizer: &Tokenizer,
+    batch_size: usize,
+) -> Result<f64, Error> {
     let pixels = vec![0.0; batch_size * loaded.model.preprocessing.n_values()];
     let mut tokens = Tokens::new(tokenizer.context_length());
     for _ in 0..batch_size {

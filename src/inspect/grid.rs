@@ -8,10 +8,11 @@ pub fn grid(header: &[&str], rows: &[Vec<String>], right: &[&str]) -> String {
         .map(|column| all().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
     let lines = all().map(|row| {
-        let cells = row.iter().zip(&widths).zip(header).map(|((cell, &width), name)| match right.contains(name) {
-            true => format!("{cell:>width$}"),
-            false => format!("{cell:width$}"),
-        });
+        let cells =
+            row.iter().zip(&widths).zip(header).map(|((cell, &width), name)| match right.contains(name) {
+                true => format!("{cell:>width$}"),
+                false => format!("{cell:width$}"),
+            });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     });
     lines.collect::<Vec<_>>().join("\n")

@@ -86,7 +86,8 @@ impl ParquetFile {
         }
         let shown = &self.rows[..self.rows.len().min(ROWS_SHOWN)];
         let names: Vec<String> = (0..shown.len()).map(|row| format!("row {row}")).collect();
-        let header: Vec<&str> = ["column", "type"].into_iter().chain(names.iter().map(String::as_str)).collect();
+        let header: Vec<&str> =
+            ["column", "type"].into_iter().chain(names.iter().map(String::as_str)).collect();
         let lines = self.columns.iter().map(|column| {
             let values = shown.iter().map(|row| cut(&self::text(row.get(&column.name)), CELL_SHOWN));
             [printable(&column.name), cut(&column.data_type, CELL_SHOWN)].into_iter().chain(values).collect()
@@ -103,7 +104,8 @@ fn read_file(path: &Path, file: File) -> Result<ParquetFile, ParquetError> {
     let entries = of_file.key_value_metadata().into_iter().flatten();
     let entries = entries.filter(|entry| entry.key != ARROW_SCHEMA);
     let columns = builder.schema().fields().iter();
-    let columns = columns.map(|field| Column { name: field.name().clone(), data_type: field.data_type().to_string() });
+    let columns =
+        columns.map(|field| Column { name: field.name().clone(), data_type: field.data_type().to_string() });
     let columns = columns.collect();
     let mut rows = Vec::new();
     for batch in builder.with_limit(ROWS_READ).with_batch_size(ROWS_READ).build()? {
@@ -126,7 +128,8 @@ fn read_file(path: &Path, file: File) -> Result<ParquetFile, ParquetError> {
 impl ParquetRows {
     /// The rows whose column `key` has this value.
     pub fn read(path: &Path, file: File, key: &str) -> Result<ParquetRows, Error> {
-        let rows = read_rows(&file, key).map_err(|source| Error::ReadParquet { path: path.to_owned(), source })?;
+        let rows =
+            read_rows(&file, key).map_err(|source| Error::ReadParquet { path: path.to_owned(), source })?;
         if rows.is_empty() {
             return Err(Error::KeyMissing { path: path.to_owned(), key: key.to_owned() });
         }
@@ -135,7 +138,8 @@ impl ParquetRows {
 
     pub fn text(&self) -> String {
         let rows = self.rows.iter();
-        let rows = rows.map(|row| format!("{}, row {}\n{}", self.path.display(), row.row_idx, row.values.text()));
+        let rows =
+            rows.map(|row| format!("{}, row {}\n{}", self.path.display(), row.row_idx, row.values.text()));
         rows.collect::<Vec<_>>().join("\n\n")
     }
 }
@@ -154,7 +158,11 @@ fn read_rows(file: &File, key: &str) -> Result<Vec<FoundRow>, ParquetError> {
         // keys of other kinds than text are compared by their text
         let keys = cast(batch.column(0), &DataType::Utf8)?;
         let keys = keys.as_string::<i32>();
-        found.extend((0..keys.len()).filter(|&row| keys.is_valid(row) && keys.value(row) == key).map(|row| n_before + row));
+        found.extend(
+            (0..keys.len())
+                .filter(|&row| keys.is_valid(row) && keys.value(row) == key)
+                .map(|row| n_before + row),
+        );
         n_before += keys.len();
     }
     let selection = RowSelection::from_consecutive_ranges(found.iter().map(|&row| row..row + 1), n_rows);

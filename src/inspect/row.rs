@@ -46,7 +46,8 @@ impl Row {
 
     /// A line for each value.
     pub fn text(&self) -> String {
-        let rows: Vec<Vec<String>> = self.0.iter().map(|(name, value)| vec![printable(name), text(value)]).collect();
+        let rows: Vec<Vec<String>> =
+            self.0.iter().map(|(name, value)| vec![printable(name), text(value)]).collect();
         let grid = grid(&["", ""], &rows, &[]);
         let lines = grid.lines().skip(1);
         lines.map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
@@ -97,7 +98,8 @@ pub fn text(value: &Value) -> String {
         Value::Object(members) => match members.get("n_bytes") {
             Some(n) if members.len() == 1 => format!("{n} bytes"),
             _ => {
-                let shown = members.iter().map(|(name, value)| format!("{}: {}", printable(name), text(value)));
+                let shown =
+                    members.iter().map(|(name, value)| format!("{}: {}", printable(name), text(value)));
                 format!("{{{}}}", shown.collect::<Vec<_>>().join(", "))
             }
         },

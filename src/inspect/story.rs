@@ -84,12 +84,21 @@ impl Stories {
 
 impl Story {
     fn text(&self) -> String {
-        let mut parts = vec![format!("{}, sample {}", printable(&self.shard), self.sample_idx), self.sentence.clone()];
-        let stages = [("samples", Some(&self.samples)), ("divide", self.divide.as_ref()), ("select", self.select.as_ref())];
+        let mut parts =
+            vec![format!("{}, sample {}", printable(&self.shard), self.sample_idx), self.sentence.clone()];
+        let stages = [
+            ("samples", Some(&self.samples)),
+            ("divide", self.divide.as_ref()),
+            ("select", self.select.as_ref()),
+        ];
         for (stage, row) in stages {
             parts.extend(row.map(|row| format!("\n{stage}\n{}", row.text())));
         }
-        parts.extend(self.curated.as_ref().map(|curated| format!("\ncurated\n  {}, row {}", curated.file, curated.row_idx)));
+        parts.extend(
+            self.curated
+                .as_ref()
+                .map(|curated| format!("\ncurated\n  {}, row {}", curated.file, curated.row_idx)),
+        );
         parts.join("\n")
     }
 }
@@ -152,7 +161,12 @@ fn stories_of_task(run: &RunFolder, plans: &Plans, task: usize, key: &str) -> Re
 }
 
 /// A task's table of a stage, if it is committed.
-fn read_stage(run: &RunFolder, stage: &Stage, task: usize, columns: &[&str]) -> Result<Option<RecordBatch>, Error> {
+fn read_stage(
+    run: &RunFolder,
+    stage: &Stage,
+    task: usize,
+    columns: &[&str],
+) -> Result<Option<RecordBatch>, Error> {
     let Some(marker) = run.marker::<IgnoredAny>(stage, task)? else { return Ok(None) };
     table::read(run.storage(stage), marker.file(), columns).map(Some)
 }
@@ -209,7 +223,9 @@ fn sentence(fate: &Fate, super_batches: &HashMap<u64, SuperBatch>, step: &Step) 
     let planned = super_batches.get(&super_batch);
     let scores = scores(row);
     if row.text_of("verdict") != Some(Verdict::Kept.text()) {
-        let kept = planned.map_or_else(String::new, |planned| format!(", which kept {} of {} samples", planned.n_kept, planned.n_samples));
+        let kept = planned.map_or_else(String::new, |planned| {
+            format!(", which kept {} of {} samples", planned.n_kept, planned.n_samples)
+        });
         return format!("not drawn: it came to the draw of super-batch {super_batch}{kept}{scores}");
     }
     let rank = row.position("draw_rank").expect("a kept sample was drawn") + 1;
@@ -275,7 +291,10 @@ mod tests {
              learnability 1.80 (learner loss 2.10 − reference loss 0.30)"
         );
         let uniform = row(Verdict::Kept, Some(0), None);
-        assert_eq!(said(&Fate::Decided(&uniform), "random"), "kept: drawn as number 1 of 80 in super-batch 3, uniformly");
+        assert_eq!(
+            said(&Fate::Decided(&uniform), "random"),
+            "kept: drawn as number 1 of 80 in super-batch 3, uniformly"
+        );
         let not_drawn = row(Verdict::NotDrawn, None, Some((0.25, 1.0)));
         assert_eq!(
             said(&Fate::Decided(&not_drawn), "jest"),
@@ -283,6 +302,9 @@ mod tests {
              learnability −0.75 (learner loss 0.25 − reference loss 1.00)"
         );
         assert_eq!(said(&Fate::Rejected("undecodable_image"), "jest"), "rejected: undecodable_image");
-        assert!(said(&Fate::Undecided, "jest").starts_with("undecided: ") && said(&Fate::LeftOut, "jest").starts_with("left out: "));
+        assert!(
+            said(&Fate::Undecided, "jest").starts_with("undecided: ")
+                && said(&Fate::LeftOut, "jest").starts_with("left out: ")
+        );
     }
 }

@@ -63,7 +63,8 @@ impl Tar {
         let mut samples: Vec<TarSample> = Vec::new();
         let mut n_samples = 0;
         loop {
-            let block = all.by_ref().take(BLOCK_SAMPLES).collect::<io::Result<Vec<_>>>().map_err(read_error)?;
+            let block =
+                all.by_ref().take(BLOCK_SAMPLES).collect::<io::Result<Vec<_>>>().map_err(read_error)?;
             if block.is_empty() {
                 break;
             }
@@ -155,7 +156,9 @@ impl TarSample {
     }
 
     fn pixels(&self) -> String {
-        self.width.zip(self.height).map_or_else(|| "–".to_owned(), |(width, height)| format!("{width}×{height}"))
+        self.width
+            .zip(self.height)
+            .map_or_else(|| "–".to_owned(), |(width, height)| format!("{width}×{height}"))
     }
 
     fn cells(&self) -> Vec<String> {

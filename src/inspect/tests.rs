@@ -59,7 +59,10 @@ fn a_sample_of_a_tar_is_shown_whole() {
     let (json, text) = shown(&path, Some("000000002"));
     let [sample] = &json["samples"].as_array().unwrap()[..] else { panic!("one sample: {json}") };
     assert!(sample["json"].is_string() && sample["width"].as_u64() > Some(0), "{sample}");
-    assert!(text.contains("a run would read this sample") && text.contains(sample["caption"].as_str().unwrap()), "{text}");
+    assert!(
+        text.contains("a run would read this sample") && text.contains(sample["caption"].as_str().unwrap()),
+        "{text}"
+    );
     assert!(matches!(inspect(&path, Some("nobody")), Err(Error::KeyMissing { .. })));
 }
 
@@ -68,9 +71,7 @@ fn a_parquet_file_shows_its_shape_and_its_rows() {
     let folder = tempfile::tempdir().unwrap();
     let storage = Storage::new(folder.path());
     let mut columns = Columns::default();
-    columns
-        .text("key", (0..40).map(|n| Some(format!("k{}", n % 39))))
-        .u64("sample_idx", (0..40).map(Some));
+    columns.text("key", (0..40).map(|n| Some(format!("k{}", n % 39)))).u64("sample_idx", (0..40).map(Some));
     let table = columns.build();
     table::write(&storage, "t.parquet", &table, &[("superbatch_seed", "7".to_owned())]).unwrap();
     let path = folder.path().join("t.parquet");
@@ -78,10 +79,14 @@ fn a_parquet_file_shows_its_shape_and_its_rows() {
     let (json, text) = shown(&path, None);
     assert_eq!((json["n_rows"].as_u64(), json["rows"].as_array().unwrap().len()), (Some(40), 20));
     assert_eq!(json["metadata"]["superbatch_seed"], "7");
-    assert!(text.contains("superbatch_seed = 7") && text.contains("sample_idx  UInt64  0      1      2"), "{text}");
+    assert!(
+        text.contains("superbatch_seed = 7") && text.contains("sample_idx  UInt64  0      1      2"),
+        "{text}"
+    );
 
     let (json, text) = shown(&path, Some("k0"));
-    let found: Vec<u64> = json["rows"].as_array().unwrap().iter().map(|row| row["row_idx"].as_u64().unwrap()).collect();
+    let found: Vec<u64> =
+        json["rows"].as_array().unwrap().iter().map(|row| row["row_idx"].as_u64().unwrap()).collect();
     assert_eq!(found, [0, 39]);
     assert_eq!(json["rows"][1]["values"]["sample_idx"], 39);
     assert!(text.contains("t.parquet, row 39\n"), "{text}");

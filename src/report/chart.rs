@@ -66,7 +66,8 @@ impl Quantiles {
     /// From the eleven deciles of both; none where there is nothing to draw.
     pub fn new(pool: &[f64], kept: &[f64]) -> Option<Quantiles> {
         let values = || pool.iter().chain(kept).copied();
-        let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+        let (low, high) =
+            (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
         if !(low.is_finite() && high.is_finite() && low < high) {
             return None;
         }
@@ -75,9 +76,13 @@ impl Quantiles {
         let line = |deciles: &[f64]| {
             let last = (deciles.len().max(2) - 1) as f64;
             let points = deciles.iter().enumerate();
-            points.map(|(tenth, &value)| format!("{},{}", x(tenth as f64 / last), y(value))).collect::<Vec<_>>().join(" ")
+            points
+                .map(|(tenth, &value)| format!("{},{}", x(tenth as f64 / last), y(value)))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
-        let y_ticks = ticks(low, high).into_iter().map(|(value, label)| Tick { at: y(value), label }).collect();
+        let y_ticks =
+            ticks(low, high).into_iter().map(|(value, label)| Tick { at: y(value), label }).collect();
         let x_ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
             .map(|fraction| Tick { at: x(fraction), label: format!("{:.0} %", fraction * 100.0) })
             .into();
@@ -88,14 +93,17 @@ impl Quantiles {
 impl Bars {
     /// Of the clusters that are largest in the pool; none without a sample.
     pub fn new(pool: &BTreeMap<u32, u64>, kept: &BTreeMap<u32, u64>) -> Option<Bars> {
-        let (n_pool, n_kept) = (pool.values().sum::<u64>() as f64, (kept.values().sum::<u64>() as f64).max(1.0));
+        let (n_pool, n_kept) =
+            (pool.values().sum::<u64>() as f64, (kept.values().sum::<u64>() as f64).max(1.0));
         let mut largest: Vec<(u32, u64)> = pool.iter().map(|(&cluster, &n)| (cluster, n)).collect();
         largest.sort_by_key(|&(cluster, n)| (std::cmp::Reverse(n), cluster));
         largest.truncate(CLUSTERS_DRAWN_MAX);
         largest.sort_unstable();
         let shares: Vec<(u32, f64, f64)> = largest
             .into_iter()
-            .map(|(cluster, n)| (cluster, n as f64 / n_pool, kept.get(&cluster).map_or(0.0, |&n| n as f64 / n_kept)))
+            .map(|(cluster, n)| {
+                (cluster, n as f64 / n_pool, kept.get(&cluster).map_or(0.0, |&n| n as f64 / n_kept))
+            })
             .collect();
         let high = shares.iter().fold(0.0, |high: f64, (_, pool, kept)| high.max(*pool).max(*kept));
         if !(high.is_finite() && high > 0.0) {
@@ -112,7 +120,8 @@ impl Bars {
             label: cluster.to_string(),
         });
         let y_ticks = ticks(0.0, high * 100.0).into_iter();
-        let y_ticks = y_ticks.map(|(percent, label)| Tick { at: y(percent / 100.0), label: format!("{label} %") });
+        let y_ticks =
+            y_ticks.map(|(percent, label)| Tick { at: y(percent / 100.0), label: format!("{label} %") });
         let frame = Frame::new(x_ticks.collect(), y_ticks.collect());
         let clusters = shares.iter().enumerate().map(|(position, &(cluster, pool, kept))| ClusterBars {
             cluster,
@@ -127,7 +136,15 @@ impl Bars {
 
 impl Frame {
     fn new(x_ticks: Vec<Tick>, y_ticks: Vec<Tick>) -> Frame {
-        Frame { width: WIDTH, height: HEIGHT, left: LEFT, right: WIDTH - RIGHT, bottom: HEIGHT - BOTTOM, y_ticks, x_ticks }
+        Frame {
+            width: WIDTH,
+            height: HEIGHT,
+            left: LEFT,
+            right: WIDTH - RIGHT,
+            bottom: HEIGHT - BOTTOM,
+            y_ticks,
+            x_ticks,
+        }
     }
 }
 
@@ -135,11 +152,14 @@ impl Frame {
 fn ticks(low: f64, high: f64) -> Vec<(f64, String)> {
     let rough = (high - low) / 5.0;
     let magnitude = 10f64.powf(rough.log10().floor());
-    let step = magnitude * [1.0, 2.0, 5.0, 10.0].into_iter().find(|step| step * magnitude >= rough).unwrap_or(10.0);
+    let step =
+        magnitude * [1.0, 2.0, 5.0, 10.0].into_iter().find(|step| step * magnitude >= rough).unwrap_or(10.0);
     let n_decimals = (-step.log10().floor()).max(0.0) as usize;
     let first = (low / step).ceil() as i64;
     let last = (high / step).floor() as i64;
-    (first..=last).map(|n| (n as f64 * step, format!("{:.n_decimals$}", n as f64 * step).replace('-', "−"))).collect()
+    (first..=last)
+        .map(|n| (n as f64 * step, format!("{:.n_decimals$}", n as f64 * step).replace('-', "−")))
+        .collect()
 }
 
 /// A tenth of a unit is below what a screen shows.
@@ -153,7 +173,8 @@ mod tests {
 
     #[test]
     fn ticks_are_round() {
-        let labels = |low, high| ticks(low, high).into_iter().map(|(_, label)| label).collect::<Vec<_>>().join(" ");
+        let labels =
+            |low, high| ticks(low, high).into_iter().map(|(_, label)| label).collect::<Vec<_>>().join(" ");
         assert_eq!(labels(-9.6, 4.9), "−5 0");
         assert_eq!(labels(0.0, 1.0), "0.0 0.2 0.4 0.6 0.8 1.0");
         assert_eq!(labels(0.0, 23.0), "0 5 10 15 20");
@@ -171,7 +192,8 @@ mod tests {
     fn a_bar_is_as_high_as_its_share() {
         let bars = Bars::new(&[(0, 30), (7, 10)].into(), &[(0, 1), (7, 1)].into()).unwrap();
         let height = HEIGHT - TOP - BOTTOM;
-        let heights: Vec<f64> = bars.clusters.iter().map(|bars| (HEIGHT - BOTTOM - bars.pool_y) / height).collect();
+        let heights: Vec<f64> =
+            bars.clusters.iter().map(|bars| (HEIGHT - BOTTOM - bars.pool_y) / height).collect();
         assert!((heights[0] - 1.0).abs() < 1e-3 && (heights[1] - 1.0 / 3.0).abs() < 1e-3, "{heights:?}");
         assert_eq!(bars.clusters[0].kept_y, bars.clusters[1].kept_y);
         assert_eq!(Bars::new(&BTreeMap::new(), &BTreeMap::new()), None);

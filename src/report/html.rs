@@ -11,7 +11,9 @@ use serde::Serialize;
 
 use crate::embed::Variant;
 use crate::plan::Plan;
-use crate::settings::{DivideSettings, EmbedSettings, ReadSettings, ReportSettings, SelectSettings, WriteSettings};
+use crate::settings::{
+    DivideSettings, EmbedSettings, ReadSettings, ReportSettings, SelectSettings, WriteSettings,
+};
 use crate::write::Distribution;
 
 use super::chart::{Bars, CLUSTERS_DRAWN_MAX, Quantiles};
@@ -147,7 +149,8 @@ impl<'a> Page<'a> {
     fn new(report: &'a Report, plan: &'a Plan) -> Page<'a> {
         let counts = &report.counts;
         let share = |name: &'a str, n: u64| Share { name, n: whole(n), share: percent(n, counts.read) };
-        let shares = |by_name: &'a BTreeMap<String, u64>| by_name.iter().map(|(name, &n)| share(name, n)).collect();
+        let shares =
+            |by_name: &'a BTreeMap<String, u64>| by_name.iter().map(|(name, &n)| share(name, n)).collect();
         let curated = report.curated.iter().map(|shard| Curated {
             name: &shard.name,
             rows: whole(shard.rows),
@@ -176,7 +179,11 @@ impl<'a> Page<'a> {
             worst_shard_ratio: ratio_percent(report.rejection_ratio_max_of_shards),
             left_out_shards: Cut::new(report.left_out_shards.iter()),
             models: models(plan),
-            divide: report.divide.as_ref().zip(plan.divide.as_ref()).map(|(divide, settings)| Divide::new(divide, settings)),
+            divide: report
+                .divide
+                .as_ref()
+                .zip(plan.divide.as_ref())
+                .map(|(divide, settings)| Divide::new(divide, settings)),
             n_super_batches: whole(select.n_super_batches),
             batch_learnability: (select.batch_learnability.zip(select.batch_learnability_random))
                 .map(|(drawn, random)| [number(drawn), number(random)]),
