@@ -4,6 +4,8 @@ use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
+use parquet::errors::ParquetError;
+
 use crate::divide::FitError;
 use crate::embed::ModelError;
 use crate::settings::SettingsError;
@@ -59,7 +61,9 @@ pub enum Error {
     NotEmbedded { shards: Vec<String> },
     #[error("task {task} of `{stage}` is not committed")]
     NotCommitted { stage: String, task: usize },
-    #[error("{n_missing} tasks of `{stage}` are left to other parts, and none of them was committed for a while")]
+    #[error(
+        "{n_missing} tasks of `{stage}` are left to other parts, and none of them was committed for a while"
+    )]
     OtherParts { stage: String, n_missing: usize },
     #[error("no sample could be embedded")]
     NothingEmbedded,
@@ -67,26 +71,30 @@ pub enum Error {
     NothingScored,
     #[error("cannot fit centroids")]
     Fit { source: FitError },
+    #[error("two attempts at task {task} of `{stage}` gave different bytes")]
+    Diverged { stage: String, task: usize },
     #[error("`{path}` is damaged: it is not what its marker says")]
     Damaged { path: PathBuf },
     #[error("`{path}` is not valid JSON of this format version")]
     Json { path: PathBuf, source: serde_json::Error },
     #[error("`{path}`, line {line}, is not `shard,key`")]
     Planted { path: PathBuf, line: usize },
+    #[error("cannot read `{path}`, which the settings name")]
+    ReadSetting { path: PathBuf, source: io::Error },
     #[error("cannot read `{path}`")]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write `{path}`")]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot read Parquet file `{path}`")]
-    ReadParquet { path: PathBuf, source: parquet::errors::ParquetError },
+    ReadParquet { path: PathBuf, source: ParquetError },
     #[error("cannot write Parquet file `{path}`")]
-    WriteParquet { path: PathBuf, source: parquet::errors::ParquetError },
+    WriteParquet { path: PathBuf, source: ParquetError },
     #[error("`{path}` holds nothing that can be shown")]
     NothingToShow { path: PathBuf },
     #[error("no sample of `{path}` has the key `{key}`")]
     KeyMissing { path: PathBuf, key: String },
-    #[error("{n_damaged} files of `{folder}` are damaged")]
-    VerifyFailed { folder: PathBuf, n_damaged: usize },
+    #[error("{n_wrong} files of `{folder}` are damaged or named by no marker")]
+    VerifyFailed { folder: PathBuf, n_wrong: usize },
 }
 
 impl Error {
@@ -105,7 +113,15 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Error::Settings { .. } => "`superbatch schema` lists every table and key".to_owned(),
+            Error::Settings { .. } => {
+                "the documentation of `superbatch::settings` lists every table and key".to_owned()
+            }
+            Error::ReadSetting { .. } => "paths are relative to the current folder".to_owned(),
+            Error::Json { .. } => "remove it if it is damaged; the run makes it again".to_owned(),
+            Error::Diverged { .. } => {
+                "`superbatch repair RUN`, then run again on one kind of machine; if it comes back, report it"
+                    .to_owned()
+            }
             Error::NoShards { .. } | Error::ShardMissing { .. } => {
                 "paths in `read.shards` are relative to the current folder".to_owned()
             }
@@ -121,7 +137,9 @@ impl Error {
                 )
             }
             Error::RuntimeLoad { .. } => "version 1.24 or later is needed".to_owned(),
-            Error::Device { .. } => "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned(),
+            Error::Device { .. } => {
+                "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned()
+            }
             Error::MemoryLimit { .. } => "raise `memory_limit_bytes`, or lower `super_batch_size`".to_owned(),
             Error::DiskSpace { .. } => "free some space, or choose another folder with `-o`".to_owned(),
             Error::OtherPlan { differences, .. } => format!(
@@ -131,7 +149,8 @@ impl Error {
             Error::StoreOfAnotherPool { .. } => "give each pool a `store` of its own".to_owned(),
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
-                "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`".to_owned()
+                "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
+                    .to_owned()
             }
             Error::OtherParts { .. } => "start the other parts, or run without `--tasks`".to_owned(),
             Error::NothingEmbedded | Error::NothingScored => {
@@ -139,9 +158,10 @@ impl Error {
             }
             Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
             Error::Damaged { .. } | Error::VerifyFailed { .. } => {
-                "`superbatch repair RUN` drops damaged files and what was made from them; then run again".to_owned()
+                "`superbatch repair RUN` drops damaged files and what was made from them; then run again"
+                    .to_owned()
             }
-            Error::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            error if error.is_storage_full() => {
                 "free some space; the run goes on where it stopped".to_owned()
             }
             Error::Model { source, .. } => return source.hint(),
@@ -154,11 +174,24 @@ impl Error {
     pub fn may_pass(&self) -> bool {
         match self {
             Error::Shard { .. } => true,
-            Error::Read { source, .. } | Error::Write { source, .. } => {
-                !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
-            }
+            Error::Read { source, .. } | Error::Write { source, .. } => !matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            ),
             _ => false,
         }
+    }
+
+    /// Whether there was no room on the disk.
+    fn is_storage_full(&self) -> bool {
+        let io_error = match self {
+            Error::Write { source, .. } => Some(source),
+            Error::WriteParquet { source: ParquetError::External(source), .. } => source.downcast_ref(),
+            _ => None,
+        };
+        io_error.is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
     }
 
     /// Whether the settings are at fault, and not the run.
@@ -166,6 +199,9 @@ impl Error {
         matches!(
             self,
             Error::Settings { .. }
+                | Error::ReadSetting { .. }
+                | Error::Planted { .. }
+                | Error::Fit { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
                 | Error::ShardMissing { .. }

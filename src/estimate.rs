@@ -15,7 +15,7 @@ use crate::settings::{EmbeddingDtype, Settings, Step};
 use crate::storage::Storage;
 
 /// Samples of a shard that are counted at most.
-const SAMPLES_COUNTED_MAX: usize = 10_000;
+const SAMPLES_COUNTED_MAX: usize = 1_000;
 
 /// Bytes of a sample in `samples/`, `divide/` and `select/` together, beside its embeddings: measured on short captions.
 const ROW_BYTES: u64 = 600;
@@ -41,9 +41,9 @@ pub struct Estimate {
 
 impl Estimate {
     /// Opens a few shards and counts.
-    pub fn of(plan: &Plan, settings: &Settings) -> Result<Estimate, Error> {
+    pub fn of(plan: &Plan, settings: &Settings) -> Estimate {
         let pool = &plan.pool;
-        let sample_bytes = mean_sample_bytes(plan)?;
+        let sample_bytes = mean_sample_bytes(plan);
         let n_samples = pool.size_bytes() / sample_bytes;
         let step = plan.step();
         let n_kept = step.filter_ratio().kept(n_samples);
@@ -58,7 +58,7 @@ impl Estimate {
             Step::Jest(_) => 4.0 * n_samples as f64 * (n_kept / n_super_batches) as f64 * dims as f64,
             Step::Random(_) => 0.0,
         };
-        Ok(Estimate {
+        Estimate {
             n_shards: pool.shards.len(),
             pool_bytes: pool.size_bytes(),
             n_samples,
@@ -71,7 +71,7 @@ impl Estimate {
             n_threads: settings.n_threads(),
             device: settings.device.to_string(),
             memory_limit_bytes: settings.memory_limit_bytes,
-        })
+        }
     }
 
     /// Bytes that the run folder and the store will hold at most.
@@ -97,7 +97,8 @@ impl Estimate {
 
     pub fn text(&self, plan: &Plan) -> String {
         let mut text = String::new();
-        let shards = format!("{} shards, {}, about {} samples", self.n_shards, bytes(self.pool_bytes), self.n_samples);
+        let shards =
+            format!("{} shards, {}, about {} samples", self.n_shards, bytes(self.pool_bytes), self.n_samples);
         let _ = writeln!(text, "pool      {shards}");
         for (role, model) in plan.models.iter() {
             let _ = writeln!(
@@ -145,7 +146,7 @@ impl Estimate {
 }
 
 /// Mean bytes of tar for each sample, over three shards spread over the pool.
-fn mean_sample_bytes(plan: &Plan) -> Result<u64, Error> {
+fn mean_sample_bytes(plan: &Plan) -> u64 {
     let pool = &plan.pool;
     let last = pool.shards.len() - 1;
     let mut counted = [0, last / 2, last].to_vec();
@@ -153,8 +154,9 @@ fn mean_sample_bytes(plan: &Plan) -> Result<u64, Error> {
     let (mut n_samples, mut n_bytes) = (0, 0);
     for shard in counted.into_iter().map(|shard_idx| &pool.shards[shard_idx]) {
         let (mut n_of_shard, mut image_bytes) = (0, 0);
-        for sample in open_shard(pool, shard, &plan.read.limits)?.take(SAMPLES_COUNTED_MAX) {
-            let sample = sample.map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
+        // what cannot be read now may be readable when its turn comes
+        let Ok(samples) = open_shard(pool, shard, &plan.read.limits) else { continue };
+        for sample in samples.take(SAMPLES_COUNTED_MAX).flatten() {
             n_of_shard += 1;
             image_bytes += sample.image_size();
         }
@@ -164,13 +166,14 @@ fn mean_sample_bytes(plan: &Plan) -> Result<u64, Error> {
         n_bytes += if is_whole { shard.size_bytes } else { image_bytes + n_of_shard * 3 * 1024 };
     }
     // shards without a sample are found out when they are read
-    Ok((n_bytes / n_samples.max(1)).max(1))
+    (n_bytes / n_samples.max(1)).max(1)
 }
 
 fn check_free(storage: &Storage, needed_bytes: u64) -> Result<(), Error> {
     let path = storage.root();
     // the folder may not be there yet: its nearest ancestor tells
-    let absolute = std::path::absolute(path).map_err(|source| Error::Write { path: path.to_owned(), source })?;
+    let absolute =
+        std::path::absolute(path).map_err(|source| Error::Write { path: path.to_owned(), source })?;
     let Some(present) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     match free_bytes(present) {
         Some(free_bytes) if free_bytes < needed_bytes => {

@@ -73,7 +73,7 @@ pub struct ExchangeWriter<'a> {
 impl<'a> ExchangeWriter<'a> {
     pub fn new(storage: &'a Storage, name: &str, schema: SchemaRef) -> Result<ExchangeWriter<'a>, Error> {
         let properties = table::properties()
-            .set_key_value_metadata(Some(table::metadata(&[])))
+            .set_key_value_metadata(Some(table::key_values(&[])))
             // a row group ends where a target ends, and nowhere else
             .set_max_row_group_row_count(None)
             .set_dictionary_enabled(false)
@@ -127,7 +127,8 @@ impl<'a> ExchangeWriter<'a> {
         for (row_group, &target) in self.targets.iter().enumerate() {
             let columns = row_groups[row_group].columns();
             let offset = columns.iter().map(|column| column.byte_range().0).min().unwrap_or(0);
-            let end = columns.iter().map(|column| column.byte_range().0 + column.byte_range().1).max().unwrap_or(0);
+            let end =
+                columns.iter().map(|column| column.byte_range().0 + column.byte_range().1).max().unwrap_or(0);
             let bytes = self.storage.read_range(&self.name, offset, end - offset)?;
             index.targets.entry(target).or_default().push(RowGroup {
                 row_group,
@@ -142,16 +143,30 @@ impl<'a> ExchangeWriter<'a> {
 }
 
 /// Reads the rows of one target from every source, in the order of the sources; none if there are no rows.
-pub fn read_target(storage: &Storage, sources: &[Source], target: usize) -> Result<Option<RecordBatch>, Error> {
+pub fn read_target(
+    storage: &Storage,
+    sources: &[Source],
+    target: usize,
+) -> Result<Option<RecordBatch>, Error> {
+    let batches = read_target_batches(storage, sources, target)?;
+    let Some(first) = batches.first() else { return Ok(None) };
+    let rows = arrow::compute::concat_batches(&first.schema(), &batches);
+    Ok(Some(rows.expect("the files of an exchange have one schema")))
+}
+
+/// The same, a batch a row group: together they may be larger than one Arrow column can be.
+pub fn read_target_batches(
+    storage: &Storage,
+    sources: &[Source],
+    target: usize,
+) -> Result<Vec<RecordBatch>, Error> {
     let mut batches = Vec::new();
     for source in sources {
         for group in source.index.targets.get(&target).into_iter().flatten() {
             batches.push(read_row_group(storage, &source.file, group)?);
         }
     }
-    let Some(first) = batches.first() else { return Ok(None) };
-    let rows = arrow::compute::concat_batches(&first.schema(), &batches);
-    Ok(Some(rows.expect("the files of an exchange have one schema")))
+    Ok(batches)
 }
 
 fn read_row_group(storage: &Storage, file: &FileRecord, group: &RowGroup) -> Result<RecordBatch, Error> {
@@ -190,7 +205,10 @@ impl ChunkReader for RowGroupBytes {
     type T = Cursor<Bytes>;
 
     fn get_read(&self, start: u64) -> Result<Cursor<Bytes>, ParquetError> {
-        self.get_bytes(start, (self.len() - start) as usize).map(Cursor::new)
+        // a reader of a page header is given all that follows: never more than is held already, or the footer
+        let held_end = self.offset + self.bytes.len() as u64;
+        let end = if start < held_end { held_end } else { self.len() };
+        self.get_bytes(start, (end - start) as usize).map(Cursor::new)
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
@@ -246,12 +264,15 @@ fn merge_level(
             inputs.iter().flat_map(|source| source.index.targets.keys().copied()).collect();
         let mut writer = None;
         for target in targets {
-            let rows = read_target(storage, inputs, target)?.expect("the index names the target");
-            let writer = match &mut writer {
-                Some(writer) => writer,
-                None => writer.insert(ExchangeWriter::new(storage, &file_name(stage, task), rows.schema())?),
-            };
-            writer.push(target, rows)?;
+            for rows in read_target_batches(storage, inputs, target)? {
+                let writer = match &mut writer {
+                    Some(writer) => writer,
+                    None => {
+                        writer.insert(ExchangeWriter::new(storage, &file_name(stage, task), rows.schema())?)
+                    }
+                };
+                writer.push(target, rows)?;
+            }
         }
         let merged = writer.map(ExchangeWriter::finish).transpose()?;
         let read = inputs.iter().map(|source| source.file.clone()).collect();

@@ -26,7 +26,7 @@ pub struct Part {
 impl Part {
     pub const WHOLE: Part = Part { part: 0, n_parts: 1 };
 
-    fn holds(self, task: usize) -> bool {
+    pub fn holds(self, task: usize) -> bool {
         task % self.n_parts == self.part
     }
 }

@@ -9,9 +9,25 @@ use crate::{divide, embed, select, write};
 /// Does every undone stage, in the order of the flow.
 pub fn run(run: &RunFolder, executor: &Executor, device: Device) -> Result<(), Error> {
     embed(run, executor, device)?;
+    wait_for_other_embeddings(run, executor)?;
     divide::run(run, executor)?;
     select::run(run, executor)?;
     write::run(run, executor)
+}
+
+/// With `--tasks`: the stages after `embed` stand on what every part has embedded.
+fn wait_for_other_embeddings(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
+    let plan = run.plan();
+    let others: Vec<usize> = (0..plan.pool.n_tasks()).filter(|&task| !executor.part.holds(task)).collect();
+    let embeddings = plan.models.iter().filter_map(|(role, _)| run.embeddings(role));
+    for stage in std::iter::once(run.samples()).chain(embeddings) {
+        match executor.wait_for_others(run, &stage, &others) {
+            // what others failed at is left out, as far as it may be
+            Err(Error::OtherParts { .. }) if plan.read.failed_shards_max > 0 => return Ok(()),
+            waited => waited?,
+        }
+    }
+    Ok(())
 }
 
 /// The embed stage; shards that fail may be left out up to `read.failed_shards_max`.

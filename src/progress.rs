@@ -1,9 +1,13 @@
 //! Progress of a long stage: a bar on a terminal, a log line at its start and end otherwise.
 
 use std::io::IsTerminal;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a long stage says where it is when there is no terminal.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How far a stage is.
 pub struct Progress {
@@ -11,6 +15,7 @@ pub struct Progress {
     stage: String,
     unit: &'static str,
     start: Instant,
+    last_log: Mutex<Instant>,
 }
 
 impl Progress {
@@ -39,7 +44,13 @@ impl Progress {
             .with_position(n_done);
         bar.reset_eta();
         tracing::debug!(stage, unit, total, done = n_done, "stage starts");
-        Progress { bar, stage: stage.to_owned(), unit, start: Instant::now() }
+        Progress {
+            bar,
+            stage: stage.to_owned(),
+            unit,
+            start: Instant::now(),
+            last_log: Mutex::new(Instant::now()),
+        }
     }
 
     pub fn add(&self, n: u64) {
@@ -48,6 +59,12 @@ impl Progress {
 
     /// Shows a rate beside the bar, such as images a second.
     pub fn message(&self, message: String) {
+        let mut last_log = self.last_log.lock().expect("no holder panics");
+        if last_log.elapsed() >= LOG_INTERVAL && self.bar.is_hidden() {
+            *last_log = Instant::now();
+            let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+            tracing::info!(stage = self.stage, unit = self.unit, done, total, message, "stage goes on");
+        }
         self.bar.set_message(message);
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -26,6 +26,11 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// Whether two attempts at a task write the same bytes: all do but inference, which may differ by hardware.
+    fn is_deterministic(&self) -> bool {
+        !self.name.starts_with("embeddings/")
+    }
+
     /// A level of merging of the stage's exchange files.
     pub fn merge(&self, level: usize) -> Stage {
         Stage { name: format!("{}.merge{level}", self.name), ..self.clone() }
@@ -109,9 +114,10 @@ impl RunFolder {
         if other_plan == OtherPlan::Refuse {
             return Err(Error::OtherPlan { folder: folder.run.root().to_owned(), differences });
         }
-        // the new plan first: a stop in between leaves stale markers, which do not count
-        folder.run.put(PLAN, &text)?;
+        // the new plan last: a stop in between leaves the earlier plan with fewer tasks done, and never a new plan
+        // with stale markers in the places of its own
         folder.drop_stale()?;
+        folder.run.put(PLAN, &text)?;
         Ok(folder)
     }
 
@@ -152,6 +158,13 @@ impl RunFolder {
             digest: self.plan.digests.embeddings[role.name()].clone(),
             is_in_store: true,
         })
+    }
+
+    /// What later stages stand on: names the stage plan of the complete embed tasks.
+    pub fn embed(&self) -> Stage {
+        let digests =
+            (&self.plan.digests.samples, &self.plan.digests.embeddings, self.plan.read.failed_shards_max);
+        Stage { name: "embed".to_owned(), digest: Digest::of_json(&digests), is_in_store: false }
     }
 
     /// A step of `divide`: `divide.fit`, `divide.assign`, `divide.bank`, `divide`.
@@ -225,7 +238,11 @@ impl RunFolder {
     /// # Errors
     ///
     /// Any other data file that is missing, or one that has another size than its marker says.
-    pub fn marker<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Option<Marker<C>>, Error> {
+    pub fn marker<C: DeserializeOwned>(
+        &self,
+        stage: &Stage,
+        task: usize,
+    ) -> Result<Option<Marker<C>>, Error> {
         let Some(marker) = self.marker_alone(stage, task)? else { return Ok(None) };
         let storage = self.storage(stage);
         for file in &marker.data {
@@ -239,13 +256,17 @@ impl RunFolder {
     }
 
     /// The marker of a task without a look at its files.
-    fn marker_alone<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Option<Marker<C>>, Error> {
+    fn marker_alone<C: DeserializeOwned>(
+        &self,
+        stage: &Stage,
+        task: usize,
+    ) -> Result<Option<Marker<C>>, Error> {
         let storage = self.storage(stage);
         let name = marker_name(stage, task);
         let Some(bytes) = storage.read_if_present(&name)? else { return Ok(None) };
         let json = |source| Error::Json { path: storage.path(&name), source };
         // another digest may mean counts of another shape
-        let any: Marker<serde::de::IgnoredAny> = serde_json::from_slice(&bytes).map_err(json)?;
+        let any: Marker<IgnoredAny> = serde_json::from_slice(&bytes).map_err(json)?;
         if any.stage_digest != stage.digest {
             return Ok(None);
         }
@@ -255,7 +276,9 @@ impl RunFolder {
     /// What a committed task counted, whether or not its exchange file was cleaned away.
     pub fn committed_counts<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<C, Error> {
         let marker = self.marker_alone::<C>(stage, task)?;
-        marker.map(|marker| marker.counts).ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
+        marker
+            .map(|marker| marker.counts)
+            .ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
     }
 
     /// The marker of a task that an earlier stage has committed.
@@ -267,7 +290,7 @@ impl RunFolder {
     pub fn undone(&self, stage: &Stage, tasks: &[usize]) -> Result<Vec<usize>, Error> {
         let mut undone = Vec::new();
         for &task in tasks {
-            if self.marker::<serde::de::IgnoredAny>(stage, task)?.is_none() {
+            if self.marker::<IgnoredAny>(stage, task)?.is_none() {
                 undone.push(task);
             }
         }
@@ -275,6 +298,10 @@ impl RunFolder {
     }
 
     /// Commits a task; says whether this attempt was the first. Its files must have their names already.
+    ///
+    /// # Errors
+    ///
+    /// An earlier attempt under the same stage digest that wrote other bytes.
     pub fn commit<C: Serialize>(&self, stage: &Stage, task: usize, done: Done<C>) -> Result<bool, Error> {
         let marker = Marker {
             stage: stage.name.clone(),
@@ -287,7 +314,16 @@ impl RunFolder {
             numerics: done.numerics,
         };
         let bytes = serde_json::to_vec_pretty(&marker).expect("a marker is representable as JSON");
-        self.storage(stage).create_if_absent(&marker_name(stage, task), &bytes)
+        let (storage, name) = (self.storage(stage), marker_name(stage, task));
+        while !storage.create_if_absent(&name, &bytes)? {
+            match self.marker_alone::<IgnoredAny>(stage, task)? {
+                // the commit of an earlier plan, which does not count
+                None => storage.remove(&name)?,
+                Some(first) if first.data == marker.data || !stage.is_deterministic() => return Ok(false),
+                Some(_) => return Err(Error::Diverged { stage: stage.name.clone(), task }),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether a marker was written under this run's plan, and not by another run or an earlier plan.
@@ -306,24 +342,26 @@ impl RunFolder {
         }
         let made = StagePlan { stage_digest: stage.digest.clone(), plan: make()? };
         let bytes = serde_json::to_vec_pretty(&made).expect("a stage plan is representable as JSON");
-        if self.run.create_if_absent(&stage_plan_name(stage), &bytes)? {
-            return Ok(made.plan);
+        while !self.run.create_if_absent(&stage_plan_name(stage), &bytes)? {
+            match self.stage_plan_if_present(stage)? {
+                Some(first) => return Ok(first),
+                None => self.run.remove(&stage_plan_name(stage))?, // of an earlier plan
+            }
         }
-        self.stage_plan_if_present(stage)?.ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task: 0 })
+        Ok(made.plan)
     }
 
     /// The stage plan under this name, if it was made under the stage's present digest.
     pub fn stage_plan_if_present<P: DeserializeOwned>(&self, stage: &Stage) -> Result<Option<P>, Error> {
         let name = stage_plan_name(stage);
         let Some(bytes) = self.run.read_if_present(&name)? else { return Ok(None) };
-        let present: StagePlan<serde_json::Value> = serde_json::from_slice(&bytes)
-            .map_err(|source| Error::Json { path: self.run.path(&name), source })?;
+        let json = |source| Error::Json { path: self.run.path(&name), source };
+        let present: StagePlan<IgnoredAny> = serde_json::from_slice(&bytes).map_err(json)?;
         if present.stage_digest != stage.digest {
-            self.run.remove(&name)?;
             return Ok(None);
         }
-        let plan = serde_json::from_value(present.plan);
-        plan.map(Some).map_err(|source| Error::Json { path: self.run.path(&name), source })
+        let present: StagePlan<P> = serde_json::from_slice(&bytes).map_err(json)?;
+        Ok(Some(present.plan))
     }
 
     /// Every marker of a folder below `_done/`, whatever stage digest it carries.
@@ -344,15 +382,13 @@ impl RunFolder {
     }
 
     /// Drops what was committed under another digest: first the marker, then its files.
-    pub fn drop_stale(&self) -> Result<(), Error> {
-        let stages = self.stages()?.into_iter().chain(self.stages_without_divide());
-        for stage in stages {
+    fn drop_stale(&self) -> Result<(), Error> {
+        for stage in self.stages()?.into_iter().chain(self.stages_without_divide()) {
             for (name, marker) in self.markers_in(&stage)? {
                 if marker.stage_digest != stage.digest {
                     self.drop_marker(&stage, &name, &marker)?;
                 }
             }
-            self.stage_plan_if_present::<serde::de::IgnoredAny>(&stage)?;
         }
         Ok(())
     }
@@ -378,7 +414,8 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Drops the stage plans of stages without any commit, so that they are made again from the counts as they are.
+    /// Drops the stage plans that were made from the counts of a step or of one before it, all but those of steps with
+    /// commits left, so that they are made again from the counts as they are.
     pub fn drop_stage_plans_without_markers(&self) -> Result<(), Error> {
         for stage in self.stages()? {
             if self.markers_in(&stage)?.is_empty() {

@@ -247,6 +247,9 @@ pub struct ReportSettings {
     pub planted: Option<PathBuf>,
 }
 
+/// An output shard is in memory while it is written.
+const SHARD_BYTES_MAX: u64 = 1 << 30;
+
 impl Default for EmbedSettings {
     fn default() -> Self {
         EmbedSettings { inference_batch_size: 64, embedding_dtype: EmbeddingDtype::default() }
@@ -320,6 +323,8 @@ pub enum SettingsError {
     Steps { n_steps: usize },
     #[error("the score `{score}` needs `models.{model}`")]
     ModelMissing { score: &'static str, model: &'static str },
+    #[error("`models` has neither a `learner` nor a `reference`")]
+    NoModel,
     #[error("super-batches within clusters need a `[divide]` table")]
     NoClusters,
     #[error("`divide.model` is `{model}`, but there is no `models.{model}`")]
@@ -329,8 +334,8 @@ pub enum SettingsError {
 impl Settings {
     /// Reads a pipeline file, applies `table.key=value` assignments in order, and checks the whole.
     pub fn load(path: &Path, assignments: &[String]) -> Result<Settings, Error> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Settings::parse(&text, assignments)
             .map_err(|source| Error::Settings { path: path.to_owned(), source: Box::new(source) })
     }
@@ -368,6 +373,12 @@ impl Settings {
                 return Err(out_of_range(key, ratio, "between 0 and 1"));
             }
         }
+        if self.write.shard_bytes > SHARD_BYTES_MAX {
+            return Err(out_of_range("write.shard_bytes", self.write.shard_bytes, "at most 1 GiB"));
+        }
+        if self.models.iter().next().is_none() {
+            return Err(SettingsError::NoModel);
+        }
         if let Some(divide) = &self.divide {
             self.check_divide(divide)?;
         }
@@ -380,8 +391,8 @@ impl Settings {
         }
         if let Step::Jest(jest) = step {
             at_least_one("select.step.n_chunks", jest.n_chunks)?;
-            if !(jest.gain.is_finite() && jest.gain >= 0.0) {
-                return Err(out_of_range("select.step.gain", jest.gain, "a number from 0 on"));
+            if !(jest.gain.is_finite() && jest.gain > 0.0) {
+                return Err(out_of_range("select.step.gain", jest.gain, "a number above 0"));
             }
             for model in jest.score.needs() {
                 if self.models.get(*model).is_none() {
@@ -408,8 +419,8 @@ impl Settings {
             }
         }
         let temperature = divide.hardness_temperature;
-        if !(temperature.is_finite() && temperature >= 1e-3) {
-            return Err(out_of_range("divide.hardness_temperature", temperature, "at least 0.001"));
+        if !(1e-3..=1e3).contains(&temperature) {
+            return Err(out_of_range("divide.hardness_temperature", temperature, "between 0.001 and 1000"));
         }
         let similarity = divide.near_duplicate_similarity;
         if !(-1.0..=1.0).contains(&similarity) {
@@ -545,7 +556,9 @@ mod tests {
 
     #[test]
     fn each_mistake_names_its_key() {
-        assert!(message(&PIPELINE.replace("[read]", "[read]\nshard = 1"), &[]).contains("unknown field `shard`"));
+        assert!(
+            message(&PIPELINE.replace("[read]", "[read]\nshard = 1"), &[]).contains("unknown field `shard`")
+        );
         assert!(message(PIPELINE, &["select.step.0.gian=2"]).contains("unknown field `gian`"));
         assert!(message(PIPELINE, &["select.step.1.gain=2"]).contains("select.step.1.gain"));
         assert!(message(PIPELINE, &["gain"]).contains("`--set gain`"));

@@ -45,7 +45,10 @@ impl Status {
             let n_tasks = stage.n_tasks.map_or("?".to_owned(), |n| n.to_string());
             let n_reused = stage.n_done - stage.n_done_by_this_plan;
             let StageStatus { stage, n_done, n_done_by_this_plan, .. } = stage;
-            let _ = write!(text, "\n{stage:width$}  {n_done:<4}  {n_tasks:<5}  {n_done_by_this_plan:<12}  {n_reused}");
+            let _ = write!(
+                text,
+                "\n{stage:width$}  {n_done:<4}  {n_tasks:<5}  {n_done_by_this_plan:<12}  {n_reused}"
+            );
         }
         text
     }
@@ -69,16 +72,12 @@ impl StageStatus {
 /// How many tasks a stage has, if the stages before it are far enough to tell.
 fn n_tasks(run: &RunFolder, stage: &Stage) -> Result<Option<usize>, Error> {
     let complete = || -> Result<Option<usize>, Error> {
-        let plan: Option<CompleteTasks> = run.stage_plan_if_present(&run.select("select"))?;
-        let plan = match (plan, run.divide("divide")) {
-            (None, Some(divide)) => run.stage_plan_if_present(&divide)?,
-            (plan, _) => plan,
-        };
-        Ok(plan.map(|plan| plan.tasks.len()))
+        Ok(run.stage_plan_if_present::<CompleteTasks>(&run.embed())?.map(|plan| plan.tasks.len()))
     };
     Ok(match stage.name.as_str() {
         "divide.fit" | "divide.bank" | "select.bank" | "report" => Some(1),
-        "divide.assign" | "divide" | "select.score" | "select.deal" | "select" | "write.stats" | "write.gather" => complete()?,
+        "divide.assign" | "divide" | "select.score" | "select.deal" | "select" | "write.stats"
+        | "write.gather" => complete()?,
         "select.draw" => run.stage_plan_if_present::<DrawPlans>(stage)?.map(|plan| plan.groups.len()),
         "write" => run.stage_plan_if_present::<OutputPlan>(stage)?.map(|plan| plan.shards.len()),
         name if name.contains(".merge") => None,

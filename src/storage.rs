@@ -5,9 +5,9 @@
 //! stand where a folder stands.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
@@ -128,18 +128,13 @@ impl Storage {
 
     /// Starts a file; nothing is seen under `name` before [`PendingFile::commit`].
     pub fn create(&self, name: &str) -> Result<PendingFile, Error> {
-        static N_CREATED: AtomicU64 = AtomicU64::new(0);
         let path = self.path(name);
         let folder = path.parent().expect("a name below a root has a folder").to_owned();
         let write_error = |source| Error::Write { path: path.clone(), source };
         fs::create_dir_all(&folder).map_err(write_error)?;
-        let unfinished = folder.join(format!(
-            "{UNFINISHED_PREFIX}{}-{}-{}",
-            std::process::id(),
-            N_CREATED.fetch_add(1, Ordering::Relaxed),
-            path.file_name().expect("a name below a root ends in a file name").to_string_lossy(),
-        ));
-        let file = File::create(&unfinished).map_err(write_error)?;
+        // random, since processes on several machines may write into one folder
+        let unfinished = folder.join(format!("{UNFINISHED_PREFIX}{}", attempt()));
+        let file = File::create_new(&unfinished).map_err(write_error)?;
         Ok(PendingFile {
             name: name.to_owned(),
             path,
@@ -164,15 +159,16 @@ impl Storage {
         file.commit_if_absent()
     }
 
-    /// The names of the files directly in a folder, sorted; none where there is no folder.
+    /// The names of the finished files directly in a folder, sorted; none where there is no folder.
     pub fn list(&self, folder: &str) -> Result<Vec<String>, Error> {
         let path = self.path(folder);
         let list = || -> io::Result<Vec<String>> {
             let mut names = Vec::new();
             for member in fs::read_dir(&path)? {
                 let member = member?;
-                if member.file_type()?.is_file() {
-                    names.push(member.file_name().to_string_lossy().into_owned());
+                let name = member.file_name().to_string_lossy().into_owned();
+                if member.file_type()?.is_file() && !name.starts_with(UNFINISHED_PREFIX) {
+                    names.push(name);
                 }
             }
             names.sort();
@@ -184,19 +180,22 @@ impl Storage {
         }
     }
 
-    /// The names of all files below a folder, sorted.
+    /// The names of all files below a folder, unfinished ones too, sorted.
     pub fn list_all(&self, folder: &str) -> Result<Vec<String>, Error> {
         let path = self.path(folder);
-        let mut names: Vec<String> =
-            self.list(folder)?.into_iter().map(|name| join(folder, &name)).collect();
-        let folders = match fs::read_dir(&path) {
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(names),
-            folders => folders.map_err(|source| Error::Read { path: path.clone(), source })?,
+        let read_error = |source| Error::Read { path: path.clone(), source };
+        let members = match fs::read_dir(&path) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            members => members.map_err(read_error)?,
         };
-        for member in folders {
-            let member = member.map_err(|source| Error::Read { path: path.clone(), source })?;
-            if member.file_type().is_ok_and(|kind| kind.is_dir()) {
-                names.extend(self.list_all(&join(folder, &member.file_name().to_string_lossy()))?);
+        let mut names = Vec::new();
+        for member in members {
+            let member = member.map_err(read_error)?;
+            let name = join(folder, &member.file_name().to_string_lossy());
+            if member.file_type().map_err(read_error)?.is_dir() {
+                names.extend(self.list_all(&name)?);
+            } else {
+                names.push(name);
             }
         }
         names.sort();
@@ -211,6 +210,11 @@ impl Storage {
             _ => Ok(()),
         }
     }
+}
+
+/// A text that no other attempt at writing has, on this machine or another.
+pub fn attempt() -> String {
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 fn join(folder: &str, name: &str) -> String {

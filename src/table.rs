@@ -1,5 +1,6 @@
 //! Arrow columns and Parquet files: how every table of a run folder is built, written and read.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -8,7 +9,9 @@ use arrow::array::{
     StringArray, UInt32Array, UInt64Array,
 };
 use arrow::buffer::NullBuffer;
-use arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Float64Type, Schema, SchemaRef, UInt32Type, UInt64Type};
+use arrow::datatypes::{
+    DataType, Field, Float16Type, Float32Type, Float64Type, Schema, SchemaRef, UInt32Type, UInt64Type,
+};
 use bytes::Bytes;
 use half::f16;
 use parquet::arrow::ArrowWriter;
@@ -37,7 +40,11 @@ impl Columns {
         self
     }
 
-    pub fn text<T: AsRef<str>>(&mut self, name: &str, values: impl IntoIterator<Item = Option<T>>) -> &mut Columns {
+    pub fn text<T: AsRef<str>>(
+        &mut self,
+        name: &str,
+        values: impl IntoIterator<Item = Option<T>>,
+    ) -> &mut Columns {
         self.array(name, Arc::new(values.into_iter().collect::<StringArray>()))
     }
 
@@ -58,7 +65,13 @@ impl Columns {
     }
 
     /// Embeddings as fixed-size lists; a row whose `is_present` is false is null.
-    pub fn embeddings(&mut self, name: &str, rows: &Matrix, is_present: &[bool], dtype: EmbeddingDtype) -> &mut Columns {
+    pub fn embeddings(
+        &mut self,
+        name: &str,
+        rows: &Matrix,
+        is_present: &[bool],
+        dtype: EmbeddingDtype,
+    ) -> &mut Columns {
         assert_eq!(rows.n_rows(), is_present.len());
         let (values, item): (ArrayRef, DataType) = match dtype {
             EmbeddingDtype::F16 => {
@@ -87,7 +100,9 @@ pub struct Rows<'a>(pub &'a RecordBatch);
 
 impl<'a> Rows<'a> {
     fn column(&self, name: &str) -> &'a ArrayRef {
-        self.0.column_by_name(name).unwrap_or_else(|| panic!("a table of this format has the column `{name}`"))
+        self.0
+            .column_by_name(name)
+            .unwrap_or_else(|| panic!("a table of this format has the column `{name}`"))
     }
 
     pub fn text(&self, name: &str) -> &'a StringArray {
@@ -133,21 +148,36 @@ pub fn properties() -> WriterPropertiesBuilder {
         .set_created_by(format!("superbatch {}", env!("CARGO_PKG_VERSION")))
 }
 
-/// Key–value metadata of a file: the format version first.
-pub fn metadata(entries: &[(&str, String)]) -> Vec<KeyValue> {
+/// What a file says of itself, by key; the format version is added.
+pub type Description<'a> = [(&'a str, String)];
+
+/// The description as a Parquet file holds it.
+pub fn key_values(description: &Description) -> Vec<KeyValue> {
     let version = ("superbatch_format_version", crate::plan::FORMAT_VERSION.to_string());
-    std::iter::once(&version)
-        .chain(entries)
-        .map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone()))
-        .collect()
+    let all = std::iter::once(&version).chain(description);
+    all.map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect()
+}
+
+/// The table with its description in the Arrow schema too, which is where pyarrow looks.
+pub fn described(batch: &RecordBatch, description: &Description) -> RecordBatch {
+    let entries = key_values(description).into_iter().filter_map(|entry| Some((entry.key, entry.value?)));
+    let schema = batch.schema().as_ref().clone().with_metadata(entries.collect::<HashMap<_, _>>());
+    batch.clone().with_schema(Arc::new(schema)).expect("the same columns")
 }
 
 /// Writes a table as one Parquet file under its final name.
-pub fn write(storage: &Storage, name: &str, batch: &RecordBatch, entries: &[(&str, String)]) -> Result<FileRecord, Error> {
-    let properties = properties().set_key_value_metadata(Some(metadata(entries))).build();
+pub fn write(
+    storage: &Storage,
+    name: &str,
+    batch: &RecordBatch,
+    description: &Description,
+) -> Result<FileRecord, Error> {
+    let properties = properties().set_key_value_metadata(Some(key_values(description))).build();
+    let batch = &described(batch, description);
     let parquet_error = |source| Error::WriteParquet { path: storage.path(name), source };
     let mut file = storage.create(name)?;
-    let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), Some(properties)).map_err(parquet_error)?;
+    let mut writer =
+        ArrowWriter::try_new(&mut file, batch.schema(), Some(properties)).map_err(parquet_error)?;
     writer.write(batch).map_err(parquet_error)?;
     writer.close().map_err(parquet_error)?;
     file.flush().map_err(|source| Error::Write { path: storage.path(name), source })?;

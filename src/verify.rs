@@ -19,7 +19,8 @@ pub struct Verified {
 
 impl Verified {
     pub fn text(&self) -> String {
-        let mut text = format!("{} files, {} bytes read, {} damaged", self.n_files, self.n_bytes, self.damaged.len());
+        let mut text =
+            format!("{} files, {} bytes read, {} damaged", self.n_files, self.n_bytes, self.damaged.len());
         for name in &self.damaged {
             text.push_str(&format!("\ndamaged: {name}"));
         }
@@ -73,31 +74,38 @@ pub fn verify(run: &RunFolder) -> Result<Verified, Error> {
 /// Drops the markers of damaged files, and of everything that was made from them, with their files.
 pub fn repair(run: &RunFolder) -> Result<String, Error> {
     let mut damaged = verify(run)?.damaged;
-    let mut all = committed(run)?;
-    let mut n_dropped = 0;
-    // stages come in the order of the flow, but a second pass costs little and needs no such order
+    let all = committed(run)?;
+    let mut is_bad = vec![false; all.len()];
     loop {
-        let (bad, good): (Vec<Committed>, Vec<Committed>) = all.into_iter().partition(|(_, _, marker)| {
-            marker.data.iter().chain(&marker.read).any(|file| damaged.contains(&file.name))
-        });
-        if bad.is_empty() {
+        let n_damaged = damaged.len();
+        for ((_, _, marker), is_bad) in all.iter().zip(&mut is_bad) {
+            // the report reads every stage, and its marker lists none of it
+            let reads_all = marker.stage == run.report().name && !damaged.is_empty();
+            let mut files = marker.data.iter().chain(&marker.read);
+            if reads_all || files.any(|file| damaged.contains(&file.name)) {
+                *is_bad = true;
+                damaged.extend(marker.data.iter().map(|file| file.name.clone()));
+            }
+        }
+        if damaged.len() == n_damaged {
             break;
         }
-        for (stage, name, marker) in bad {
-            run.drop_marker(&stage, &name, &marker)?;
-            damaged.extend(marker.data.iter().map(|file| file.name.clone()));
-            n_dropped += 1;
-        }
-        all = good;
     }
-    if n_dropped > 0 {
-        // counts may change: the stage plans of what is done again are made again
+    // last stage first: after a stop half-way, what is left is still found from what it reads
+    let bad: Vec<&Committed> =
+        all.iter().zip(&is_bad).rev().filter(|(_, is_bad)| **is_bad).map(|(c, _)| c).collect();
+    for (stage, name, marker) in &bad {
+        run.drop_marker(stage, name, marker)?;
+    }
+    if !bad.is_empty() {
         run.drop_stage_plans_without_markers()?;
     }
-    Ok(format!("{n_dropped} tasks dropped; `superbatch run` does them again"))
+    Ok(format!("{} tasks dropped; `superbatch run` does them again", bad.len()))
 }
 
-/// Drops unfinished files, and exchange files once the run is complete.
+/// Drops unfinished files, embeddings of attempts that were not the first, and, once the run is complete, exchange files.
+///
+/// No run may be going on: an unfinished file of it would be lost, and its task fail.
 pub fn clean(run: &RunFolder) -> Result<String, Error> {
     let (mut n_files, mut n_bytes) = (0, 0);
     let mut remove = |storage: &Storage, name: &str| -> Result<(), Error> {
@@ -107,8 +115,21 @@ pub fn clean(run: &RunFolder) -> Result<String, Error> {
     };
     for storage in run.storages() {
         for name in storage.list_all("")? {
-            let is_unfinished = name.rsplit('/').next().is_some_and(|file| file.starts_with(UNFINISHED_PREFIX));
+            let is_unfinished =
+                name.rsplit('/').next().is_some_and(|file| file.starts_with(UNFINISHED_PREFIX));
             if is_unfinished {
+                remove(storage, &name)?;
+            }
+        }
+    }
+    for stage in run.stages()?.into_iter().filter(|stage| stage.name.starts_with("embeddings/")) {
+        let markers = run.markers_in(&stage)?;
+        let named: BTreeSet<&str> =
+            markers.iter().flat_map(|(_, marker)| &marker.data).map(|file| file.name.as_str()).collect();
+        let storage = run.storage(&stage);
+        for file in storage.list(&stage.name)? {
+            let name = format!("{}/{file}", stage.name);
+            if !named.contains(name.as_str()) {
                 remove(storage, &name)?;
             }
         }

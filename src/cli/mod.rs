@@ -12,14 +12,15 @@ use clap::Parser;
 use crate::embed::Device;
 use crate::error::Error;
 use crate::executor::{Executor, Part};
+use crate::plan::Plan;
 use crate::run_folder::{OtherPlan, RunFolder};
 use crate::settings::Settings;
 use crate::storage::Storage;
-use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
 use crate::{divide, select, write};
+use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
 
 use args::{Args, Command, PipelineArgs, StageArgs};
-use output::Output;
+use output::{Output, diagnostic};
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +44,11 @@ pub fn main() -> ExitCode {
         }
     };
     start_logging(args.log_json);
+    exit_130_when_interrupted();
     let exit = match run(args.command) {
         Ok(exit) => exit,
         Err(error) => {
-            eprintln!("{}", error.message());
+            diagnostic(&error.message());
             if error.is_usage() { Exit::Usage } else { Exit::Failed }
         }
     };
@@ -56,19 +58,21 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<Exit, Error> {
     match command {
         Command::Run(stage) => {
-            let (run, executor, device) = open(&stage)?;
+            let device = settings_of(&stage.pipeline)?.device;
+            let (run, executor) = open(&stage, device)?;
             pipeline::run(&run, &executor, device)?;
             finish(&run, &executor)
         }
         Command::Plan { pipeline, json } => {
-            let settings = Settings::load(&pipeline.pipeline, &pipeline.set)?;
-            let plan = crate::plan::Plan::new(&settings)?;
-            let estimate = estimate::Estimate::of(&plan, &settings)?;
+            let settings = settings_of(&pipeline)?;
+            let plan = Plan::new(&settings, settings.device)?;
+            let estimate = estimate::Estimate::of(&plan, &settings);
             let text = if json { estimate.json(&plan) } else { estimate.text(&plan) };
             Output::stdout().line(&text)
         }
         Command::Embed(stage) => {
-            let (run, executor, device) = open(&stage)?;
+            let device = settings_of(&stage.pipeline)?.device;
+            let (run, executor) = open(&stage, device)?;
             pipeline::embed(&run, &executor, device)?;
             Ok(Exit::Done)
         }
@@ -76,7 +80,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Select(stage) => stage_command(&stage, select::run),
         Command::Write(stage) => stage_command(&stage, write::run),
         Command::Report(stage) => {
-            let (run, executor, _) = open(&stage)?;
+            let (run, executor) = open(&stage, Device::Cpu)?;
             finish(&run, &executor)
         }
         Command::Status { run, json } => {
@@ -88,9 +92,9 @@ fn run(command: Command) -> Result<Exit, Error> {
             let run = RunFolder::open(Storage::new(run))?;
             let verified = verify::verify(&run)?;
             Output::stdout().line(&verified.text())?;
-            match verified.damaged.len() {
+            match verified.damaged.len() + verified.unknown.len() {
                 0 => Ok(Exit::Done),
-                n_damaged => Err(Error::VerifyFailed { folder: run.run().root().to_owned(), n_damaged }),
+                n_wrong => Err(Error::VerifyFailed { folder: run.run().root().to_owned(), n_wrong }),
             }
         }
         Command::Repair { run } => {
@@ -117,20 +121,23 @@ fn stage_command(
     stage: &StageArgs,
     work: impl Fn(&RunFolder, &Executor) -> Result<(), Error>,
 ) -> Result<Exit, Error> {
-    let (run, executor, _) = open(stage)?;
+    let (run, executor) = open(stage, Device::Cpu)?;
     work(&run, &executor)?;
     Ok(Exit::Done)
 }
 
-/// Plans, checks and opens a run folder; prints the plan.
-fn open(stage: &StageArgs) -> Result<(RunFolder, Executor, Device), Error> {
-    let PipelineArgs { pipeline, set } = &stage.pipeline;
-    let settings = Settings::load(pipeline, set)?;
-    let plan = crate::plan::Plan::new(&settings)?;
-    let estimate = estimate::Estimate::of(&plan, &settings)?;
+fn settings_of(args: &PipelineArgs) -> Result<Settings, Error> {
+    Settings::load(&args.pipeline, &args.set)
+}
+
+/// Plans, checks and opens a run folder; prints the plan. Models are checked on the device where the command runs them.
+fn open(stage: &StageArgs, device: Device) -> Result<(RunFolder, Executor), Error> {
+    let settings = settings_of(&stage.pipeline)?;
+    let plan = Plan::new(&settings, device)?;
+    let estimate = estimate::Estimate::of(&plan, &settings);
     let storage = Storage::new(&stage.output);
     estimate.check_disk(&plan, &storage)?;
-    eprintln!("{}", estimate.text(&plan));
+    diagnostic(&estimate.text(&plan));
     let other_plan = if stage.replan { OtherPlan::Replace } else { OtherPlan::Refuse };
     let run = RunFolder::create(storage, plan, other_plan)?;
     let n_threads = settings.n_threads();
@@ -141,7 +148,7 @@ fn open(stage: &StageArgs) -> Result<(RunFolder, Executor, Device), Error> {
         n_threads,
         wait: Duration::from_secs(stage.wait_secs),
     };
-    Ok((run, executor, settings.device))
+    Ok((run, executor))
 }
 
 /// Writes the report and says where everything is.
@@ -154,14 +161,24 @@ fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
     let ratio_max = run.plan().read.rejection_ratio_max;
     let shard_ratio_max = run.plan().read.rejection_ratio_max_shard;
     if report.rejection_ratio > ratio_max || report.rejection_ratio_max_of_shards > shard_ratio_max {
-        eprintln!(
+        diagnostic(&format!(
             "too many rejections: {:.3} of the pool (at most {ratio_max}), {:.3} of the worst shard (at most \
              {shard_ratio_max}); all outputs are kept",
             report.rejection_ratio, report.rejection_ratio_max_of_shards
-        );
+        ));
         return Ok(Exit::TooManyRejections);
     }
     Ok(Exit::Done)
+}
+
+/// An interrupt ends the process at once: what is not committed is done again by the next run.
+fn exit_130_when_interrupted() {
+    extern "C" fn exit(_signal: libc::c_int) {
+        // SAFETY: `_exit` may be called in a signal handler
+        unsafe { libc::_exit(130) }
+    }
+    // SAFETY: the handler has the type that `signal` wants and calls nothing but `_exit`
+    unsafe { libc::signal(libc::SIGINT, exit as extern "C" fn(libc::c_int) as libc::sighandler_t) };
 }
 
 /// Warnings on a terminal, where bars show the rest; every stage otherwise. `RUST_LOG` overrides.
@@ -174,6 +191,8 @@ fn start_logging(is_json: bool) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        // a closed stderr ends no run
+        .log_internal_errors(false)
         .with_ansi(is_terminal && std::env::var_os("NO_COLOR").is_none());
     if is_json { logs.json().init() } else { logs.init() }
 }

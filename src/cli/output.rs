@@ -1,4 +1,4 @@
-//! What is printed as data: lines on stdout, where a closed pipe is no error.
+//! What is printed: data on stdout, where a closed pipe is no error, and all else on stderr.
 
 use std::io::{self, Write};
 
@@ -26,4 +26,9 @@ impl Output {
         }
         Ok(Exit::Done)
     }
+}
+
+/// Prints a line on standard error; unlike `eprintln!`, a closed one does not end the run.
+pub fn diagnostic(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -14,10 +14,11 @@ use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::settings::DivideSettings;
 use crate::smallest::Smallest;
+use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
+use super::assign::AssignCounts;
 use super::hardness::Samples;
-use super::stage::AssignCounts;
 
 const BANK: &str = "divide/bank.parquet";
 
@@ -37,6 +38,7 @@ pub struct Bank {
 pub struct LoadedBanks {
     pub clusters: Vec<Bank>,
     pub pool: Bank,
+    pub file: FileRecord,
 }
 
 impl Bank {
@@ -68,7 +70,8 @@ impl Bank {
 
 /// Chooses the banks in one pass over the assignments and gathers their embeddings.
 pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -> Result<(), Error> {
-    let (clusters, pool) = choose_members(run, settings, tasks)?;
+    let mut read = Vec::new();
+    let (clusters, pool) = choose_members(run, settings, tasks, &mut read)?;
     let mut rows: Vec<(Option<u32>, Member)> = Vec::new();
     for (cluster, members) in clusters.into_iter().enumerate() {
         rows.extend(members.into_sorted().into_iter().map(|member| (Some(cluster as u32), member)));
@@ -83,11 +86,11 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
     let (mut images, mut captions) = (Matrix::zeros(rows.len(), dim), Matrix::zeros(rows.len(), dim));
     let mut keys = vec![String::new(); rows.len()];
     let mut caption_hashes = vec![0; rows.len()];
-    let mut read = Vec::new();
     for (task, wanted) in by_task {
         let (embedded, file) = read_embeddings(run, settings.model, task)?;
         read.push(file);
         let texts = Texts::read(run, task)?;
+        read.push(texts.file.clone());
         for row in wanted {
             let sample = rows[row].1.1;
             let position = embedded.samples.binary_search(&sample).expect("an assigned sample is embedded");
@@ -103,7 +106,10 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
     let is_present = vec![true; rows.len()];
     let mut columns = Columns::default();
     columns
-        .text("bank", rows.iter().map(|(cluster, _)| Some(if cluster.is_some() { "cluster" } else { "pool" })))
+        .text(
+            "bank",
+            rows.iter().map(|(cluster, _)| Some(if cluster.is_some() { "cluster" } else { "pool" })),
+        )
         .u32("cluster", rows.iter().map(|(cluster, _)| *cluster))
         .text("shard", ids().map(|id| Some(id.shard)))
         .u64("sample_idx", ids().map(|id| Some(id.sample_idx)))
@@ -122,6 +128,7 @@ fn choose_members(
     run: &RunFolder,
     settings: &DivideSettings,
     tasks: &[usize],
+    read: &mut Vec<FileRecord>,
 ) -> Result<(Vec<Smallest<Member>>, Smallest<Member>), Error> {
     let plan = run.plan();
     let stage = run.divide("divide.assign").expect("the plan has the stage");
@@ -130,9 +137,12 @@ fn choose_members(
     let mut pool = Smallest::new(settings.bank_size);
     for &task in tasks {
         let marker = run.committed::<AssignCounts>(&stage, task)?;
+        read.push(marker.file().clone());
         let batch = table::read(run.run(), marker.file(), &["shard", "sample_idx", "cluster"])?;
         let rows = Rows(&batch);
-        for (sample, &cluster) in SampleRef::of_rows(&rows, &plan.pool)?.into_iter().zip(rows.u32("cluster").values()) {
+        for (sample, &cluster) in
+            SampleRef::of_rows(&rows, &plan.pool)?.into_iter().zip(rows.u32("cluster").values())
+        {
             let id = sample.id(&plan.pool);
             let member = (keyed_hash(Purpose::Bank, plan.seed, 0, id.shard, id.sample_idx), sample, task);
             clusters[cluster as usize].push(member);
@@ -147,6 +157,7 @@ pub struct Texts {
     samples: Vec<SampleRef>,
     keys: Vec<String>,
     caption_hashes: Vec<u128>,
+    pub file: FileRecord,
 }
 
 impl Texts {
@@ -158,7 +169,12 @@ impl Texts {
         Ok(Texts {
             samples: SampleRef::of_rows(&rows, &run.plan().pool)?,
             keys: rows.text("key").iter().map(|key| key.unwrap_or_default().to_owned()).collect(),
-            caption_hashes: rows.text("caption").iter().map(|text| normalised_hash(text.unwrap_or(""))).collect(),
+            caption_hashes: rows
+                .text("caption")
+                .iter()
+                .map(|text| normalised_hash(text.unwrap_or("")))
+                .collect(),
+            file: marker.file().clone(),
         })
     }
 
@@ -197,5 +213,9 @@ pub fn read_banks(run: &RunFolder, settings: &DivideSettings) -> Result<LoadedBa
             None => pool.push(row),
         }
     }
-    Ok(LoadedBanks { clusters: by_cluster.iter().map(|rows| all.gather(rows)).collect(), pool: all.gather(&pool) })
+    Ok(LoadedBanks {
+        clusters: by_cluster.iter().map(|rows| all.gather(rows)).collect(),
+        pool: all.gather(&pool),
+        file: marker.file().clone(),
+    })
 }

@@ -12,9 +12,9 @@ use crate::settings::{DivideSettings, ModelRole};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
+use super::assign::AssignCounts;
 use super::bank::{LoadedBanks, Texts, read_banks};
 use super::hardness::{Banks, Hardness, HardnessParams, Negatives, Samples, hardness};
-use super::stage::AssignCounts;
 
 /// What every task of the step takes.
 pub struct Measure {
@@ -48,7 +48,8 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
     let texts = Texts::read(run, task)?;
     let rows = Rows(&assigned);
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
-    let position = |row: usize| embedded.samples.binary_search(&samples[row]).expect("an assigned sample is embedded");
+    let position =
+        |row: usize| embedded.samples.binary_search(&samples[row]).expect("an assigned sample is embedded");
 
     let mut by_cluster: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (row, &cluster) in rows.u32("cluster").values().iter().enumerate() {
@@ -81,7 +82,7 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
     let stage = run.divide("divide").expect("the plan has the stage");
     let digest = [("divide_digest", stage.digest.to_string())];
     let file = table::write(run.run(), &format!("divide/{task:05}.parquet"), &table, &digest)?;
-    let read = vec![marker.file().clone(), embeddings_file];
+    let read = vec![marker.file().clone(), embeddings_file, texts.file.clone(), measure.banks.file.clone()];
     run.commit(&stage, task, Done::new(vec![file], read, samples.len() as u64))?;
     Ok(())
 }
@@ -112,13 +113,19 @@ fn hardness_table(
         .f32("cross_modal_hardness", number(|negatives| negatives.cross_modal_hardness))
         .f32("effective_negatives", number(|negatives| Some(negatives.effective_negatives)))
         .u32("n_negatives", measured.iter().map(|(hardness, _)| Some(hardness.n_negatives as u32)))
-        .f32("hardest_negative_similarity", number(|negatives| Some(f64::from(negatives.hardest_negative_similarity))))
+        .f32(
+            "hardest_negative_similarity",
+            number(|negatives| Some(f64::from(negatives.hardest_negative_similarity))),
+        )
         .text(
             "hardest_negative_shard",
             hardest().map(|hardest| hardest.map(|(bank, row)| bank.samples[row].id(&run.plan().pool).shard)),
         )
         .text("hardest_negative_key", hardest().map(|hardest| hardest.map(|(bank, row)| &bank.keys[row])))
-        .u32("n_false_negatives", measured.iter().map(|(hardness, _)| Some(hardness.n_false_negatives as u32)));
+        .u32(
+            "n_false_negatives",
+            measured.iter().map(|(hardness, _)| Some(hardness.n_false_negatives as u32)),
+        );
     columns.build()
 }
 

@@ -6,10 +6,14 @@ mod hardness;
 pub use hardness::{Banks, Exclusions, Hardness, HardnessParams, Negatives, Samples, exclusions, hardness};
 pub use kmeans::{Assignment, Fit, FitError, FitParams, assign, fit, merge_small, refine};
 
+mod fit;
+mod assign;
 mod bank;
 mod measure;
 mod stage;
 
+pub use assign::AssignCounts;
 pub use bank::{Bank, LoadedBanks, Texts, read_banks};
+pub use fit::{Centroids, FitCounts, read_centroids};
 pub use measure::{DividedTask, read_divided};
-pub use stage::{AssignCounts, FitCounts, read_centroids, run};
+pub use stage::run;

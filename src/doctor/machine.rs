@@ -35,8 +35,8 @@ fn processor_name(cpuinfo: &str) -> Option<String> {
 
 /// A field of `/proc/meminfo`, which counts in KiB.
 fn memory_bytes(meminfo: &str, field: &str) -> Option<u64> {
-    let fields = meminfo.lines().filter_map(|line| line.split_once(':'));
-    let (_, value) = fields.filter(|(name, _)| *name == field).next()?;
+    let mut fields = meminfo.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = fields.find(|(name, _)| *name == field)?;
     value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|n| n * 1024)
 }
 

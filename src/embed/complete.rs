@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::run_folder::{RunFolder, Stage};
+use crate::run_folder::RunFolder;
 
 /// The embed tasks that later stages stand on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,13 +13,13 @@ pub struct CompleteTasks {
     pub left_out_shards: Vec<String>,
 }
 
-/// The embed tasks that are complete, fixed by whoever comes first.
+/// The embed tasks that are complete, fixed for all later stages by whoever comes first.
 ///
 /// # Errors
 ///
-/// More shards without embeddings than `read.failed_shards_max`.
-pub fn complete_tasks(run: &RunFolder, stage: &Stage) -> Result<CompleteTasks, Error> {
-    run.stage_plan(stage, || {
+/// More shards without embeddings than `read.failed_shards_max`, or none with.
+pub fn complete_tasks(run: &RunFolder) -> Result<CompleteTasks, Error> {
+    run.stage_plan(&run.embed(), || {
         let pool = &run.plan().pool;
         let all: Vec<usize> = (0..pool.n_tasks()).collect();
         let mut missing = run.undone(&run.samples(), &all)?;
@@ -33,7 +33,10 @@ pub fn complete_tasks(run: &RunFolder, stage: &Stage) -> Result<CompleteTasks, E
         if left_out_shards.len() > run.plan().read.failed_shards_max {
             return Err(Error::NotEmbedded { shards: left_out_shards });
         }
-        let tasks = all.into_iter().filter(|task| missing.binary_search(task).is_err()).collect();
+        let tasks: Vec<usize> = all.into_iter().filter(|task| missing.binary_search(task).is_err()).collect();
+        if tasks.is_empty() {
+            return Err(Error::NothingEmbedded);
+        }
         Ok(CompleteTasks { tasks, left_out_shards })
     })
 }

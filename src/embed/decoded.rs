@@ -51,8 +51,12 @@ pub struct Encoders {
 
 impl Encoders {
     pub fn new(models: &[LoadedModel], limits: Limits) -> Result<Encoders, Error> {
-        let mut encoders =
-            Encoders { preprocessings: Vec::new(), preprocessing_of: Vec::new(), tokenizers: Vec::new(), limits };
+        let mut encoders = Encoders {
+            preprocessings: Vec::new(),
+            preprocessing_of: Vec::new(),
+            tokenizers: Vec::new(),
+            limits,
+        };
         for loaded in models {
             let preprocessing = &loaded.model.preprocessing;
             let known = encoders.preprocessings.iter().position(|known| known == preprocessing);
@@ -73,7 +77,9 @@ impl Encoders {
     pub fn decode(&self, sample: ReadSample) -> Result<DecodedSample, Error> {
         let sample = match sample {
             ReadSample::Sample(sample) => sample,
-            ReadSample::Rejected(rejected) => return Ok(DecodedSample { row: SampleRow::of_rejected(rejected), inputs: None }),
+            ReadSample::Rejected(rejected) => {
+                return Ok(DecodedSample { row: SampleRow::of_rejected(rejected), inputs: None });
+            }
         };
         let decoded = decode(&sample.image, &self.limits);
         let mut row = SampleRow::of(sample);
@@ -90,8 +96,11 @@ impl Encoders {
             preprocess(&image, preprocessing, &mut pixels);
             pixels
         });
-        let mut inputs =
-            ModelInputs { pixels: pixels.collect(), pixels_of: self.preprocessing_of.clone(), tokens: Vec::new() };
+        let mut inputs = ModelInputs {
+            pixels: pixels.collect(),
+            pixels_of: self.preprocessing_of.clone(),
+            tokens: Vec::new(),
+        };
         for tokenizer in &self.tokenizers {
             let mut tokens = Tokens::new(tokenizer.context_length());
             tokenizer.encode(row.caption.as_deref().expect("a whole sample has a caption"), &mut tokens)?;
@@ -134,7 +143,11 @@ impl SampleRow {
 }
 
 /// Runs both towers of one model over an inference batch.
-pub fn embed_batch(loaded: &mut LoadedModel, model_idx: usize, batch: &[ModelInputs]) -> Result<PairEmbeddings, Error> {
+pub fn embed_batch(
+    loaded: &mut LoadedModel,
+    model_idx: usize,
+    batch: &[ModelInputs],
+) -> Result<PairEmbeddings, Error> {
     let mut pixels = Vec::with_capacity(batch.len() * loaded.model.preprocessing.n_values());
     let mut tokens = Tokens::new(loaded.model.text.context_length);
     for inputs in batch {

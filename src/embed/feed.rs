@@ -9,21 +9,37 @@ use crate::plan::{Pool, Shard};
 use crate::read::{Limits, ReadSample, Samples, decompress, is_plain};
 use crate::run_folder::RunFolder;
 
-use super::stage::TaskWork;
-
 /// A block is cut at this many samples or bytes, whichever comes first: what bounds the memory of the queues.
 const BLOCK_SAMPLES_MAX: usize = 64;
 const BLOCK_BYTES_MAX: usize = 64 << 20;
 
+/// What an embed task still has to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskWork {
+    pub task: usize,
+    pub needs_samples: bool,
+    /// Which of the models that this process runs.
+    pub models: Vec<usize>,
+}
+
 /// What goes from thread to thread: a task's start, its samples, its end.
 pub enum Event<S> {
-    Start { work_idx: usize },
+    Start {
+        work_idx: usize,
+    },
     Samples(Block<S>),
-    End { times: Vec<ShardTimes> },
+    End {
+        times: Vec<ShardTimes>,
+    },
     /// The task's shards cannot be read.
-    Failed { task: usize, error: Error },
+    Failed {
+        task: usize,
+        error: Error,
+    },
     /// The run cannot go on.
-    Broken { error: Error },
+    Broken {
+        error: Error,
+    },
 }
 
 /// Adjacent samples of one shard.
@@ -124,7 +140,8 @@ pub fn open_shard(
         None => return Err(Error::ShardMissing { path: storage.path(&shard.id) }),
     }
     let file = storage.stream(&shard.id)?;
-    let reader = decompress(&shard.id, file).map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
+    let reader =
+        decompress(&shard.id, file).map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
     Ok(Samples::new(reader, limits.clone(), is_plain(&shard.id)))
 }
 

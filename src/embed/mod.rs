@@ -17,13 +17,13 @@ mod rows;
 pub use complete::{CompleteTasks, complete_tasks};
 pub use feed::open_shard;
 pub use loaded::LoadedModel;
-pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
-pub use stage::{FailedTask, run};
-pub use writer::{EmbeddingsCounts, SamplesCounts, ShardCounts};
 pub use model::{
     GraphNames, Graphs, LogitBias, LogitScale, Model, ModelError, Sourced, TextPreparation, Variant,
 };
+pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
 pub use runtime::{build_info as runtime_build, library as runtime_library, load as load_runtime};
 pub use session::{Device, SessionSettings, UnknownDevice};
+pub use stage::{FailedTask, run};
 pub use tokenize::{Tokenizer, Tokens};
 pub use tower::{CombinedTower, Embeddings, ImageTower, PairEmbeddings, TextTower, Towers};
+pub use writer::{EmbeddingsCounts, SamplesCounts, ShardCounts};

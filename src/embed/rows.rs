@@ -21,7 +21,11 @@ pub struct EmbeddedRows {
 }
 
 /// The committed embeddings of a task, and the file that they came from.
-pub fn read_embeddings(run: &RunFolder, role: ModelRole, task: usize) -> Result<(EmbeddedRows, FileRecord), Error> {
+pub fn read_embeddings(
+    run: &RunFolder,
+    role: ModelRole,
+    task: usize,
+) -> Result<(EmbeddedRows, FileRecord), Error> {
     let stage = run.embeddings(role).expect("only models of the plan are asked for");
     let marker = run.committed::<EmbeddingsCounts>(&stage, task)?;
     let file = marker.file();

@@ -21,22 +21,13 @@ use crate::run_folder::{RunFolder, Stage};
 use crate::settings::ModelRole;
 
 use super::decoded::{DecodedSample, Encoders, ModelInputs, embed_batch};
-use super::feed::{self, Block, Event};
+use super::feed::{self, Block, Event, TaskWork};
 use super::loaded::LoadedModel;
 use super::session::{Device, SessionSettings};
 use super::writer::{EmbeddedTask, write_task};
 
 /// Blocks that wait between two threads.
 const BLOCKS_WAITING: usize = 2;
-
-/// What an embed task still has to make.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskWork {
-    pub task: usize,
-    pub needs_samples: bool,
-    /// Which of the models that this process runs.
-    pub models: Vec<usize>,
-}
 
 /// Where a task's shards could not be read, after its retries.
 #[derive(Debug)]
@@ -128,7 +119,9 @@ fn decode_blocks(
 ) {
     for event in receiver {
         let event = event.map_block(|block: Block<ReadSample>| {
-            let samples = pool.install(|| block.samples.into_par_iter().map(|sample| encoders.decode(sample)).collect::<Result<_, _>>());
+            let samples = pool.install(|| {
+                block.samples.into_par_iter().map(|sample| encoders.decode(sample)).collect::<Result<_, _>>()
+            });
             Ok(Block { shard_idx: block.shard_idx, samples: samples? })
         });
         if sender.send(event).is_err() {
@@ -159,7 +152,8 @@ fn infer_tasks(
                     inference.push(block.shard_idx, sample);
                     if inference.waiting.len() == batch_size {
                         n_embedded += inference.run_batch(models)?;
-                        progress.message(format!("{:.0} images/s", n_embedded as f64 / progress.elapsed_secs()));
+                        progress
+                            .message(format!("{:.0} images/s", n_embedded as f64 / progress.elapsed_secs()));
                     }
                 }
             }

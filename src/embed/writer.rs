@@ -1,7 +1,6 @@
 //! The writing end of the stage: an embedded task in; `samples/` and `embeddings/` files and their markers out.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
@@ -11,11 +10,11 @@ use crate::matrix::Matrix;
 use crate::rejection::Rejection;
 use crate::run_folder::{Done, RunFolder, Stage};
 use crate::settings::EmbeddingDtype;
+use crate::storage;
 use crate::table::{self, Columns};
 
 use super::decoded::{DecodedSample, ModelInputs, SampleRow};
-use super::feed::ShardTimes;
-use super::stage::TaskWork;
+use super::feed::{ShardTimes, TaskWork};
 use super::tower::PairEmbeddings;
 
 /// Counts of one task of `samples/`.
@@ -115,7 +114,8 @@ impl EmbeddedTask {
         rows.numerics = numerics;
         rows.images.append(&pairs.image.rows);
         rows.captions.append(&pairs.text.rows);
-        let is_degenerate = |row: &usize| pairs.image.degenerate.contains(row) || pairs.text.degenerate.contains(row);
+        let is_degenerate =
+            |row: &usize| pairs.image.degenerate.contains(row) || pairs.text.degenerate.contains(row);
         rows.is_present.extend((0..pairs.image.rows.n_rows()).map(|row| !is_degenerate(&row)));
     }
 }
@@ -141,7 +141,8 @@ pub fn write_task(run: &RunFolder, stages: &[Stage], task: EmbeddedTask) -> Resu
             return Err(Error::NotReproduced { shard });
         }
     }
-    let embedded: Vec<&(usize, SampleRow)> = task.rows.iter().filter(|(_, row)| row.rejection.is_none()).collect();
+    let embedded: Vec<&(usize, SampleRow)> =
+        task.rows.iter().filter(|(_, row)| row.rejection.is_none()).collect();
     for (rows, &model) in task.models.iter().zip(&task.work.models) {
         assert_eq!(rows.is_present.len(), embedded.len(), "every sample that was not rejected is embedded");
         write_embeddings(run, &stages[model], task_idx, &embedded, rows)?;
@@ -156,21 +157,18 @@ fn write_embeddings(
     samples: &[&(usize, SampleRow)],
     rows: &ModelRows,
 ) -> Result<(), Error> {
-    let storage = run.storage(stage);
+    let folder = run.storage(stage);
     let shards = &run.plan().pool.shards;
     // embeddings may differ between kinds of hardware: two attempts never share a name
-    let attempt = RandomState::new().hash_one(std::process::id()) as u32;
-    let name = format!("{}/{task:05}-{attempt:08x}.parquet", stage.name);
+    let name = format!("{}/{task:05}-{}.parquet", stage.name, storage::attempt());
     let table = embeddings_table(shards, samples, rows, run.plan().embed.embedding_dtype);
-    let file = table::write(storage, &name, &table, &[("embeddings_digest", stage.digest.to_string())])?;
+    let file = table::write(folder, &name, &table, &[("embeddings_digest", stage.digest.to_string())])?;
     let n_present = rows.is_present.iter().filter(|&&is_present| is_present).count();
-    let counts = EmbeddingsCounts {
-        rows: samples.len() as u64,
-        degenerate: (samples.len() - n_present) as u64,
-    };
+    let counts =
+        EmbeddingsCounts { rows: samples.len() as u64, degenerate: (samples.len() - n_present) as u64 };
     let done = Done { data: vec![file], read: Vec::new(), counts, numerics: rows.numerics.clone() };
     if !run.commit(stage, task, done)? {
-        storage.remove(&name)?; // another attempt was first
+        folder.remove(&name)?; // another attempt was first
     }
     Ok(())
 }

@@ -108,7 +108,7 @@ impl Plans {
         let draws: Option<DrawPlans> = run.stage_plan_if_present(&run.select("select.draw"))?;
         let super_batches = draws.iter().flat_map(DrawPlans::super_batches);
         Ok(Plans {
-            complete: run.stage_plan_if_present(&run.select("select"))?,
+            complete: run.stage_plan_if_present(&run.embed())?,
             super_batches: super_batches.map(|planned| (planned.super_batch, *planned)).collect(),
             outputs: run.stage_plan_if_present(&run.write("write"))?,
         })
@@ -196,7 +196,7 @@ impl Plans {
         let (block, within) = match run.plan().write.order {
             Order::SubBatch => (super_batches.value(row) as usize, u64::from(ranks.value(row))),
             Order::Shard => {
-                let tasks = complete_tasks(run, &run.select("select"))?.tasks;
+                let tasks = complete_tasks(run)?.tasks;
                 let block = tasks.binary_search(&task).expect("only complete tasks have verdicts");
                 (block, (0..row).filter(|&before| ranks.is_valid(before)).count() as u64)
             }

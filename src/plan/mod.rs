@@ -4,6 +4,7 @@
 //! that it reads. Threads, device, memory and output paths are in none of them.
 
 mod pool;
+mod planted;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::digest::Digest;
-use crate::embed::{LoadedModel, SessionSettings, Variant};
+use crate::embed::{Device, LoadedModel, SessionSettings, Variant};
 use crate::error::Error;
 use crate::settings::{
     DivideSettings, EmbedSettings, ModelRole, ReadSettings, ReportSettings, SelectSettings, Settings, Step,
     WriteSettings,
 };
 
+pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
 
 /// Version of the run folder: files, columns, markers.
@@ -100,11 +102,15 @@ impl PlannedModels {
 
 impl Plan {
     /// Finds the shards, opens the models and resolves what depends on them.
-    pub fn new(settings: &Settings) -> Result<Plan, Error> {
+    ///
+    /// # Errors
+    ///
+    /// Whatever of the settings cannot be used, before any work.
+    pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
         let mut learner = None;
         let mut reference = None;
-        let session = SessionSettings { device: settings.device, n_threads: settings.n_threads() };
+        let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
             let loaded = LoadedModel::open(&model.folder, model.variant, &session)?;
             let planned = PlannedModel::new(&loaded, role, settings)?;
@@ -114,10 +120,11 @@ impl Plan {
             }
         }
         let models = PlannedModels { learner, reference };
+        let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let mut divide = settings.divide.clone();
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
-        let digests = Digests::new(settings, &pool, &models, &divide, &select);
+        let digests = Digests::new(settings, &pool, &models, &divide, &select, &planted);
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
@@ -187,6 +194,7 @@ impl Digests {
         models: &PlannedModels,
         divide: &Option<DivideSettings>,
         select: &SelectSettings,
+        planted: &Option<PlantedSamples>,
     ) -> Digests {
         let stage = |name: &str, content: Value| {
             Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
@@ -225,7 +233,8 @@ impl Digests {
             }),
         );
         let write = stage("write", json!({"settings": settings.write, "select": select}));
-        let report = stage("report", json!({"settings": settings.report, "select": select, "write": write}));
+        let planted = planted.as_ref().map(PlantedSamples::digest);
+        let report = stage("report", json!({"planted": planted, "select": select, "write": write}));
         Digests { samples, embeddings, divide, select, write, report }
     }
 }

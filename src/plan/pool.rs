@@ -56,7 +56,8 @@ impl Pool {
         let mut shards = Vec::with_capacity(paths.len());
         for path in paths {
             let below = path.strip_prefix(&root);
-            let below = below.map_err(|_| Error::ShardOutsideRoot { path: path.clone(), root: root.clone() })?;
+            let below =
+                below.map_err(|_| Error::ShardOutsideRoot { path: path.clone(), root: root.clone() })?;
             let id = below.to_str().ok_or_else(|| Error::PathNotUtf8 { path: path.clone() })?.to_owned();
             let (size_bytes, modified_ns) =
                 storage.guard(&id)?.ok_or_else(|| Error::ShardMissing { path: path.clone() })?;
@@ -115,12 +116,9 @@ fn expand(pattern: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// The path made absolute, links followed, so that one file has one path.
+/// The path made absolute. Links are not followed: a link's name, not its target's, says what the shard is.
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
-    path.canonicalize().map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::ShardMissing { path: path.to_owned() },
-        _ => Error::Read { path: path.to_owned(), source },
-    })
+    std::path::absolute(path).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
 /// The longest folder that holds all of the sorted paths.

@@ -1,14 +1,13 @@
 //! A file of samples known to be bad in; how many of them were kept, and how many a uniform draw keeps, out.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs;
-use std::path::Path;
+use std::collections::HashMap;
 
 use arrow::array::{Array, RecordBatch};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
+use crate::plan::PlantedSamples;
 use crate::run_folder::RunFolder;
 use crate::select::DrawPlans;
 use crate::table::Rows;
@@ -30,7 +29,7 @@ pub struct Planted {
 
 /// Planted samples as they are counted.
 pub struct PlantedCounts {
-    planted: BTreeSet<(String, String)>,
+    planted: PlantedSamples,
     /// By super-batch: the chance of any sample to be kept.
     chances: HashMap<u64, f64>,
     pool: Share,
@@ -61,7 +60,7 @@ impl PlantedCounts {
         let Some(path) = &run.plan().report.planted else { return Ok(None) };
         let chance = |n_kept: usize, n_samples: usize| n_kept as f64 / n_samples as f64;
         Ok(Some(PlantedCounts {
-            planted: read_planted(path)?,
+            planted: PlantedSamples::read(path)?,
             chances: plans
                 .super_batches()
                 .map(|planned| (planned.super_batch, chance(planned.n_kept, planned.n_samples)))
@@ -76,7 +75,8 @@ impl PlantedCounts {
     pub fn add(&mut self, verdicts: &RecordBatch) {
         let rows = Rows(verdicts);
         let (shards, keys) = (rows.text("shard"), rows.text("key"));
-        let (sample_idxs, super_batches, ranks) = (rows.u64("sample_idx"), rows.u64("super_batch"), rows.u32("draw_rank"));
+        let (sample_idxs, super_batches, ranks) =
+            (rows.u64("sample_idx"), rows.u64("super_batch"), rows.u32("draw_rank"));
         for row in (0..verdicts.num_rows()).filter(|&row| super_batches.is_valid(row)) {
             let id = (shards.value(row).to_owned(), keys.value(row).to_owned());
             let is_planted = self.planted.contains(&id);
@@ -107,20 +107,4 @@ impl PlantedCounts {
             random_share_standard_deviation: variance.sqrt(),
         }
     }
-}
-
-/// Lines `shard,key` under a header; the key is everything after the first comma.
-fn read_planted(path: &Path) -> Result<BTreeSet<(String, String)>, Error> {
-    let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let mut planted = BTreeSet::new();
-    for (line, content) in text.lines().enumerate() {
-        let pair = content.split_once(',').ok_or_else(|| Error::Planted { path: path.to_owned(), line: line + 1 })?;
-        if line == 0 && pair != ("shard", "key") {
-            return Err(Error::Planted { path: path.to_owned(), line: 1 });
-        }
-        if line > 0 {
-            planted.insert((pair.0.to_owned(), pair.1.to_owned()));
-        }
-    }
-    Ok(planted)
 }

@@ -92,7 +92,7 @@ pub struct CuratedShard {
 impl Report {
     /// Reads every committed table of the run once.
     pub fn of(run: &RunFolder) -> Result<Report, Error> {
-        let complete = complete_tasks(run, &run.select("select"))?;
+        let complete = complete_tasks(run)?;
         let plans: DrawPlans = run
             .stage_plan_if_present(&run.select("select.draw"))?
             .ok_or_else(|| Error::NotCommitted { stage: "select.draw".to_owned(), task: 0 })?;
@@ -104,13 +104,13 @@ impl Report {
             let read = run.committed::<SamplesCounts>(&run.samples(), task)?.counts;
             let marker = run.committed::<VerdictCounts>(&run.select("select"), task)?;
             counts.add(&read, &marker.counts);
+            let verdicts = table::read(run.run(), marker.file(), &[])?;
             for shard in &read.shards {
-                let ratio = ratio_of(shard);
+                let ratio = rejection_ratio(shard, &verdicts);
                 if worst.as_ref().is_none_or(|(highest, _)| ratio > *highest) {
                     worst = Some((ratio, shard.shard.clone()));
                 }
             }
-            let verdicts = table::read(run.run(), marker.file(), &[])?;
             columns.add(&verdicts, run.plan().seed);
             if let Some(planted) = &mut planted {
                 planted.add(&verdicts);
@@ -118,7 +118,11 @@ impl Report {
         }
         let rejected: u64 = counts.rejected.values().sum();
         let filtered: u64 = counts.filtered.values().sum();
-        assert_eq!(counts.read, counts.kept + counts.not_drawn + filtered + rejected, "every sample counted once");
+        assert_eq!(
+            counts.read,
+            counts.kept + counts.not_drawn + filtered + rejected,
+            "every sample counted once"
+        );
         let (worst_ratio, worst_shard) = worst.unzip();
         Ok(Report {
             format_version: FORMAT_VERSION,
@@ -155,8 +159,11 @@ impl Counts {
     }
 }
 
-fn ratio_of(shard: &ShardCounts) -> f64 {
-    shard.n_rejected() as f64 / shard.read.max(1) as f64
+/// Samples of a shard without a verdict over all of them.
+fn rejection_ratio(shard: &ShardCounts, verdicts: &RecordBatch) -> f64 {
+    let n_rows =
+        Rows(verdicts).text("shard").iter().filter(|of_row| *of_row == Some(&shard.shard)).count() as u64;
+    (shard.read - n_rows) as f64 / shard.read.max(1) as f64
 }
 
 /// Running summaries of every score column, of all rows and of the kept, in bounded memory.
@@ -179,7 +186,15 @@ impl ColumnSummaries {
         let rows = Rows(verdicts);
         let ranks = rows.u32("draw_rank");
         let hashes: Vec<u64> = (0..verdicts.num_rows())
-            .map(|row| keyed_hash(Purpose::Summary, seed, 0, rows.text("shard").value(row), rows.u64("sample_idx").value(row)))
+            .map(|row| {
+                keyed_hash(
+                    Purpose::Summary,
+                    seed,
+                    0,
+                    rows.text("shard").value(row),
+                    rows.u64("sample_idx").value(row),
+                )
+            })
             .collect();
         for name in SCORES {
             let column = verdicts.column_by_name(name).expect("`select/` has these columns");
@@ -281,7 +296,8 @@ fn select_report(run: &RunFolder, plans: &DrawPlans) -> Result<SelectReport, Err
             random.extend(counts.batch_learnability_random);
         }
     }
-    let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    let mean =
+        |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
     Ok(SelectReport {
         n_super_batches: plans.super_batches().count() as u64,
         batch_learnability: mean(drawn),

@@ -14,8 +14,7 @@ use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::{Done, RunFolder};
 use crate::table::Columns;
 
-use super::scored::{UsableRows, read_usable};
-use super::stage::score_counts;
+use super::scored::{UsableRows, read_usable, score_counts};
 
 /// Counts of one task of `select.deal`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +43,7 @@ pub fn plan_partitions(run: &RunFolder, tasks: &[usize]) -> Result<Partitions, E
             }
         }
         let super_batch_size = plan.step().super_batch_size();
-        let joined = merge_small(&read_centroids(run)?, &sizes, super_batch_size);
+        let joined = merge_small(&read_centroids(run)?.rows, &sizes, super_batch_size);
         let mut joined_sizes: BTreeMap<u32, usize> = BTreeMap::new();
         for (cluster, &size) in sizes.iter().enumerate() {
             *joined_sizes.entry(joined[cluster]).or_default() += size;
@@ -89,7 +88,9 @@ pub fn commit(run: &RunFolder, partitions: &Partitions, task: usize) -> Result<(
 fn dealt_table(run: &RunFolder, usable: &UsableRows, rows: &[usize]) -> arrow::array::RecordBatch {
     let ids = || rows.iter().map(|&row| usable.samples[row].id(&run.plan().pool));
     let mut columns = Columns::default();
-    columns.text("shard", ids().map(|id| Some(id.shard))).u64("sample_idx", ids().map(|id| Some(id.sample_idx)));
+    columns
+        .text("shard", ids().map(|id| Some(id.shard)))
+        .u64("sample_idx", ids().map(|id| Some(id.sample_idx)));
     usable.models.add_columns(&mut columns, rows, run.plan().embed.embedding_dtype);
     columns.build()
 }

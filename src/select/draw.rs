@@ -79,7 +79,10 @@ impl Drawer<'_> {
         }
         let mut by_task: BTreeMap<usize, Vec<&Outcome>> = BTreeMap::new();
         for outcome in &outcomes {
-            by_task.entry(outcome.sample.shard_idx as usize / plan.pool.shards_per_task).or_default().push(outcome);
+            by_task
+                .entry(outcome.sample.shard_idx as usize / plan.pool.shards_per_task)
+                .or_default()
+                .push(outcome);
         }
         let stage = run.select("select.draw");
         let name = exchange::file_name(&stage, group_idx);
@@ -102,7 +105,10 @@ impl Drawer<'_> {
         for &task in tasks {
             let usable = read_usable(self.run, task)?;
             match &mut rows {
-                None => rows = Some(GroupRows { samples: usable.samples, models: usable.models, read: usable.read }),
+                None => {
+                    rows =
+                        Some(GroupRows { samples: usable.samples, models: usable.models, read: usable.read })
+                }
                 Some(rows) => {
                     rows.samples.extend(usable.samples);
                     rows.models.append(&usable.models);
@@ -115,7 +121,8 @@ impl Drawer<'_> {
 
     fn read_partition(&self, partition: usize) -> Result<GroupRows, Error> {
         let sources = self.dealt.expect("partitions come from an exchange");
-        let batch = exchange::read_target(self.run.run(), sources, partition)?.expect("planned from the exchange");
+        let batch =
+            exchange::read_target(self.run.run(), sources, partition)?.expect("planned from the exchange");
         let rows = Rows(&batch);
         let used = sources.iter().filter(|source| source.index.n_rows(partition) > 0);
         Ok(GroupRows {

@@ -8,7 +8,7 @@ use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::RunFolder;
 
 use super::counts::{kept_in, super_batch_sizes};
-use super::stage::score_counts;
+use super::scored::score_counts;
 
 /// Every dealing group and super-batch of the pool, in pool order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

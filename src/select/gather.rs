@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::exchange::{self, Source};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
+use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::draw::outcome_table;
@@ -47,7 +48,12 @@ pub struct VerdictCounts {
 }
 
 /// Joins and commits one task.
-pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], task: usize) -> Result<(), Error> {
+pub fn commit_verdicts(
+    run: &RunFolder,
+    plans: &DrawPlans,
+    drawn: &[Source],
+    task: usize,
+) -> Result<(), Error> {
     let score_marker = run.committed::<ScoreCounts>(&run.select("select.score"), task)?;
     let scored = table::read(run.run(), score_marker.file(), &[])?;
     let samples = SampleRef::of_rows(&Rows(&scored), &run.plan().pool)?;
@@ -55,7 +61,7 @@ pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], tas
         Some(_) => Some(read_divided(run, task)?),
         None => None,
     };
-    let keys = read_keys(run, task, &samples)?;
+    let (keys, samples_file) = read_keys(run, task, &samples)?;
     let outcomes = Outcomes::read(run, plans, drawn, task, &samples)?;
     let table = verdict_table(&scored, &samples, &keys, divided.as_ref(), &outcomes);
 
@@ -74,9 +80,11 @@ pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], tas
     let stage = run.select("select");
     let entries = table_metadata(run);
     let file = table::write(run.run(), &format!("select/{task:05}.parquet"), &table, &entries)?;
-    let mut files = vec![score_marker.file().clone()];
+    let mut files = vec![score_marker.file().clone(), samples_file];
     files.extend(divided.map(|divided| divided.file));
-    files.extend(drawn.iter().filter(|source| source.index.n_rows(task) > 0).map(|source| source.file.clone()));
+    files.extend(
+        drawn.iter().filter(|source| source.index.n_rows(task) > 0).map(|source| source.file.clone()),
+    );
     run.commit(&stage, task, Done::new(vec![file], files, counts))?;
     Ok(())
 }
@@ -84,7 +92,8 @@ pub fn commit_verdicts(run: &RunFolder, plans: &DrawPlans, drawn: &[Source], tas
 /// What `select/` and `curated/` files say of how they were made.
 pub fn table_metadata(run: &RunFolder) -> Vec<(&'static str, String)> {
     let plan = run.plan();
-    let models: BTreeMap<&str, &Digest> = plan.models.iter().map(|(role, model)| (role.name(), &model.digest)).collect();
+    let models: BTreeMap<&str, &Digest> =
+        plan.models.iter().map(|(role, model)| (role.name(), &model.digest)).collect();
     vec![
         ("superbatch_software_version", plan.software_version.clone()),
         ("superbatch_stage_digests", json(&plan.digests)),
@@ -109,12 +118,20 @@ fn verdict_table(
     let n = samples.len();
     let super_batches = outcomes.column("super_batch");
     let mut columns = Columns::default();
-    let scored_column = |name: &str| scored.column_by_name(name).expect("a scored sample has these columns").clone();
+    let scored_column =
+        |name: &str| scored.column_by_name(name).expect("a scored sample has these columns").clone();
     for name in ["shard", "sample_idx"] {
         columns.array(name, scored_column(name));
     }
     columns.text("key", keys.iter().map(Some));
-    for name in ["learner_similarity", "reference_similarity", "learner_loss", "reference_loss", "learnability", "score"] {
+    for name in [
+        "learner_similarity",
+        "reference_similarity",
+        "learner_loss",
+        "reference_loss",
+        "learnability",
+        "score",
+    ] {
         columns.array(name, scored_column(name));
     }
     add_divided(&mut columns, samples, divided);
@@ -167,7 +184,11 @@ const DIVIDED_COLUMNS: [(&str, DataType); 12] = [
     ("n_false_negatives", DataType::UInt32),
 ];
 
-fn read_keys(run: &RunFolder, task: usize, samples: &[SampleRef]) -> Result<Vec<String>, Error> {
+fn read_keys(
+    run: &RunFolder,
+    task: usize,
+    samples: &[SampleRef],
+) -> Result<(Vec<String>, FileRecord), Error> {
     let marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
     let storage = run.storage(&run.samples());
     let batch = table::read(storage, marker.file(), &["shard", "sample_idx", "key"])?;
@@ -175,7 +196,7 @@ fn read_keys(run: &RunFolder, task: usize, samples: &[SampleRef]) -> Result<Vec<
     let all = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let keys = rows.text("key");
     let key = |sample| keys.value(all.binary_search(sample).expect("a scored sample was read")).to_owned();
-    Ok(samples.iter().map(key).collect())
+    Ok((samples.iter().map(key).collect(), marker.file().clone()))
 }
 
 /// What the draws said of a task's samples, in the order of the task.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 
-use crate::divide::{Bank, HardnessParams, LoadedBanks, Samples, Texts, exclusions, read_banks, read_divided};
+use crate::divide::{
+    Bank, HardnessParams, LoadedBanks, Samples, Texts, exclusions, read_banks, read_divided,
+};
 use crate::embed::{EmbeddedRows, read_embeddings};
 use crate::error::Error;
 use crate::matrix::Matrix;
@@ -29,6 +31,11 @@ pub struct ScoreCounts {
     pub clusters: BTreeMap<u32, u64>,
 }
 
+/// Samples that come to the draw, by cluster where there are clusters.
+pub fn score_counts(run: &RunFolder, task: usize) -> Result<ScoreCounts, Error> {
+    Ok(run.committed::<ScoreCounts>(&run.select("select.score"), task)?.counts)
+}
+
 /// Both towers of each model of the plan over the same samples.
 pub struct ScoredModels {
     models: Vec<(ModelRole, Matrix, Matrix, SigmoidLoss)>,
@@ -36,7 +43,10 @@ pub struct ScoredModels {
 
 impl ScoredModels {
     /// Embeddings by role; row i of every matrix belongs to sample i.
-    pub fn new(run: &RunFolder, models: impl IntoIterator<Item = (ModelRole, Matrix, Matrix)>) -> ScoredModels {
+    pub fn new(
+        run: &RunFolder,
+        models: impl IntoIterator<Item = (ModelRole, Matrix, Matrix)>,
+    ) -> ScoredModels {
         let with_loss = models.into_iter().map(|(role, images, captions)| {
             let model = run.plan().models.get(role).expect("a model of the plan");
             let loss = SigmoidLoss { logit_scale: model.logit_scale, logit_bias: model.logit_bias };
@@ -101,7 +111,8 @@ impl ScoredModels {
     /// The samples at these rows.
     pub fn gather(&self, rows: &[usize]) -> ScoredModels {
         let gathered = self.models.iter();
-        let gathered = gathered.map(|(role, images, captions, loss)| (*role, images.gather(rows), captions.gather(rows), *loss));
+        let gathered = gathered
+            .map(|(role, images, captions, loss)| (*role, images.gather(rows), captions.gather(rows), *loss));
         ScoredModels { models: gathered.collect() }
     }
 }
@@ -137,7 +148,9 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     }
     let usable: Vec<usize> =
         (0..samples.len()).filter(|&row| embedded.iter().all(|(_, rows)| rows.is_present[row])).collect();
-    let gathered = embedded.iter().map(|(role, rows)| (*role, rows.images.gather(&usable), rows.captions.gather(&usable)));
+    let gathered = embedded
+        .iter()
+        .map(|(role, rows)| (*role, rows.images.gather(&usable), rows.captions.gather(&usable)));
     Ok(UsableRows {
         samples: usable.iter().map(|&row| samples[row]).collect(),
         models: ScoredModels::new(run, gathered),
@@ -158,6 +171,7 @@ struct HardNegatives {
     banks: LoadedBanks,
     /// By cluster, the rows of its bank that every model embedded, and their embeddings.
     models: Vec<(Vec<usize>, ScoredModels)>,
+    file: FileRecord,
 }
 
 impl<'a> Scorer<'a> {
@@ -182,13 +196,17 @@ impl<'a> Scorer<'a> {
             Some(_) => Some(read_divided(run, task)?),
             None => None,
         };
-        let clusters: Option<Vec<u32>> =
-            divided.as_ref().map(|divided| usable.samples.iter().map(|sample| divided.cluster(*sample)).collect());
+        let clusters: Option<Vec<u32>> = divided
+            .as_ref()
+            .map(|divided| usable.samples.iter().map(|sample| divided.cluster(*sample)).collect());
         let hard = match (&self.hard, &clusters) {
-            (Some(hard), Some(clusters)) => Some(self.beside_hard_negative(run, hard, task, &usable, clusters)?),
+            (Some(hard), Some(clusters)) => {
+                Some(self.beside_hard_negative(run, hard, task, &usable, clusters)?)
+            }
             _ => None,
         };
         usable.read.extend(divided.map(|divided| divided.file));
+        usable.read.extend(self.hard.iter().flat_map(|hard| [hard.file.clone(), hard.banks.file.clone()]));
         let table = self.table(run, &usable, hard);
         let stage = run.select("select.score");
         let file = table::write(run.run(), &crate::exchange::file_name(&stage, task), &table, &[])?;
@@ -224,7 +242,10 @@ impl<'a> Scorer<'a> {
             .text("shard", ids().map(|id| Some(id.shard)))
             .u64("sample_idx", ids().map(|id| Some(id.sample_idx)))
             .f64("learner_similarity", optional(n, learner.as_ref().map(|diagonal| &diagonal.similarities)))
-            .f64("reference_similarity", optional(n, reference.as_ref().map(|diagonal| &diagonal.similarities)))
+            .f64(
+                "reference_similarity",
+                optional(n, reference.as_ref().map(|diagonal| &diagonal.similarities)),
+            )
             .f64("learner_loss", optional(n, learner.as_ref().map(|diagonal| &diagonal.losses)))
             .f64("reference_loss", optional(n, reference.as_ref().map(|diagonal| &diagonal.losses)))
             .f64("learnability", optional(n, learnability.as_ref()))
@@ -264,10 +285,15 @@ impl<'a> Scorer<'a> {
             let caption_hashes: Vec<u128> = rows.iter().map(|&row| texts.of(usable.samples[row]).1).collect();
             let queries = usable.models.gather(&rows);
             let (images, captions) = queries.matrices(divide.model);
-            let query_samples =
-                Samples { ids: &ids, images, captions: Some(captions), caption_hashes: Some(&caption_hashes) };
+            let query_samples = Samples {
+                ids: &ids,
+                images,
+                captions: Some(captions),
+                caption_hashes: Some(&caption_hashes),
+            };
             let exclusions = exclusions(&query_samples, &bank.view(&bank_ids), &params);
-            let found = hard_learnability(&queries.scoring(score), &bank_models.scoring(score), &exclusions, 2);
+            let found =
+                hard_learnability(&queries.scoring(score), &bank_models.scoring(score), &exclusions, 2);
             for (row, share) in rows.into_iter().zip(found) {
                 shares[row] = share;
             }
@@ -294,12 +320,13 @@ impl HardNegatives {
         let all = ScoredModels::of_rows(run, &rows);
         let models = banks.clusters.iter().map(|bank| {
             let found = bank.samples.iter().enumerate();
-            let found = found.filter_map(|(row, sample)| samples.binary_search(sample).ok().map(|at| (row, at)));
+            let found =
+                found.filter_map(|(row, sample)| samples.binary_search(sample).ok().map(|at| (row, at)));
             let (bank_rows, positions): (Vec<usize>, Vec<usize>) = found.unzip();
             (bank_rows, all.gather(&positions))
         });
         let models = models.collect();
-        Ok(HardNegatives { models, banks })
+        Ok(HardNegatives { models, banks, file: marker.file().clone() })
     }
 }
 
@@ -307,11 +334,12 @@ impl HardNegatives {
 pub fn commit_bank(run: &RunFolder, tasks: &[usize]) -> Result<(), Error> {
     let divide = run.plan().divide.as_ref().expect("banks come from clusters");
     let banks = read_banks(run, divide)?;
-    let mut wanted: Vec<SampleRef> = banks.clusters.iter().flat_map(|bank: &Bank| bank.samples.iter().copied()).collect();
+    let mut wanted: Vec<SampleRef> =
+        banks.clusters.iter().flat_map(|bank: &Bank| bank.samples.iter().copied()).collect();
     wanted.sort_unstable();
     let mut samples = Vec::new();
     let mut models: Option<ScoredModels> = None;
-    let mut read = Vec::new();
+    let mut read = vec![banks.file.clone()];
     let pool = &run.plan().pool;
     for &task in tasks {
         let first = pool.first_shard_idx(task) as u32;
@@ -334,7 +362,9 @@ pub fn commit_bank(run: &RunFolder, tasks: &[usize]) -> Result<(), Error> {
     let models = models.ok_or(Error::NothingScored)?;
     let ids = || samples.iter().map(|sample: &SampleRef| sample.id(pool));
     let mut columns = Columns::default();
-    columns.text("shard", ids().map(|id| Some(id.shard))).u64("sample_idx", ids().map(|id| Some(id.sample_idx)));
+    columns
+        .text("shard", ids().map(|id| Some(id.shard)))
+        .u64("sample_idx", ids().map(|id| Some(id.sample_idx)));
     let all: Vec<usize> = (0..samples.len()).collect();
     models.add_columns(&mut columns, &all, run.plan().embed.embedding_dtype);
     let stage = run.select("select.bank");

@@ -19,12 +19,12 @@ use super::deal::{self, DealCounts};
 use super::draw::{DrawCounts, Drawer};
 use super::draw_plan::{DrawPlans, plan_draws};
 use super::gather::commit_verdicts;
-use super::scored::{ScoreCounts, Scorer, commit_bank};
+use super::scored::{Scorer, commit_bank};
 
 /// Does every undone step of the stage.
 pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let step = |name| run.select(name);
-    let tasks = complete_tasks(run, &step("select"))?.tasks;
+    let tasks = complete_tasks(run)?.tasks;
     if run.undone(&step("select"), &tasks)?.is_empty() {
         return Ok(());
     }
@@ -63,9 +63,4 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     executor.run(run, &step("select"), &tasks, executor.n_threads, |task| {
         commit_verdicts(run, &plans, &drawn, task)
     })
-}
-
-/// Samples that come to the draw, by cluster where there are clusters.
-pub fn score_counts(run: &RunFolder, task: usize) -> Result<ScoreCounts, Error> {
-    Ok(run.committed::<ScoreCounts>(&run.select("select.score"), task)?.counts)
 }

@@ -1,82 +1,113 @@
 //! The gathered rows of one output shard in, `curated/NNNNN.parquet` out.
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::{sort_to_indices, take_record_batch};
+use arrow::compute::interleave_record_batch;
 use parquet::arrow::ArrowWriter;
-use parquet::basic::Encoding;
+use parquet::basic::{Compression, Encoding};
+use parquet::file::properties::EnabledStatistics;
 use parquet::schema::types::ColumnPath;
 
 use crate::error::Error;
 use crate::exchange::{self, Source};
 use crate::run_folder::{Done, RunFolder};
 use crate::select::table_metadata;
+use crate::storage::FileRecord;
 use crate::table::{self, Rows};
 
 use super::gather::{POSITION, without_position};
-use super::output_plan::OutputPlan;
+use super::output_plan::{OutputPlan, ROW_BYTES};
 
 /// What tells Hugging Face `datasets` that the column is an image and not a struct.
 const HUGGING_FACE_FEATURES: &str = r#"{"info": {"features": {"image": {"_type": "Image"}}}}"#;
 
-/// Writes and commits one output shard.
-pub fn commit(run: &RunFolder, outputs: &OutputPlan, sources: &[Source], shard_idx: usize) -> Result<(), Error> {
-    let shard = outputs.shards[shard_idx];
-    let rows = exchange::read_target(run.run(), sources, shard_idx)?.expect("an output shard has rows");
-    let positions = Rows(&rows).u64(POSITION);
-    let order = sort_to_indices(positions, None, None).expect("positions can be sorted");
-    let rows = take_record_batch(&rows, &order).expect("the rows are there");
-    let in_order = Rows(&rows).u64(POSITION).values().iter().copied();
-    assert!(in_order.eq(shard.start..shard.end), "an output shard holds every position once");
+/// The file of an output shard.
+pub fn name(shard_idx: usize) -> String {
+    format!("curated/{shard_idx:05}.parquet")
+}
 
-    let stage = run.write("write");
-    let file = write(run, &format!("curated/{shard_idx:05}.parquet"), &without_position(&rows))?;
+/// Writes and commits one output shard.
+pub fn commit(
+    run: &RunFolder,
+    outputs: &OutputPlan,
+    sources: &[Source],
+    shard_idx: usize,
+) -> Result<(), Error> {
+    let shard = outputs.shards[shard_idx];
+    let batches = exchange::read_target_batches(run.run(), sources, shard_idx)?;
+    let mut order: Vec<(u64, usize, usize)> = Vec::new();
+    for (batch_idx, batch) in batches.iter().enumerate() {
+        let positions = Rows(batch).u64(POSITION).values().iter().enumerate();
+        order.extend(positions.map(|(row, &position)| (position, batch_idx, row)));
+    }
+    order.sort_unstable();
+    let positions = order.iter().map(|(position, ..)| *position);
+    assert!(positions.eq(shard.start..shard.end), "an output shard holds every position once");
+
+    let batches: Vec<RecordBatch> = batches.iter().map(without_position).collect();
+    let file = write(run, &name(shard_idx), &batches, &order)?;
     let used = sources.iter().filter(|source| source.index.n_rows(shard_idx) > 0);
     let read = used.map(|source| source.file.clone()).collect();
-    run.commit(&stage, shard_idx, Done::new(vec![file], read, rows.num_rows() as u64))?;
+    run.commit(&run.write("write"), shard_idx, Done::new(vec![file], read, order.len() as u64))?;
     Ok(())
 }
 
-fn write(run: &RunFolder, name: &str, rows: &RecordBatch) -> Result<crate::storage::FileRecord, Error> {
-    let mut entries = table_metadata(run);
+/// Writes the rows in this order, a row group at a time.
+fn write(
+    run: &RunFolder,
+    name: &str,
+    batches: &[RecordBatch],
+    order: &[(u64, usize, usize)],
+) -> Result<FileRecord, Error> {
+    let mut description = table_metadata(run);
     if run.plan().write.images {
-        entries.push(("huggingface", HUGGING_FACE_FEATURES.to_owned()));
+        description.push(("huggingface", HUGGING_FACE_FEATURES.to_owned()));
     }
     let image = ColumnPath::new(vec!["image".to_owned(), "bytes".to_owned()]);
     let properties = table::properties()
-        .set_key_value_metadata(Some(table::metadata(&entries)))
+        .set_key_value_metadata(Some(table::key_values(&description)))
         // images are compressed already
         .set_column_encoding(image.clone(), Encoding::PLAIN)
         .set_column_dictionary_enabled(image.clone(), false)
-        .set_column_compression(image.clone(), parquet::basic::Compression::UNCOMPRESSED)
-        .set_column_statistics_enabled(image, parquet::file::properties::EnabledStatistics::None)
+        .set_column_compression(image.clone(), Compression::UNCOMPRESSED)
+        .set_column_statistics_enabled(image, EnabledStatistics::None)
         .set_max_row_group_row_count(None)
         .build();
+    let batches: Vec<RecordBatch> =
+        batches.iter().map(|batch| table::described(batch, &description)).collect();
+    let batches: Vec<&RecordBatch> = batches.iter().collect();
     let storage = run.run();
     let parquet_error = |source| Error::WriteParquet { path: storage.path(name), source };
-    let mut writer = ArrowWriter::try_new(storage.create(name)?, rows.schema(), Some(properties)).map_err(parquet_error)?;
-    let bytes_max = run.plan().write.row_group_bytes_max;
-    for range in row_groups(rows, bytes_max) {
-        writer.write(&rows.slice(range.start, range.len())).map_err(parquet_error)?;
+    let mut writer = ArrowWriter::try_new(storage.create(name)?, batches[0].schema(), Some(properties))
+        .map_err(parquet_error)?;
+    for group in row_groups(&batches, order, run.plan().write.row_group_bytes_max) {
+        let rows: Vec<(usize, usize)> = group.iter().map(|&(_, batch_idx, row)| (batch_idx, row)).collect();
+        let rows = interleave_record_batch(&batches, &rows).map_err(|error| parquet_error(error.into()))?;
+        writer.write(&rows).map_err(parquet_error)?;
         writer.flush().map_err(parquet_error)?;
     }
     writer.into_inner().map_err(parquet_error)?.commit()
 }
 
 /// Adjacent rows whose images are together no larger than the limit, at least one row each.
-fn row_groups(rows: &RecordBatch, bytes_max: u64) -> Vec<std::ops::Range<usize>> {
-    let images = rows.column_by_name("image").map(|image| image.as_struct().column(0).as_binary::<i32>());
-    let row_bytes = |row: usize| 1024 + images.map_or(0, |images| images.value_length(row) as u64);
+fn row_groups<'o>(
+    batches: &[&RecordBatch],
+    order: &'o [(u64, usize, usize)],
+    bytes_max: u64,
+) -> Vec<&'o [(u64, usize, usize)]> {
+    let images = batches.iter().map(|batch| {
+        batch.column_by_name("image").map(|image| image.as_struct().column(0).as_binary::<i32>())
+    });
+    let images: Vec<_> = images.collect();
     let mut groups = Vec::new();
     let (mut start, mut bytes) = (0, 0);
-    for row in 0..rows.num_rows() {
-        if row > start && bytes + row_bytes(row) > bytes_max {
-            groups.push(start..row);
-            (start, bytes) = (row, 0);
+    for (position, &(_, batch_idx, row)) in order.iter().enumerate() {
+        let row_bytes = ROW_BYTES + images[batch_idx].map_or(0, |images| images.value_length(row) as u64);
+        if position > start && bytes + row_bytes > bytes_max {
+            groups.push(&order[start..position]);
+            (start, bytes) = (position, 0);
         }
-        bytes += row_bytes(row);
+        bytes += row_bytes;
     }
-    if start < rows.num_rows() {
-        groups.push(start..rows.num_rows());
-    }
+    groups.push(&order[start..]);
     groups
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BinaryArray, BooleanArray, RecordBatch, StringArray, StructArray, UInt64Array};
+use arrow::array::{
+    Array, ArrayRef, BinaryArray, BooleanArray, RecordBatch, StringArray, StructArray, UInt64Array,
+};
 use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
 use serde::{Deserialize, Serialize};
@@ -23,10 +25,11 @@ use super::output_plan::OutputPlan;
 pub const POSITION: &str = "position";
 
 /// Columns of `samples/` that curated shards add to those of `select/`.
-const SAMPLE_COLUMNS: [&str; 8] = ["uid", "caption", "label", "width", "height", "image_offset", "image_size", "json"];
+const SAMPLE_COLUMNS: [&str; 8] =
+    ["uid", "caption", "label", "width", "height", "image_offset", "image_size", "json"];
 
-/// Rows whose images are held at once.
-const ROWS_WAITING_MAX: usize = 1024;
+/// Bytes of images that wait for their rows to be handed on.
+const WAITING_BYTES_MAX: usize = 64 << 20;
 
 /// Counts of one task of `write.gather`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +76,8 @@ fn kept_rows(
     let kept = filter_record_batch(verdicts, &is_kept).expect("a mask of the table's length");
     let pool = &run.plan().pool;
     let of_samples = SampleRef::of_rows(&Rows(samples), pool)?;
-    let row_of = |sample: SampleRef| of_samples.binary_search(&sample).expect("a kept sample was read") as u64;
+    let row_of =
+        |sample: SampleRef| of_samples.binary_search(&sample).expect("a kept sample was read") as u64;
     let kept_samples = SampleRef::of_rows(&Rows(&kept), pool)?;
     let order = UInt64Array::from_iter_values(kept_samples.into_iter().map(row_of));
 
@@ -84,7 +88,7 @@ fn kept_rows(
             of_rows.map(|(&block, &rank)| outputs.block_starts[block as usize] + u64::from(rank)).collect()
         }
         Order::Shard => {
-            let tasks = crate::embed::complete_tasks(run, &run.select("select"))?.tasks;
+            let tasks = crate::embed::complete_tasks(run)?.tasks;
             let block = tasks.binary_search(&task).expect("only complete tasks are gathered");
             (0..kept.num_rows() as u64).map(|row| outputs.block_starts[block] + row).collect()
         }
@@ -113,6 +117,7 @@ fn push_with_images(
     let wanted = SampleRef::of_rows(&Rows(kept), pool)?;
     let mut n_found = 0;
     let mut images: Vec<(Vec<u8>, String)> = Vec::new();
+    let mut waiting_bytes = 0;
     for (position, shard) in pool.shards_of(task).iter().enumerate() {
         let shard_idx = (pool.first_shard_idx(task) + position) as u32;
         if wanted.get(n_found).is_none_or(|sample| sample.shard_idx != shard_idx) {
@@ -126,12 +131,14 @@ fn push_with_images(
                 continue;
             }
             let path = format!("{}.{}", sample.key, sample.image_extension);
+            waiting_bytes += sample.image.len();
             images.push((sample.image, path));
             n_found += 1;
-            if images.len() == ROWS_WAITING_MAX {
+            if waiting_bytes >= WAITING_BYTES_MAX {
                 let rows = kept.slice(n_found - images.len(), images.len());
                 push(outputs, &with_images(&rows, &images), writer)?;
                 images.clear();
+                waiting_bytes = 0;
             }
             if wanted.get(n_found).is_none_or(|sample| sample.shard_idx != shard_idx) {
                 break; // the rest of the shard is not kept
@@ -148,8 +155,10 @@ fn push_with_images(
 
 /// Adds the `image` column as Hugging Face's `Image` feature reads it: a struct of bytes and path.
 fn with_images(rows: &RecordBatch, images: &[(Vec<u8>, String)]) -> RecordBatch {
-    let fields =
-        Fields::from(vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)]);
+    let fields = Fields::from(vec![
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
+    ]);
     let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(bytes, _)| bytes)));
     let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(_, path)| path)));
     let image: ArrayRef = Arc::new(StructArray::new(fields, vec![bytes, paths], None));

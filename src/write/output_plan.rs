@@ -8,6 +8,9 @@ use crate::run_folder::RunFolder;
 use crate::select::{DrawPlans, VerdictCounts};
 use crate::settings::Order;
 
+/// What a row holds beside its image: caption, JSON and numbers, about.
+pub const ROW_BYTES: u64 = 1024;
+
 /// Which kept samples are in which output shard. A kept sample's **position** is its place in the whole output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputPlan {
@@ -50,8 +53,7 @@ pub fn plan_outputs(run: &RunFolder, tasks: &[usize]) -> Result<OutputPlan, Erro
         }
         let settings = &run.plan().write;
         let mean_bytes = if settings.images { image_bytes / n_samples.max(1) } else { 0 };
-        // beside the image a row holds its caption, JSON and numbers: about a KiB
-        let rows_max = (settings.shard_bytes / (mean_bytes + 1024)).max(1);
+        let rows_max = (settings.shard_bytes / (mean_bytes + ROW_BYTES)).max(1);
         let blocks: Vec<u64> = match settings.order {
             Order::Shard => kept_of_tasks,
             Order::SubBatch => {

@@ -85,12 +85,16 @@ pub const SCORES: [&str; 14] = [
 ];
 
 /// The distributions of all score columns over the rows for which `is_in` holds.
-pub fn distributions(verdicts: &RecordBatch, is_in: impl Fn(usize) -> bool) -> BTreeMap<String, Distribution> {
+pub fn distributions(
+    verdicts: &RecordBatch,
+    is_in: impl Fn(usize) -> bool,
+) -> BTreeMap<String, Distribution> {
     let of_column = |name: &str| {
         let column = verdicts.column_by_name(name).expect("`select/` has these columns");
         let column = arrow::compute::cast(column, &DataType::Float64).expect("a number");
         let values = column.as_primitive::<Float64Type>();
-        let values = (0..values.len()).filter(|&row| values.is_valid(row) && is_in(row)).map(|row| values.value(row));
+        let values =
+            (0..values.len()).filter(|&row| values.is_valid(row) && is_in(row)).map(|row| values.value(row));
         Some((name.to_owned(), Distribution::of(values.collect())?))
     };
     SCORES.iter().filter_map(|name| of_column(name)).collect()
@@ -108,7 +112,11 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
         run.run().put(&format!("stats/{:05}_stats.json", first + position), &text)
     });
     let files = files.collect::<Result<Vec<_>, _>>()?;
-    run.commit(&run.write("write.stats"), task, Done::new(files, vec![verdicts_file], counts.shards.len() as u64))?;
+    run.commit(
+        &run.write("write.stats"),
+        task,
+        Done::new(files, vec![verdicts_file], counts.shards.len() as u64),
+    )?;
     Ok(())
 }
 
@@ -117,19 +125,28 @@ fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch) -> ShardStats {
     let shards = rows.text("shard");
     let is_in = |row: usize| shards.value(row) == counts.shard;
     let n_of = |verdict: &str| {
-        (0..verdicts.num_rows()).filter(|&row| is_in(row) && rows.text("verdict").value(row) == verdict).count() as u64
+        (0..verdicts.num_rows())
+            .filter(|&row| is_in(row) && rows.text("verdict").value(row) == verdict)
+            .count() as u64
     };
     let mut clusters = BTreeMap::new();
-    let of_rows = verdicts.column_by_name("cluster").expect("`select/` has clusters").as_primitive::<UInt32Type>();
+    let of_rows =
+        verdicts.column_by_name("cluster").expect("`select/` has clusters").as_primitive::<UInt32Type>();
     for row in (0..verdicts.num_rows()).filter(|&row| is_in(row) && of_rows.is_valid(row)) {
         *clusters.entry(of_rows.value(row)).or_default() += 1;
     }
     let failed = |is_of_kind: fn(Rejection) -> bool| {
-        let of_kind = counts.rejected.iter().filter(|(text, _)| Rejection::from_text(text).is_some_and(is_of_kind));
+        let of_kind =
+            counts.rejected.iter().filter(|(text, _)| Rejection::from_text(text).is_some_and(is_of_kind));
         of_kind.map(|(_, n)| n).sum()
     };
+    // a sample without a row met a model that gave it no direction
+    let successes = (0..verdicts.num_rows()).filter(|&row| is_in(row)).count() as u64;
+    let degenerate = counts.read - counts.n_rejected() - successes;
     let mut status_dict = counts.rejected.clone();
-    let successes = counts.read - counts.n_rejected();
+    if degenerate > 0 {
+        status_dict.insert(Rejection::DegenerateEmbedding.text().to_owned(), degenerate);
+    }
     status_dict.insert("success".to_owned(), successes);
     ShardStats {
         count: counts.read,

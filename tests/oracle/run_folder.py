@@ -649,7 +649,9 @@ def check_assignment(run, divided, is_read, is_usable, report, tolerance):
     report.close("centroids: unit length", np.linalg.norm(divided.centroids, axis=1), 1.0, 1e-5)
     row = divided.row[assigned[divided.row]]
     recorded = {c: divided.stored.numbers(c)[assigned[divided.row]] for c in CLUSTER_COLUMNS[:3]}
-    similarity = wide(divided.model.image[row]) @ divided.centroids.T
+    # a cosine: stored rows are unit only to the precision of their type
+    image = wide(divided.model.image[row])
+    similarity = image @ divided.centroids.T / np.linalg.norm(image, axis=1, keepdims=True)
     ordered = np.sort(similarity, axis=1)
     own = similarity[np.arange(len(row)), recorded["cluster"].astype(int)]
     margin = ordered[:, -1] - ordered[:, -2] if k > 1 else np.full(len(row), np.nan)

@@ -14,7 +14,7 @@ pub struct LogitScale(f64);
 impl LogitScale {
     /// Takes the linear value.
     pub fn linear(value: f64) -> Result<LogitScale, ModelError> {
-        if value.is_finite() && value > 0.0 {
+        if value > 0.0 && value <= f64::from(f32::MAX) {
             Ok(LogitScale(value))
         } else {
             Err(ModelError::InvalidLogitScale { value })
