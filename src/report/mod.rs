@@ -32,7 +32,9 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<Report, Error> {
 pub fn committed(run: &RunFolder) -> Result<Option<Report>, Error> {
     let Some(marker) = run.marker::<u64>(&run.report(), 0)? else { return Ok(None) };
     let bytes = run.run().read_recorded(&marker.data[0])?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Json { path: run.run().path(JSON), source })
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| Error::Json { path: run.run().path(JSON), source })
 }
 
 /// Where the product is: the curated shards, then the report.
