@@ -1,5 +1,6 @@
 //! Why a run could not go on: what we were doing, with what, and what the user can do about it.
 
+use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 
@@ -97,6 +98,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error, its causes and its hint, a line each.
+    pub fn message(&self) -> String {
+        let mut lines = vec![format!("error: {self}")];
+        let mut cause = self.source();
+        while let Some(source) = cause {
+            lines.push(format!("  caused by: {source}"));
+            cause = source.source();
+        }
+        lines.extend(self.hint().map(|hint| format!("hint: {hint}")));
+        lines.join("\n")
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {

@@ -184,7 +184,7 @@ fn check_free(storage: &Storage, needed_bytes: u64) -> Result<(), Error> {
 }
 
 /// Bytes that an ordinary user may still write; none where the system does not say.
-fn free_bytes(path: &std::path::Path) -> Option<u64> {
+pub fn free_bytes(path: &std::path::Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut stats = MaybeUninit::<libc::statvfs>::uninit();

@@ -20,7 +20,7 @@ use crate::{divide, select, write};
 use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
 
 use args::{Args, Command, PipelineArgs, StageArgs};
-use output::{Output, diagnostic, print_error};
+use output::{Output, diagnostic};
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
     let exit = match run(args.command) {
         Ok(exit) => exit,
         Err(error) => {
-            print_error(&error);
+            diagnostic(&error.message());
             if error.is_usage() { Exit::Usage } else { Exit::Failed }
         }
     };

@@ -1,6 +1,5 @@
-//! What is printed: data on stdout, where a closed pipe is no error, and errors with their causes and hint on stderr.
+//! What is printed: data on stdout, where a closed pipe is no error, and all else on stderr.
 
-use std::error::Error as _;
 use std::io::{self, Write};
 
 use super::Exit;
@@ -26,18 +25,6 @@ impl Output {
             }
         }
         Ok(Exit::Done)
-    }
-}
-
-pub fn print_error(error: &Error) {
-    diagnostic(&format!("error: {error}"));
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        diagnostic(&format!("  caused by: {source}"));
-        cause = source.source();
-    }
-    if let Some(hint) = error.hint() {
-        diagnostic(&format!("hint: {hint}"));
     }
 }
 

@@ -21,7 +21,7 @@ pub use model::{
     GraphNames, Graphs, LogitBias, LogitScale, Model, ModelError, Sourced, TextPreparation, Variant,
 };
 pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
-pub use runtime::load as load_runtime;
+pub use runtime::{build_info as runtime_build, library as runtime_library, load as load_runtime};
 pub use session::{Device, SessionSettings, UnknownDevice};
 pub use stage::{FailedTask, run};
 pub use tokenize::{Tokenizer, Tokens};

@@ -24,15 +24,24 @@ const VARIABLES: [&str; 2] = ["SUPERBATCH_ONNXRUNTIME", "ORT_DYLIB_PATH"];
 /// [`Error::RuntimeMissing`] with all places searched, [`Error::RuntimeLoad`] if what was found cannot be
 /// loaded or is too old.
 pub fn load() -> Result<Environment, Error> {
-    static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
-    let mut slot = ENVIRONMENT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some(environment) = &*slot {
-        return Ok(environment.clone());
+    Ok(loaded()?.1)
+}
+
+/// Where the library lies that [`load`] loads, or has loaded.
+pub fn library() -> Result<PathBuf, Error> {
+    Ok(loaded()?.0)
+}
+
+fn loaded() -> Result<(PathBuf, Environment), Error> {
+    static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+    let mut slot = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(loaded) = &*slot {
+        return Ok(loaded.clone());
     }
     let path = find_library()?;
     tracing::debug!(path = %path.display(), "loading ONNX Runtime");
-    let environment = open(&path).map_err(|source| Error::RuntimeLoad { path, source })?;
-    Ok(slot.insert(environment).clone())
+    let environment = open(&path).map_err(|source| Error::RuntimeLoad { path: path.clone(), source })?;
+    Ok(slot.insert((path, environment)).clone())
 }
 
 /// The error is boxed, since an [`ort::Error`] cannot be made before the library is there.

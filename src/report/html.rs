@@ -1,13 +1,417 @@
-//! The figures of a report in, one self-contained page out.
+//! The figures of a report in, one self-contained page out: no script, no file beside it.
+//!
+//! Shard names, paths and settings are foreign text; the template escapes every value.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use minijinja::value::Serde;
+use minijinja::{Environment, UndefinedBehavior};
+use serde::Serialize;
+
+use crate::embed::Variant;
 use crate::plan::Plan;
+use crate::settings::{
+    DivideSettings, EmbedSettings, ReadSettings, ReportSettings, SelectSettings, WriteSettings,
+};
+use crate::write::Distribution;
 
-use super::summary::Report;
+use super::chart::{Bars, CLUSTERS_DRAWN_MAX, Quantiles};
+use super::planted::Planted;
+use super::summary::{DivideReport, Report};
 
-/// The page: no script, no file beside it.
-pub fn page(report: &Report, _plan: &Plan) -> String {
-    format!(
-        "<!doctype html><pre>{}</pre>",
-        serde_json::to_string_pretty(report).expect("representable as JSON")
-    )
+/// Rows of a table that may be as long as the pool; `report.json` has all.
+const ROWS_MAX: usize = 100;
+
+/// The page of a finished run.
+pub fn page(report: &Report, plan: &Plan) -> String {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    // the name's extension turns escaping on
+    environment.add_template("page.html", include_str!("page.html")).expect("the template is well formed");
+    let template = environment.get_template("page.html").expect("added above");
+    template.render(Serde(Page::new(report, plan))).expect("the template names only what the page has")
+}
+
+/// What the template shows; numbers are texts already.
+#[derive(Serialize)]
+struct Page<'a> {
+    report: &'a Report,
+    n_read: String,
+    n_kept: String,
+    kept_share: String,
+    filter_ratio: String,
+    pool: Pool<'a>,
+    /// Kept, not drawn, filtered, rejected: together what was read.
+    conservation: Vec<Share<'a>>,
+    filtered: Vec<Share<'a>>,
+    rejected: Vec<Share<'a>>,
+    worst_shard_ratio: String,
+    left_out_shards: Cut<&'a String>,
+    models: Vec<Model<'a>>,
+    divide: Option<Divide>,
+    n_super_batches: String,
+    batch_learnability: Option<[String; 2]>,
+    learnability: Option<Quantiles>,
+    scores: Vec<ScoreRow<'a>>,
+    planted: Option<PlantedRow>,
+    curated: Cut<Curated<'a>>,
+    curated_bytes: String,
+    settings: String,
+}
+
+#[derive(Serialize)]
+struct Pool<'a> {
+    root: &'a PathBuf,
+    n_shards: String,
+    size: String,
+}
+
+/// A part of all that was read.
+#[derive(Serialize)]
+struct Share<'a> {
+    name: &'a str,
+    n: String,
+    share: String,
+}
+
+/// The first rows of a table, and how many there are.
+#[derive(Serialize)]
+struct Cut<T> {
+    rows: Vec<T>,
+    n: String,
+    is_cut: bool,
+}
+
+#[derive(Serialize)]
+struct Model<'a> {
+    role: &'a str,
+    folder: &'a PathBuf,
+    variant: Variant,
+    digest: String,
+    embedding_dim: usize,
+    logit_scale: String,
+    logit_scale_source: &'a str,
+    logit_bias: String,
+    logit_bias_source: &'a str,
+}
+
+#[derive(Serialize)]
+struct Divide {
+    model: &'static str,
+    n_clusters: usize,
+    bank_size: String,
+    is_hardness_exact: bool,
+    n_points: String,
+    n_iterations: usize,
+    objective_mean: String,
+    effective_clusters: [String; 2],
+    gain_standard_errors: Option<String>,
+    sizes: Option<Bars>,
+    n_drawn_max: usize,
+    clusters: Cut<Cluster>,
+}
+
+#[derive(Serialize)]
+struct Cluster {
+    cluster: u32,
+    n_pool: String,
+    n_kept: String,
+    kept_share: String,
+}
+
+#[derive(Serialize)]
+struct ScoreRow<'a> {
+    name: &'a str,
+    of: &'static str,
+    count: String,
+    mean: String,
+    deciles: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct PlantedRow {
+    n: String,
+    pool: String,
+    kept: String,
+    random: String,
+    random_deviation: String,
+}
+
+#[derive(Serialize)]
+struct Curated<'a> {
+    name: &'a str,
+    rows: String,
+    size: String,
+}
+
+impl<'a> Page<'a> {
+    fn new(report: &'a Report, plan: &'a Plan) -> Page<'a> {
+        let counts = &report.counts;
+        let share = |name: &'a str, n: u64| Share { name, n: whole(n), share: percent(n, counts.read) };
+        let shares =
+            |by_name: &'a BTreeMap<String, u64>| by_name.iter().map(|(name, &n)| share(name, n)).collect();
+        let curated = report.curated.iter().map(|shard| Curated {
+            name: &shard.name,
+            rows: whole(shard.rows),
+            size: bytes(shard.size_bytes),
+        });
+        let learnability = (report.scores.get("learnability"), report.kept_scores.get("learnability"));
+        let select = &report.select;
+        Page {
+            n_read: whole(counts.read),
+            n_kept: whole(counts.kept),
+            kept_share: percent(counts.kept, counts.read),
+            filter_ratio: plan.step().filter_ratio().to_string(),
+            pool: Pool {
+                root: &plan.pool.root,
+                n_shards: whole(plan.pool.shards.len() as u64),
+                size: bytes(plan.pool.size_bytes()),
+            },
+            conservation: vec![
+                share("kept", counts.kept),
+                share("not drawn", counts.not_drawn),
+                share("filtered", counts.filtered.values().sum()),
+                share("rejected", counts.rejected.values().sum()),
+            ],
+            filtered: shares(&counts.filtered),
+            rejected: shares(&counts.rejected),
+            worst_shard_ratio: ratio_percent(report.rejection_ratio_max_of_shards),
+            left_out_shards: Cut::new(report.left_out_shards.iter()),
+            models: models(plan),
+            divide: report
+                .divide
+                .as_ref()
+                .zip(plan.divide.as_ref())
+                .map(|(divide, settings)| Divide::new(divide, settings)),
+            n_super_batches: whole(select.n_super_batches),
+            batch_learnability: (select.batch_learnability.zip(select.batch_learnability_random))
+                .map(|(drawn, random)| [number(drawn), number(random)]),
+            learnability: match learnability {
+                (Some(pool), Some(kept)) => Quantiles::new(&pool.deciles, &kept.deciles),
+                _ => None,
+            },
+            scores: score_rows(report),
+            planted: report.planted.as_ref().map(PlantedRow::new),
+            curated: Cut::new(curated),
+            curated_bytes: bytes(report.curated.iter().map(|shard| shard.size_bytes).sum()),
+            settings: pipeline(plan),
+            report,
+        }
+    }
+}
+
+impl<T> Cut<T> {
+    fn new(rows: impl ExactSizeIterator<Item = T>) -> Cut<T> {
+        let n = rows.len();
+        Cut { rows: rows.take(ROWS_MAX).collect(), n: whole(n as u64), is_cut: n > ROWS_MAX }
+    }
+}
+
+impl Divide {
+    fn new(report: &DivideReport, settings: &DivideSettings) -> Divide {
+        let clusters = report.cluster_sizes.iter().map(|(&cluster, &n)| {
+            let n_kept = report.kept_cluster_sizes.get(&cluster).copied().unwrap_or(0);
+            Cluster { cluster, n_pool: whole(n), n_kept: whole(n_kept), kept_share: percent(n_kept, n) }
+        });
+        Divide {
+            model: settings.model.name(),
+            n_clusters: settings.n_clusters,
+            bank_size: whole(settings.bank_size as u64),
+            is_hardness_exact: report.is_hardness_exact,
+            n_points: whole(report.fit.n_points),
+            n_iterations: report.fit.n_iterations,
+            objective_mean: number(report.fit.objective / report.fit.n_points.max(1) as f64),
+            effective_clusters: [report.effective_clusters, report.effective_clusters_kept].map(number),
+            gain_standard_errors: report.hardness_gain_standard_errors.map(number),
+            sizes: Bars::new(&report.cluster_sizes, &report.kept_cluster_sizes),
+            n_drawn_max: CLUSTERS_DRAWN_MAX,
+            clusters: Cut::new(clusters),
+        }
+    }
+}
+
+impl PlantedRow {
+    fn new(planted: &Planted) -> PlantedRow {
+        PlantedRow {
+            n: whole(planted.n_planted),
+            pool: ratio_percent(planted.pool_share),
+            kept: ratio_percent(planted.kept_share),
+            random: ratio_percent(planted.random_share_mean),
+            random_deviation: ratio_percent(planted.random_share_standard_deviation),
+        }
+    }
+}
+
+fn models(plan: &Plan) -> Vec<Model<'_>> {
+    let models = plan.models.iter().map(|(role, model)| Model {
+        role: role.name(),
+        folder: &model.folder,
+        variant: model.variant,
+        digest: model.digest.to_string(),
+        embedding_dim: model.embedding_dim,
+        logit_scale: number(model.logit_scale),
+        logit_scale_source: &model.logit_scale_source,
+        logit_bias: number(model.logit_bias),
+        logit_bias_source: &model.logit_bias_source,
+    });
+    models.collect()
+}
+
+/// Two rows a score, of the pool and of what was kept.
+fn score_rows(report: &Report) -> Vec<ScoreRow<'_>> {
+    let row = |name, of, distribution: &Distribution| ScoreRow {
+        name,
+        of,
+        count: whole(distribution.count),
+        mean: number(distribution.mean),
+        deciles: distribution.deciles.iter().copied().map(number).collect(),
+    };
+    let rows = report.scores.iter().flat_map(|(name, pool)| {
+        let kept = report.kept_scores.get(name).map(|kept| row(name, "kept", kept));
+        std::iter::once(row(name, "pool", pool)).chain(kept)
+    });
+    rows.collect()
+}
+
+/// The settings as they were resolved, as a pipeline file that does the same.
+fn pipeline(plan: &Plan) -> String {
+    #[derive(Serialize)]
+    struct Pipeline<'a> {
+        seed: u64,
+        store: &'a Option<PathBuf>,
+        read: &'a ReadSettings,
+        models: BTreeMap<&'a str, ModelTable<'a>>,
+        embed: &'a EmbedSettings,
+        divide: &'a Option<DivideSettings>,
+        select: &'a SelectSettings,
+        write: &'a WriteSettings,
+        report: &'a ReportSettings,
+    }
+    #[derive(Serialize)]
+    struct ModelTable<'a> {
+        folder: &'a PathBuf,
+        variant: Variant,
+    }
+    let models = plan.models.iter();
+    let pipeline = Pipeline {
+        seed: plan.seed,
+        store: &plan.store,
+        read: &plan.read,
+        models: models
+            .map(|(role, model)| (role.name(), ModelTable { folder: &model.folder, variant: model.variant }))
+            .collect(),
+        embed: &plan.embed,
+        divide: &plan.divide,
+        select: &plan.select,
+        write: &plan.write,
+        report: &plan.report,
+    };
+    toml::to_string_pretty(&pipeline).expect("settings came from TOML")
+}
+
+/// With a comma between thousands.
+fn whole(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Three decimals, fewer where there are three digits or more before the point.
+fn number(value: f64) -> String {
+    let n_decimals = match value.abs() {
+        above if above >= 1000.0 => 0,
+        above if above >= 100.0 => 1,
+        _ => 3,
+    };
+    format!("{value:.n_decimals$}").replace('-', "−")
+}
+
+fn percent(n: u64, of: u64) -> String {
+    ratio_percent(n as f64 / of.max(1) as f64)
+}
+
+fn ratio_percent(ratio: f64) -> String {
+    format!("{:.2} %", ratio * 100.0)
+}
+
+fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+
+    /// The run of the quickstart on the fixtures, as its `plan.json` and `report.json` had it.
+    fn quickstart() -> (Report, Plan) {
+        let plan = serde_json::from_str(include_str!("testdata/plan.json")).unwrap();
+        (serde_json::from_str(include_str!("testdata/report.json")).unwrap(), plan)
+    }
+
+    #[test]
+    fn the_page_holds_every_stage_and_nothing_from_outside() {
+        let (report, plan) = quickstart();
+        let page = page(&report, &plan);
+        for stage in ["read", "embed", "divide", "select", "write"] {
+            assert!(page.contains(&format!("<h2>{stage}</h2>")), "{stage}");
+        }
+        for shown in ["1,612", "322", "19.98 %", "10.180", "hard_learnability", "<polyline", "<rect"] {
+            assert!(page.contains(shown), "{shown}");
+        }
+        for outside in ["<script", "<link", "src=", "http:", "https:", "undefined"] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn foreign_text_is_escaped() {
+        let (mut report, mut plan) = quickstart();
+        let hostile = "<script>alert(\"&\")</script>".to_owned();
+        report.worst_shard = Some(hostile.clone());
+        report.left_out_shards = vec![hostile.clone()];
+        report.counts.rejected.insert(hostile.clone(), 1);
+        report.curated[0].name = hostile.clone();
+        plan.pool.root = hostile.clone().into();
+        plan.read.shards = vec![hostile.clone()];
+        plan.models.learner.as_mut().unwrap().folder = hostile.into();
+        let page = page(&report, &plan);
+        assert!(!page.contains("<script"));
+        assert!(page.matches("&lt;script&gt;alert(").count() >= 7);
+    }
+
+    #[test]
+    fn a_run_without_models_scores_or_clusters_has_a_page() {
+        let (mut report, mut plan) = quickstart();
+        (plan.divide, plan.models.learner) = (None, None);
+        (report.divide, report.planted) = (None, None);
+        report.scores.clear();
+        report.kept_scores.clear();
+        (report.select.batch_learnability, report.select.batch_learnability_random) = (None, None);
+        let page = page(&report, &plan);
+        assert!(!page.contains("<h2>divide</h2>") && !page.contains("<svg"));
+    }
+
+    #[test]
+    fn the_settings_are_a_pipeline_file_again() {
+        let (_, plan) = quickstart();
+        let settings = Settings::parse(&pipeline(&plan), &[]).unwrap();
+        assert_eq!(settings.seed, plan.seed);
+        assert_eq!(serde_json::json!(settings.select), serde_json::json!(plan.select));
+        assert_eq!(serde_json::json!(settings.read), serde_json::json!(plan.read));
+    }
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(whole), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([-0.5, 52.7110, 202.04, 12_345.6].map(number), ["−0.500", "52.711", "202.0", "12346"]);
+        assert_eq!((percent(1, 3).as_str(), percent(0, 0).as_str()), ("33.33 %", "0.00 %"));
+    }
 }

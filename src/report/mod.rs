@@ -2,13 +2,14 @@
 
 mod summary;
 mod planted;
+mod chart;
 mod html;
 
 use crate::error::Error;
 use crate::executor::Executor;
-use crate::run_folder::{Done, Marker, RunFolder};
+use crate::run_folder::{Done, RunFolder};
 
-pub use summary::Report;
+pub use summary::{Counts, Report};
 
 const JSON: &str = "report.json";
 const HTML: &str = "report.html";
@@ -24,9 +25,16 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<Report, Error> {
         run.commit(&stage, 0, Done::new(files, Vec::new(), report.counts.read))?;
         Ok(())
     })?;
-    let marker: Marker<u64> = run.committed(&stage, 0)?;
+    committed(run)?.ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task: 0 })
+}
+
+/// The report, if it is written.
+pub fn committed(run: &RunFolder) -> Result<Option<Report>, Error> {
+    let Some(marker) = run.marker::<u64>(&run.report(), 0)? else { return Ok(None) };
     let bytes = run.run().read_recorded(&marker.data[0])?;
-    serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: run.run().path(JSON), source })
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| Error::Json { path: run.run().path(JSON), source })
 }
 
 /// Where the product is: the curated shards, then the report.

@@ -1,0 +1,310 @@
+//! A key in; every sample of a run that has it, with all its columns and one sentence on what became of it, out.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use arrow::array::{Array, RecordBatch};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde::de::IgnoredAny;
+
+use crate::embed::{CompleteTasks, complete_tasks};
+use crate::error::Error;
+use crate::rejection::Rejection;
+use crate::run_folder::{RunFolder, Stage};
+use crate::select::{DrawPlans, SuperBatch, Verdict};
+use crate::settings::{Order, Step};
+use crate::table::{self, Rows};
+use crate::write::OutputPlan;
+
+use super::grid::printable;
+use super::row::Row;
+
+/// The samples of one key, a key being unique in a shard only.
+#[derive(Debug, Serialize)]
+pub struct Stories {
+    path: PathBuf,
+    key: String,
+    samples: Vec<Story>,
+}
+
+/// All that a run's files say of one sample.
+#[derive(Debug, Serialize)]
+struct Story {
+    shard: String,
+    sample_idx: u64,
+    sentence: String,
+    samples: Row,
+    divide: Option<Row>,
+    select: Option<Row>,
+    curated: Option<CuratedRow>,
+}
+
+/// Where a kept sample is in the output.
+#[derive(Debug, PartialEq, Serialize)]
+struct CuratedRow {
+    file: String,
+    row_idx: u64,
+}
+
+/// What the stages have planned so far.
+struct Plans {
+    complete: Option<CompleteTasks>,
+    super_batches: HashMap<u64, SuperBatch>,
+    outputs: Option<OutputPlan>,
+}
+
+/// How far a sample came.
+enum Fate<'a> {
+    Rejected(&'a str),
+    /// Its shard was left out.
+    LeftOut,
+    /// `select` has not done its shard yet.
+    Undecided,
+    /// Drawn or not, as the row of `select/` says.
+    Decided(&'a Row),
+}
+
+impl Stories {
+    pub fn read(run: &RunFolder, key: &str) -> Result<Stories, Error> {
+        let plans = Plans::read(run)?;
+        let tasks: Vec<usize> = (0..run.plan().pool.n_tasks()).collect();
+        let found = tasks.into_par_iter().map(|task| stories_of_task(run, &plans, task, key));
+        let samples: Vec<Story> = found.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        if samples.is_empty() {
+            return Err(Error::KeyMissing { path: run.run().root().to_owned(), key: key.to_owned() });
+        }
+        Ok(Stories { path: run.run().root().to_owned(), key: key.to_owned(), samples })
+    }
+
+    pub fn text(&self) -> String {
+        self.samples.iter().map(Story::text).collect::<Vec<_>>().join("\n\n")
+    }
+}
+
+impl Story {
+    fn text(&self) -> String {
+        let mut parts =
+            vec![format!("{}, sample {}", printable(&self.shard), self.sample_idx), self.sentence.clone()];
+        let stages = [
+            ("samples", Some(&self.samples)),
+            ("divide", self.divide.as_ref()),
+            ("select", self.select.as_ref()),
+        ];
+        for (stage, row) in stages {
+            parts.extend(row.map(|row| format!("\n{stage}\n{}", row.text())));
+        }
+        parts.extend(
+            self.curated
+                .as_ref()
+                .map(|curated| format!("\ncurated\n  {}, row {}", curated.file, curated.row_idx)),
+        );
+        parts.join("\n")
+    }
+}
+
+impl Plans {
+    fn read(run: &RunFolder) -> Result<Plans, Error> {
+        let draws: Option<DrawPlans> = run.stage_plan_if_present(&run.select("select.draw"))?;
+        let super_batches = draws.iter().flat_map(DrawPlans::super_batches);
+        Ok(Plans {
+            complete: run.stage_plan_if_present(&run.embed())?,
+            super_batches: super_batches.map(|planned| (planned.super_batch, *planned)).collect(),
+            outputs: run.stage_plan_if_present(&run.write("write"))?,
+        })
+    }
+}
+
+/// The samples of a task that have the key; none where the task is not embedded yet.
+fn stories_of_task(run: &RunFolder, plans: &Plans, task: usize, key: &str) -> Result<Vec<Story>, Error> {
+    let Some(keys) = read_stage(run, &run.samples(), task, &["key"])? else { return Ok(Vec::new()) };
+    let keys = Rows(&keys).text("key");
+    let found: Vec<usize> = (0..keys.len()).filter(|&row| keys.value(row) == key).collect();
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let samples = read_stage(run, &run.samples(), task, &[])?.expect("its keys were read");
+    let divided = match run.divide("divide") {
+        Some(divide) => read_stage(run, &divide, task, &[])?,
+        None => None,
+    };
+    let selected = read_stage(run, &run.select("select"), task, &[])?;
+    let stories = found.into_iter().map(|row| {
+        let rows = Rows(&samples);
+        let (shard, sample_idx) = (rows.text("shard").value(row), rows.u64("sample_idx").value(row));
+        let of_sample = |table: &RecordBatch| row_of(table, shard, sample_idx);
+        let sample = Row::of(&samples, row);
+        let select_row = selected.as_ref().and_then(of_sample);
+        let select = selected.as_ref().zip(select_row).map(|(table, row)| Row::of(table, row));
+        let is_selected = selected.is_some();
+        let fate = match (sample.text_of("rejection"), &select) {
+            (Some(rejection), _) => Fate::Rejected(rejection),
+            (None, Some(select)) => Fate::Decided(select),
+            (None, None) if is_selected => Fate::Rejected(Rejection::DegenerateEmbedding.text()),
+            (None, None) if plans.leaves_out(task) => Fate::LeftOut,
+            (None, None) => Fate::Undecided,
+        };
+        Ok(Story {
+            shard: shard.to_owned(),
+            sample_idx,
+            sentence: sentence(&fate, &plans.super_batches, run.plan().step()),
+            curated: match (selected.as_ref(), select_row) {
+                (Some(table), Some(row)) => plans.curated_row(run, task, table, row)?,
+                _ => None,
+            },
+            divide: divided.as_ref().and_then(|table| of_sample(table).map(|row| Row::of(table, row))),
+            select,
+            samples: sample,
+        })
+    });
+    stories.collect()
+}
+
+/// A task's table of a stage, if it is committed.
+fn read_stage(
+    run: &RunFolder,
+    stage: &Stage,
+    task: usize,
+    columns: &[&str],
+) -> Result<Option<RecordBatch>, Error> {
+    let Some(marker) = run.marker::<IgnoredAny>(stage, task)? else { return Ok(None) };
+    table::read(run.storage(stage), marker.file(), columns).map(Some)
+}
+
+fn row_of(table: &RecordBatch, shard: &str, sample_idx: u64) -> Option<usize> {
+    let rows = Rows(table);
+    let (shards, sample_idxs) = (rows.text("shard"), rows.u64("sample_idx"));
+    (0..table.num_rows()).find(|&row| sample_idxs.value(row) == sample_idx && shards.value(row) == shard)
+}
+
+impl Plans {
+    fn leaves_out(&self, task: usize) -> bool {
+        self.complete.as_ref().is_some_and(|complete| complete.tasks.binary_search(&task).is_err())
+    }
+
+    /// Where a row of `select/` is in the output, if it was kept and its curated shard is written.
+    fn curated_row(
+        &self,
+        run: &RunFolder,
+        task: usize,
+        verdicts: &RecordBatch,
+        row: usize,
+    ) -> Result<Option<CuratedRow>, Error> {
+        let rows = Rows(verdicts);
+        let (super_batches, ranks) = (rows.u64("super_batch"), rows.u32("draw_rank"));
+        let Some(outputs) = self.outputs.as_ref().filter(|_| ranks.is_valid(row)) else { return Ok(None) };
+        let (block, within) = match run.plan().write.order {
+            Order::SubBatch => (super_batches.value(row) as usize, u64::from(ranks.value(row))),
+            Order::Shard => {
+                let tasks = complete_tasks(run)?.tasks;
+                let block = tasks.binary_search(&task).expect("only complete tasks have verdicts");
+                (block, (0..row).filter(|&before| ranks.is_valid(before)).count() as u64)
+            }
+        };
+        let position = outputs.block_starts[block] + within;
+        let shard = outputs.shard_of(position);
+        let marker = run.marker::<IgnoredAny>(&run.write("write"), shard)?;
+        Ok(marker.map(|marker| CuratedRow {
+            file: marker.file().name.clone(),
+            row_idx: position - outputs.shards[shard].start,
+        }))
+    }
+}
+
+/// Why a sample was kept or not, as far as the run has come.
+fn sentence(fate: &Fate, super_batches: &HashMap<u64, SuperBatch>, step: &Step) -> String {
+    let row = match fate {
+        Fate::Rejected(rejection) => return format!("rejected: {rejection}"),
+        Fate::LeftOut => return "left out: a model has no embeddings of its shard".to_owned(),
+        Fate::Undecided => return "undecided: `select` has not come to its shard yet".to_owned(),
+        Fate::Decided(row) => *row,
+    };
+    let super_batch = row.position("super_batch").expect("every decided sample came to a draw");
+    let planned = super_batches.get(&super_batch);
+    let scores = scores(row);
+    if row.text_of("verdict") != Some(Verdict::Kept.text()) {
+        let kept = planned.map_or_else(String::new, |planned| {
+            format!(", which kept {} of {} samples", planned.n_kept, planned.n_samples)
+        });
+        return format!("not drawn: it came to the draw of super-batch {super_batch}{kept}{scores}");
+    }
+    let rank = row.position("draw_rank").expect("a kept sample was drawn") + 1;
+    let of = planned.map_or_else(String::new, |planned| format!(" of {}", planned.n_kept));
+    let how = match (step, row.position("chunk"), row.number("conditional_score")) {
+        (Step::Jest(_), Some(chunk), Some(score)) => {
+            format!(", chunk {chunk}, with a conditional score of {}", number(score))
+        }
+        _ => ", uniformly".to_owned(),
+    };
+    format!("kept: drawn as number {rank}{of} in super-batch {super_batch}{how}{scores}")
+}
+
+/// What the sample scores by itself, as far as there are models.
+fn scores(row: &Row) -> String {
+    let [learnability, learner, reference] =
+        ["learnability", "learner_loss", "reference_loss"].map(|name| row.number(name).map(number));
+    match (learnability, learner, reference) {
+        (Some(learnability), Some(learner), Some(reference)) => {
+            format!("; learnability {learnability} (learner loss {learner} − reference loss {reference})")
+        }
+        (_, Some(learner), _) => format!("; learner loss {learner}"),
+        (_, _, Some(reference)) => format!("; reference loss {reference}"),
+        _ => String::new(),
+    }
+}
+
+fn number(value: f64) -> String {
+    format!("{value:.2}").replace('-', "−")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Columns;
+
+    fn row(verdict: Verdict, rank: Option<u32>, losses: Option<(f64, f64)>) -> Row {
+        let mut columns = Columns::default();
+        columns
+            .u64("super_batch", [Some(3)])
+            .u32("chunk", [rank.map(|_| 2)])
+            .u32("draw_rank", [rank])
+            .f64("conditional_score", [rank.map(|_| 3.214)])
+            .f64("learnability", [losses.map(|(learner, reference)| learner - reference)])
+            .f64("learner_loss", [losses.map(|(learner, _)| learner)])
+            .f64("reference_loss", [losses.map(|(_, reference)| reference)])
+            .text("verdict", [Some(verdict.text())]);
+        Row::of(&columns.build(), 0)
+    }
+
+    fn said(fate: &Fate, method: &str) -> String {
+        let step = format!("method = '{method}'\nfilter_ratio = 0.8\nsuper_batch_size = 400");
+        let planned = SuperBatch { super_batch: 3, n_samples: 400, n_kept: 80 };
+        sentence(fate, &[(3, planned)].into(), &toml::from_str(&step).unwrap())
+    }
+
+    #[test]
+    fn every_fate_has_a_sentence() {
+        let kept = row(Verdict::Kept, Some(11), Some((2.1, 0.3)));
+        assert_eq!(
+            said(&Fate::Decided(&kept), "jest"),
+            "kept: drawn as number 12 of 80 in super-batch 3, chunk 2, with a conditional score of 3.21; \
+             learnability 1.80 (learner loss 2.10 − reference loss 0.30)"
+        );
+        let uniform = row(Verdict::Kept, Some(0), None);
+        assert_eq!(
+            said(&Fate::Decided(&uniform), "random"),
+            "kept: drawn as number 1 of 80 in super-batch 3, uniformly"
+        );
+        let not_drawn = row(Verdict::NotDrawn, None, Some((0.25, 1.0)));
+        assert_eq!(
+            said(&Fate::Decided(&not_drawn), "jest"),
+            "not drawn: it came to the draw of super-batch 3, which kept 80 of 400 samples; \
+             learnability −0.75 (learner loss 0.25 − reference loss 1.00)"
+        );
+        assert_eq!(said(&Fate::Rejected("undecodable_image"), "jest"), "rejected: undecodable_image");
+        assert!(
+            said(&Fate::Undecided, "jest").starts_with("undecided: ")
+                && said(&Fate::LeftOut, "jest").starts_with("left out: ")
+        );
+    }
+}
