@@ -481,6 +481,14 @@ impl Step {
         }
     }
 
+    /// What the step scores by; none for the random control.
+    pub fn score(&self) -> Option<ScoreKind> {
+        match self {
+            Step::Jest(step) => Some(step.score),
+            Step::Random(_) => None,
+        }
+    }
+
     pub fn super_batches(&self) -> SuperBatches {
         match self {
             Step::Jest(step) => step.super_batches,

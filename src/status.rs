@@ -8,6 +8,7 @@ use crate::embed::CompleteTasks;
 use crate::error::Error;
 use crate::run_folder::{RunFolder, Stage};
 use crate::select::DrawPlans;
+use crate::settings::SuperBatches;
 use crate::write::OutputPlan;
 
 /// How far a run is.
@@ -30,7 +31,8 @@ pub struct StageStatus {
 
 impl Status {
     pub fn of(run: &RunFolder) -> Result<Status, Error> {
-        let stages = run.stages()?.into_iter().map(|stage| StageStatus::of(run, &stage));
+        let used = run.stages()?.into_iter().filter(|stage| is_used(run, stage));
+        let stages = used.map(|stage| StageStatus::of(run, &stage));
         Ok(Status { stages: stages.collect::<Result<_, _>>()? })
     }
 
@@ -66,6 +68,16 @@ impl StageStatus {
             n_done_by_this_plan: own.count(),
             n_tasks: n_tasks(run, stage)?,
         })
+    }
+}
+
+/// Whether the plan has work for a step.
+fn is_used(run: &RunFolder, stage: &Stage) -> bool {
+    let step = run.plan().step();
+    match stage.name.as_str() {
+        "select.bank" => run.plan().divide.is_some() && step.score().is_some(),
+        "select.deal" => step.super_batches() == SuperBatches::WithinClusters,
+        _ => true,
     }
 }
 

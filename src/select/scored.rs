@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
-use crate::settings::{DivideSettings, EmbeddingDtype, ModelRole, ScoreKind, Step};
+use crate::settings::{DivideSettings, EmbeddingDtype, ModelRole, ScoreKind};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
@@ -117,14 +117,6 @@ impl ScoredModels {
     }
 }
 
-/// What the step of the plan scores by; none for the random control.
-fn score_kind(run: &RunFolder) -> Option<ScoreKind> {
-    match run.plan().step() {
-        Step::Jest(step) => Some(step.score),
-        Step::Random(_) => None,
-    }
-}
-
 /// A task's samples that every model embedded, with their embeddings.
 pub struct UsableRows {
     pub samples: Vec<SampleRef>,
@@ -177,7 +169,7 @@ struct HardNegatives {
 impl<'a> Scorer<'a> {
     /// Whether the run has the `hard_learnability` column: clusters, and a score.
     pub fn needs_bank(run: &RunFolder) -> bool {
-        run.plan().divide.is_some() && score_kind(run).is_some()
+        run.plan().divide.is_some() && run.plan().step().score().is_some()
     }
 
     pub fn open(run: &'a RunFolder) -> Result<Scorer<'a>, Error> {
@@ -186,7 +178,7 @@ impl<'a> Scorer<'a> {
             Some(divide) if Scorer::needs_bank(run) => Some(HardNegatives::open(run, divide)?),
             _ => None,
         };
-        Ok(Scorer { score: score_kind(run), divide, hard })
+        Ok(Scorer { score: run.plan().step().score(), divide, hard })
     }
 
     /// Scores and commits one task.
