@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::embed::open_shard;
+use crate::embed::{LoadedModel, SessionSettings, open_shard};
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::settings::{EmbeddingDtype, Settings, Step};
@@ -37,6 +37,8 @@ pub struct Estimate {
     pub n_threads: usize,
     pub device: String,
     pub memory_limit_bytes: u64,
+    /// Seconds that the models' own inference takes, where it was measured.
+    pub inference_secs: Option<f64>,
 }
 
 impl Estimate {
@@ -71,7 +73,20 @@ impl Estimate {
             n_threads: settings.n_threads(),
             device: settings.device.to_string(),
             memory_limit_bytes: settings.memory_limit_bytes,
+            inference_secs: None,
         }
+    }
+
+    /// Runs each model for a moment to tell how long it will take for the pool.
+    pub fn measure_inference(&mut self, plan: &Plan, settings: &Settings) -> Result<(), Error> {
+        let session = SessionSettings { device: settings.device, n_threads: self.n_threads };
+        let mut secs = 0.0;
+        for (_, model) in plan.models.iter() {
+            let mut loaded = LoadedModel::open(&model.folder, model.variant, &session)?;
+            secs += self.n_samples as f64 / loaded.images_per_sec(plan.embed.inference_batch_size)?;
+        }
+        self.inference_secs = Some(secs);
+        Ok(())
     }
 
     /// Bytes that the run folder and the store will hold at most.
@@ -134,6 +149,12 @@ impl Estimate {
             bytes(self.exchange_bytes),
             bytes(self.curated_bytes)
         );
+        if let Some(secs) = self.inference_secs {
+            let _ = writeln!(
+                text,
+                "time      about {secs:.0} s of inference on this machine, measured on blank images"
+            );
+        }
         let _ = write!(
             text,
             "machine   {} threads, device `{}`, memory limit {}",

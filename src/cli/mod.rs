@@ -66,7 +66,8 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Plan { pipeline, json } => {
             let settings = settings_of(&pipeline)?;
             let plan = Plan::new(&settings, settings.device)?;
-            let estimate = estimate::Estimate::of(&plan, &settings);
+            let mut estimate = estimate::Estimate::of(&plan, &settings);
+            estimate.measure_inference(&plan, &settings)?;
             let text = if json { estimate.json(&plan) } else { estimate.text(&plan) };
             Output::stdout().line(&text)
         }

@@ -1,12 +1,11 @@
 //! A model folder in; how the model prepares its inputs, what it runs on and how fast it is, out.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use ort::ep::{self, ExecutionProvider};
 
 use crate::embed::image::{Preprocessing, Resize};
-use crate::embed::{Device, LoadedModel, Model, SessionSettings, Tokenizer, Tokens, Variant};
+use crate::embed::{Device, LoadedModel, Model, SessionSettings, Variant};
 use crate::error::Error;
 
 use super::Findings;
@@ -14,14 +13,10 @@ use super::Findings;
 /// Sizes of inference batches that are timed.
 const BATCH_SIZES: [usize; 3] = [1, 8, 64];
 
-/// Long enough for a rate that is right within a few per cent.
-const TIMED_MIN: Duration = Duration::from_millis(300);
-
 pub fn examine(findings: &mut Findings, folder: &Path) -> Result<(), Error> {
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = SessionSettings { device: Device::Auto, n_threads };
     let mut loaded = LoadedModel::open(folder, Variant::default(), &settings)?;
-    let tokenizer = Tokenizer::open(&loaded.model)?;
     describe(findings, &loaded);
 
     let device = loaded.towers.device_taken();
@@ -37,7 +32,7 @@ pub fn examine(findings: &mut Findings, folder: &Path) -> Result<(), Error> {
         findings.say("", format!("the runtime has CUDA, but it cannot be used\n{}", error.message()));
     }
     for batch_size in BATCH_SIZES {
-        let rate = images_per_second(&mut loaded, &tokenizer, batch_size)?;
+        let rate = loaded.images_per_sec(batch_size)?;
         findings.say(
             "",
             format!("{rate:.1} images/s with their captions, in an inference batch of {batch_size}"),
@@ -72,25 +67,4 @@ fn preprocessing(rule: &Preprocessing) -> String {
     let resample = serde_json::json!(rule.resample);
     let resample = resample.as_str().expect("a filter is written as its name");
     format!("{size}, {resample}, mean {:?}, standard deviation {:?}", rule.mean, rule.std)
-}
-
-/// Blank images and a short caption, after one batch to warm up.
-fn images_per_second(
-    loaded: &mut LoadedModel,
-    tokenizer: &Tokenizer,
-    batch_size: usize,
-) -> Result<f64, Error> {
-    let pixels = vec![0.0; batch_size * loaded.model.preprocessing.n_values()];
-    let mut tokens = Tokens::new(tokenizer.context_length());
-    for _ in 0..batch_size {
-        tokenizer.encode("a photo", &mut tokens)?;
-    }
-    loaded.towers.embed(&pixels, &tokens)?;
-    let start = Instant::now();
-    let mut n_images = 0;
-    while start.elapsed() < TIMED_MIN {
-        loaded.towers.embed(&pixels, &tokens)?;
-        n_images += batch_size;
-    }
-    Ok(n_images as f64 / start.elapsed().as_secs_f64())
 }
