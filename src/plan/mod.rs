@@ -239,7 +239,7 @@ impl Digests {
     }
 }
 
-/// Lowers the sizes of banks and dealing groups to what the memory limit allows: a quarter of it for the banks,
+/// Lowers the sizes of fit, banks and dealing groups to what the memory limit allows: a quarter of it for the banks,
 /// half for a group.
 fn fit_to_memory(
     settings: &Settings,
@@ -261,6 +261,10 @@ fn fit_to_memory(
             });
         }
         divide.bank_size = divide.bank_size.min(size_max as usize);
+        // the points of the fit come and go before the banks
+        let dim = models.get(divide.model).map_or(1, |model| model.embedding_dim as u64);
+        let n_points_max = banks_bytes_max / (4 * dim * divide.n_clusters as u64);
+        divide.fit_samples_per_cluster = divide.fit_samples_per_cluster.min(n_points_max.max(1) as usize);
     }
     // a group of n super-batches may hold half a super-batch more
     let super_batch_bytes = settings.draw_step().super_batch_size() as u64 * sample_bytes;
