@@ -1,0 +1,162 @@
+//! Other settings: what is unchanged is kept, what follows from the change is done again, and nothing else stays.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::assert::OutputAssertExt;
+use support::{
+    Pipeline, assert_same_bytes, assert_verified, copy_folder, embedded_store, error_of, json, names, root, status,
+};
+
+/// The stages whose tasks this run's own plan has done.
+fn done_by_this_plan(run: &Path) -> Vec<String> {
+    status(run).into_iter().filter(|(_, (_, by_this_plan, _))| *by_this_plan > 0).map(|(stage, _)| stage).collect()
+}
+
+fn embeddings_stage(run: &Path, role: &str) -> String {
+    let plan = json(&run.join("plan.json"));
+    format!("embeddings/{}", plan["models"][role]["digest"].as_str().unwrap())
+}
+
+/// Fails unless a replanned run is what a fresh run of the same settings is.
+#[track_caller]
+fn assert_as_fresh(pipeline: &Pipeline, replanned: &Path) {
+    let folder = tempfile::tempdir().unwrap();
+    pipeline.run(folder.path());
+    assert_same_bytes(folder.path(), replanned, &["curated", "select"]);
+    for part in ["divide", "stats", "plan"] {
+        assert_eq!(names(&folder.path().join(part)), names(&replanned.join(part)), "names in `{part}`");
+    }
+    let counts = |run: &Path| json(&run.join("report.json"))["counts"].clone();
+    assert_eq!(counts(folder.path()), counts(replanned));
+    assert_verified(replanned);
+}
+
+#[test]
+fn another_filter_ratio_reuses_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    Pipeline::embedded().run(&first);
+    Pipeline::embedded().with("select.step.0.filter_ratio=0.5").run(&second);
+    let status = status(&second);
+    for stage in ["samples".to_owned(), embeddings_stage(&second, "learner"), embeddings_stage(&second, "reference")] {
+        assert_eq!(status[&stage], (3, 0, Some(3)), "{stage}: done, done by this plan, tasks");
+    }
+    assert_eq!(status["select"], (3, 3, Some(3)));
+    assert_eq!(json(&second.join("report.json"))["counts"]["kept"], 200);
+}
+
+#[test]
+fn another_learner_embeds_only_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    // a store of its own, since the new learner's embeddings come into it
+    let store = folder.path().join("store");
+    copy_folder(embedded_store(), &store);
+    let pipeline = Pipeline::small().with_store(&store);
+    let model = folder.path().join("learner");
+    copy_folder(&root().join("fixtures/models/learner"), &model);
+    let manifest = fs::read_to_string(model.join("model.toml")).unwrap();
+    let learner = pipeline.with(&format!("models.learner.folder='{}'", model.display()));
+
+    // the same towers with another logit scale: nothing to embed
+    fs::write(model.join("model.toml"), manifest.replace("10.5511", "12.5")).unwrap();
+    let rescaled = folder.path().join("rescaled");
+    learner.run(&rescaled);
+    assert_eq!(status(&rescaled)[&embeddings_stage(&rescaled, "learner")], (3, 0, Some(3)));
+    assert_eq!(json(&rescaled.join("plan.json"))["models"]["learner"]["logit_scale"], 12.5);
+
+    // the same towers on images that are resized otherwise
+    fs::write(model.join("model.toml"), format!("{manifest}\nresample = \"bilinear\"\n")).unwrap();
+    let other = folder.path().join("other");
+    learner.run(&other);
+    let status = status(&other);
+    assert_eq!(status[&embeddings_stage(&other, "learner")], (3, 3, Some(3)));
+    assert_eq!(status[&embeddings_stage(&other, "reference")], (3, 0, Some(3)));
+    assert_eq!(status["samples"], (3, 0, Some(3)));
+    assert_verified(&other);
+}
+
+#[test]
+fn a_run_of_another_plan_is_refused_or_replanned() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let first = Pipeline::embedded();
+    first.run(&run);
+    let n_shards = names(&run.join("curated")).len();
+
+    // fewer output shards than before: none may stay behind
+    let fewer = first.with("select.step.0.filter_ratio=0.9").with("write.shard_bytes=200000");
+    let error = error_of(&mut fewer.command("run", &run), 2);
+    assert!(error.contains("holds the run of another plan"), "{error}");
+    assert!(error.contains("select.step.0.filter_ratio: \"0.8\" → \"0.9\""), "{error}");
+    assert!(error.contains("write.shard_bytes: 60000 → 200000"), "{error}");
+    assert!(error.contains("hint: ") && error.contains("--replan"), "{error}");
+    assert_eq!(names(&run.join("curated")).len(), n_shards, "nothing is touched");
+
+    fewer.command("run", &run).arg("--replan").assert().success();
+    assert!(names(&run.join("curated")).len() < n_shards);
+    let done = done_by_this_plan(&run);
+    assert!(done.iter().all(|stage| ["select", "write", "report"].iter().any(|name| stage.starts_with(name))), "{done:?}");
+    assert_as_fresh(&fewer, &run);
+
+    // only the writing changes
+    let rewritten = fewer.with("write.order=shard");
+    rewritten.command("run", &run).arg("--replan").assert().success();
+    let done = done_by_this_plan(&run);
+    assert!(done.iter().all(|stage| stage.starts_with("write") || stage == "report"), "{done:?}");
+    assert_as_fresh(&rewritten, &run);
+
+    // clusters change: divide and all that follows
+    let reclustered = rewritten.with("divide.n_clusters=3");
+    reclustered.command("run", &run).arg("--replan").assert().success();
+    assert!(done_by_this_plan(&run).contains(&"divide.fit".to_owned()));
+    assert_as_fresh(&reclustered, &run);
+
+    // there and back: what was stale is not taken up again
+    first.command("run", &run).arg("--replan").assert().success();
+    assert_as_fresh(&first, &run);
+
+    // the same plan is no other plan
+    first.command("run", &run).assert().success();
+    first.command("run", &run).arg("--replan").assert().success();
+}
+
+#[test]
+fn a_replan_without_clusters_drops_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    Pipeline::embedded().run(&run);
+    let text = fs::read_to_string(root().join("pipelines/quickstart.toml")).unwrap();
+    let without = text.replace("[divide]\nn_clusters = 10\n", "");
+    assert_ne!(without, text);
+    let file = folder.path().join("pipeline.toml");
+    fs::write(&file, without).unwrap();
+    let mut pipeline = Pipeline { file, ..Pipeline::embedded() };
+    pipeline.sets.retain(|set| !set.starts_with("divide."));
+    pipeline.command("run", &run).arg("--replan").assert().success();
+    assert!(names(&run.join("divide")).is_empty());
+    let folder = tempfile::tempdir().unwrap();
+    pipeline.run(folder.path());
+    assert_same_bytes(folder.path(), &run, &["curated", "select"]);
+    assert_verified(&run);
+}
+
+#[test]
+fn a_replan_with_other_limits_reads_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let one_shard = Pipeline::of_shards("fixtures/pool/shard-00001.tar");
+    one_shard.run(&run);
+    let stricter = one_shard.with("read.limits.caption_bytes_max=30");
+    stricter.command("run", &run).arg("--replan").assert().code(3);
+    assert!(json(&run.join("report.json"))["counts"]["rejected"]["caption_too_long"].as_u64() > Some(0));
+    assert_eq!(names(&run.join("samples")).len(), 1);
+    assert_verified(&run);
+
+    // a shared store belongs to one pool and one set of limits
+    let other = folder.path().join("other");
+    let error = error_of(&mut Pipeline::embedded().with("read.limits.caption_bytes_max=30").command("run", &other), 2);
+    assert!(error.contains("holds the samples of another pool") && error.contains("hint: "), "{error}");
+}
