@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arrow::array::{RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use superbatch::embed::Device;
 use superbatch::exchange::{ExchangeWriter, Index, Source, file_name, read_target, sources};
 use superbatch::executor::{Executor, Part};
 use superbatch::plan::Plan;
@@ -49,7 +50,7 @@ fn n_rows(source: usize, target: usize) -> usize {
 
 fn run_folder(folder: &Path) -> RunFolder {
     let settings = Settings::load(Path::new("pipelines/quickstart.toml"), &["threads=2".to_owned()]).unwrap();
-    RunFolder::create(Storage::new(folder), Plan::new(&settings).unwrap(), OtherPlan::Refuse).unwrap()
+    RunFolder::create(Storage::new(folder), Plan::new(&settings, Device::Cpu).unwrap(), OtherPlan::Refuse).unwrap()
 }
 
 fn write_sources(run: &RunFolder, stage: &Stage) {
