@@ -281,6 +281,16 @@ impl RunFolder {
             .ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
     }
 
+    /// Whether every one of these tasks has counts, whether or not their exchange files were cleaned away.
+    pub fn are_counted(&self, stage: &Stage, tasks: &[usize]) -> Result<bool, Error> {
+        for &task in tasks {
+            if self.marker_alone::<IgnoredAny>(stage, task)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The marker of a task that an earlier stage has committed.
     pub fn committed<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Marker<C>, Error> {
         self.marker(stage, task)?.ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })

@@ -99,7 +99,7 @@ fn damage_anywhere_is_named_and_repaired() {
                 let error = error_of(&mut verify, 1);
                 let found = text(&verify.output().unwrap().stdout);
                 assert!(found.contains(&format!(" 1 damaged\ndamaged: {name}\n")), "{damage:?} {name}: {found}");
-                assert!(error.contains("1 files of `") && error.contains("\nhint: `superbatch repair RUN`"), "{error}");
+                assert!(error.contains("error: 1 files of `") && error.contains("\nhint: `superbatch repair RUN`"), "{error}");
                 let said = finished.repair();
                 assert!(!said.starts_with("0 tasks"), "{damage:?} {name}: {said}");
             }
@@ -162,18 +162,18 @@ fn a_run_notices_damage_to_what_it_reads() {
 }
 
 #[test]
-fn a_damaged_marker_is_named_and_repaired() {
+fn a_damaged_marker_is_named_and_made_again() {
     let finished = Finished::new();
     let run = finished.run();
-    for stage in ["select", "write", "divide.fit", "report"] {
-        let name = format!("_done/{stage}/00000.json");
-        Damage::Truncate.inflict(&run.join(&name));
-        let found = superbatch([Path::new("verify"), &run]).assert().code(1);
-        let found = text(&found.get_output().stdout);
-        assert!(found.contains(&format!("damaged: {name}\n")), "{found}");
-        let error = error_of(&mut superbatch([Path::new("status"), &run]), 1);
-        assert!(error.contains(&name) && error.contains("\nhint: `superbatch repair RUN`"), "{error}");
-        finished.repair();
+    for stage in ["select", "write", "divide.fit", "divide.assign", "select.draw", "report"] {
+        let marker = run.join(format!("_done/{stage}/00000.json"));
+        Damage::Truncate.inflict(&marker);
+        for command in ["verify", "repair", "status"] {
+            let error = error_of(&mut superbatch([Path::new(command), &run]), 1);
+            assert!(error.contains(&format!("_done/{stage}/00000.json` is not valid JSON")), "{error}");
+            assert!(error.contains("\nhint: remove it if it is damaged; the run makes it again"), "{error}");
+        }
+        fs::remove_file(marker).unwrap();
         finished.pipeline.run(&run);
         assert_same_bytes(&finished.folder.path().join("before"), &run, &["curated", "select", "divide"]);
         assert_verified(&run);
@@ -181,9 +181,16 @@ fn a_damaged_marker_is_named_and_repaired() {
 }
 
 #[test]
-fn a_file_that_no_marker_names_is_told() {
+fn a_curated_file_that_no_marker_names_is_told_and_removed() {
     let finished = Finished::new();
-    fs::copy(finished.run().join("curated/00000.parquet"), finished.run().join("curated/99999.parquet")).unwrap();
-    let verified = superbatch([Path::new("verify"), &finished.run()]).assert().success();
-    assert!(text(&verified.get_output().stdout).contains("named by no marker: curated/99999.parquet"));
+    let run = finished.run();
+    fs::copy(run.join("curated/00000.parquet"), run.join("curated/99999.parquet")).unwrap();
+    fs::write(run.join("curated/notes.txt"), "a user's own").unwrap();
+    let mut verify = superbatch([Path::new("verify"), &run]);
+    error_of(&mut verify, 1);
+    let found = text(&verify.output().unwrap().stdout);
+    assert!(found.contains("named by no marker: curated/99999.parquet\n") && !found.contains("notes"), "{found}");
+    finished.pipeline.run(&run);
+    assert_verified(&run);
+    assert!(run.join("curated/notes.txt").is_file());
 }

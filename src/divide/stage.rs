@@ -24,7 +24,9 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let tasks = complete_tasks(run)?.tasks;
     executor.run(run, &step("divide.fit"), &[0], 1, |_| commit_fit(run, settings, &tasks))?;
     let is_bank_done = run.undone(&step("divide.bank"), &[0])?.is_empty();
-    if is_bank_done && run.undone(&step("divide"), &tasks)?.is_empty() {
+    // the report wants the counts of a step whose files may be gone
+    let is_counted = run.are_counted(&step("divide.assign"), &tasks)?;
+    if is_bank_done && is_counted && run.undone(&step("divide"), &tasks)?.is_empty() {
         return Ok(());
     }
     let centroids = read_centroids(run)?;

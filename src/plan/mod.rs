@@ -237,6 +237,19 @@ impl Digests {
         let report = stage("report", json!({"planted": planted, "select": select, "write": write}));
         Digests { samples, embeddings, divide, select, write, report }
     }
+
+    /// By stage, from the first to `select`.
+    pub fn up_to_select(&self) -> Value {
+        let Digests { samples, embeddings, divide, select, .. } = self;
+        json!({"samples": samples, "embeddings": embeddings, "divide": divide, "select": select})
+    }
+
+    /// By stage, from the first to `write`.
+    pub fn up_to_write(&self) -> Value {
+        let mut digests = self.up_to_select();
+        digests["write"] = json!(self.write);
+        digests
+    }
 }
 
 /// Lowers the sizes of fit, banks and dealing groups to what the memory limit allows: a quarter of it for the banks,

@@ -6,6 +6,7 @@ use arrow::array::{Array, ArrayRef, RecordBatch, UInt64Array, new_null_array};
 use arrow::compute::take;
 use arrow::datatypes::DataType;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::divide::{DividedTask, read_divided};
@@ -78,7 +79,7 @@ pub fn commit_verdicts(
         "read = kept + not drawn + rejected in task {task}"
     );
     let stage = run.select("select");
-    let entries = table_metadata(run);
+    let entries = table_metadata(run, &run.plan().digests.up_to_select());
     let file = table::write(run.run(), &format!("select/{task:05}.parquet"), &table, &entries)?;
     let mut files = vec![score_marker.file().clone(), samples_file];
     files.extend(divided.map(|divided| divided.file));
@@ -89,14 +90,15 @@ pub fn commit_verdicts(
     Ok(())
 }
 
-/// What `select/` and `curated/` files say of how they were made.
-pub fn table_metadata(run: &RunFolder) -> Vec<(&'static str, String)> {
+/// What `select/` and `curated/` files say of how they were made; `digests` are those of the file's stage and of the
+/// stages before it, so that later stages' settings change no byte.
+pub fn table_metadata(run: &RunFolder, digests: &Value) -> Vec<(&'static str, String)> {
     let plan = run.plan();
     let models: BTreeMap<&str, &Digest> =
         plan.models.iter().map(|(role, model)| (role.name(), &model.digest)).collect();
     vec![
         ("superbatch_software_version", plan.software_version.clone()),
-        ("superbatch_stage_digests", json(&plan.digests)),
+        ("superbatch_stage_digests", json(digests)),
         ("superbatch_seed", plan.seed.to_string()),
         ("superbatch_select", json(&plan.select)),
         ("superbatch_model_digests", json(&models)),

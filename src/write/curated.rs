@@ -58,7 +58,7 @@ fn write(
     batches: &[RecordBatch],
     order: &[(u64, usize, usize)],
 ) -> Result<FileRecord, Error> {
-    let mut description = table_metadata(run);
+    let mut description = table_metadata(run, &run.plan().digests.up_to_write());
     if run.plan().write.images {
         description.push(("huggingface", HUGGING_FACE_FEATURES.to_owned()));
     }

@@ -51,7 +51,7 @@ fn remove_other_shards(run: &RunFolder, shards: &[usize]) -> Result<(), Error> {
     let planned: BTreeSet<String> = shards.iter().map(|&shard| curated::name(shard)).collect();
     for name in run.run().list("curated")? {
         let name = format!("curated/{name}");
-        if !planned.contains(&name) {
+        if name.ends_with(".parquet") && !planned.contains(&name) {
             run.run().remove(&name)?;
         }
     }
