@@ -10,8 +10,8 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, UInt64Type};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use support::{
-    DETERMINISTIC, Pipeline, assert_same_bytes, assert_verified, embedded_store, embeddings, ids, json, names, rows,
-    status,
+    DETERMINISTIC, Pipeline, assert_same_bytes, assert_verified, embedded_store, embeddings, ids, json,
+    names, rows, status,
 };
 
 /// `round-half-even(n·(1 − 0.8))` of the samples that were not rejected, by exact integers: METHODS §3.
@@ -141,7 +141,8 @@ fn images_are_the_original_bytes_or_absent() {
     Pipeline::embedded().run(&with);
     Pipeline::embedded().with("write.images=false").run(&without);
     let of_hugging_face = |run: &Path| {
-        let reader = SerializedFileReader::new(File::open(run.join("curated/00000.parquet")).unwrap()).unwrap();
+        let reader =
+            SerializedFileReader::new(File::open(run.join("curated/00000.parquet")).unwrap()).unwrap();
         let entries = reader.metadata().file_metadata().key_value_metadata().unwrap().clone();
         entries.into_iter().any(|entry| entry.key == "huggingface")
     };
@@ -153,9 +154,13 @@ fn images_are_the_original_bytes_or_absent() {
 
     let tars: BTreeMap<String, Vec<u8>> = ids(&kept)
         .into_iter()
-        .map(|(shard, _)| (shard.clone(), fs::read(support::root().join("fixtures/pool").join(shard)).unwrap()))
+        .map(|(shard, _)| {
+            (shard.clone(), fs::read(support::root().join("fixtures/pool").join(shard)).unwrap())
+        })
         .collect();
-    let number = |column: &str, row| kept.column_by_name(column).unwrap().as_primitive::<UInt64Type>().value(row) as usize;
+    let number = |column: &str, row| {
+        kept.column_by_name(column).unwrap().as_primitive::<UInt64Type>().value(row) as usize
+    };
     let images = kept.column_by_name("image").unwrap().as_struct().column(0).as_binary::<i32>();
     for (row, (shard, _)) in ids(&kept).iter().enumerate() {
         let (offset, size) = (number("image_offset", row), number("image_size", row));

@@ -31,10 +31,8 @@ fn schema() -> SchemaRef {
 /// Rows that say where they come from, in which piece and where they go.
 fn rows_of(source: usize, piece: usize, target: usize, n: usize) -> RecordBatch {
     let text = (0..n).map(|row| Some(format!("{source}/{piece} → {target}: {row}")));
-    let columns: Vec<arrow::array::ArrayRef> = vec![
-        Arc::new(UInt64Array::from(vec![source as u64; n])),
-        Arc::new(text.collect::<StringArray>()),
-    ];
+    let columns: Vec<arrow::array::ArrayRef> =
+        vec![Arc::new(UInt64Array::from(vec![source as u64; n])), Arc::new(text.collect::<StringArray>())];
     RecordBatch::try_new(schema(), columns).unwrap()
 }
 
@@ -50,7 +48,8 @@ fn n_rows(source: usize, target: usize) -> usize {
 
 fn run_folder(folder: &Path) -> RunFolder {
     let settings = Settings::load(Path::new("pipelines/quickstart.toml"), &["threads=2".to_owned()]).unwrap();
-    RunFolder::create(Storage::new(folder), Plan::new(&settings, Device::Cpu).unwrap(), OtherPlan::Refuse).unwrap()
+    RunFolder::create(Storage::new(folder), Plan::new(&settings, Device::Cpu).unwrap(), OtherPlan::Refuse)
+        .unwrap()
 }
 
 fn write_sources(run: &RunFolder, stage: &Stage) {
@@ -86,7 +85,8 @@ fn merging_in_levels_changes_no_row_and_no_order() {
     let stage = run.select("select.draw");
     write_sources(&run, &stage);
     let tasks: Vec<usize> = (0..N_SOURCES).collect();
-    let merged_to = |files_max| sources(&run, &EXECUTOR, &stage, &tasks, |index: Index| index, files_max).unwrap();
+    let merged_to =
+        |files_max| sources(&run, &EXECUTOR, &stage, &tasks, |index: Index| index, files_max).unwrap();
 
     let unmerged = merged_to(N_SOURCES);
     assert_eq!(unmerged.len(), N_SOURCES);
@@ -112,5 +112,8 @@ fn merging_in_levels_changes_no_row_and_no_order() {
     assert_eq!(merged_to(2).len(), 2);
     assert_eq!(support::files(folder.path()), before);
     let merges = run.stages().unwrap().into_iter().filter(|stage| stage.name.contains(".merge"));
-    assert_eq!(merges.map(|stage| stage.name).collect::<Vec<_>>(), ["select.draw.merge1", "select.draw.merge2"]);
+    assert_eq!(
+        merges.map(|stage| stage.name).collect::<Vec<_>>(),
+        ["select.draw.merge1", "select.draw.merge2"]
+    );
 }

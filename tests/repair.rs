@@ -57,7 +57,8 @@ impl Finished {
     /// One file of every stage, by its name below the run folder or the store.
     fn files(&self) -> Vec<(PathBuf, String)> {
         let store = self.folder.path().join("store");
-        let digest = json(&self.run().join("plan.json"))["models"]["reference"]["digest"].as_str().unwrap().to_owned();
+        let digest =
+            json(&self.run().join("plan.json"))["models"]["reference"]["digest"].as_str().unwrap().to_owned();
         let embeddings = names(&store.join("embeddings").join(&digest))[1].clone();
         let in_store = ["samples/00001.parquet".to_owned(), format!("embeddings/{digest}/{embeddings}")];
         let in_run = [
@@ -98,8 +99,15 @@ fn damage_anywhere_is_named_and_repaired() {
                 let mut verify = superbatch([Path::new("verify"), &run]);
                 let error = error_of(&mut verify, 1);
                 let found = text(&verify.output().unwrap().stdout);
-                assert!(found.contains(&format!(" 1 damaged\ndamaged: {name}\n")), "{damage:?} {name}: {found}");
-                assert!(error.contains("error: 1 files of `") && error.contains("\nhint: `superbatch repair RUN`"), "{error}");
+                assert!(
+                    found.contains(&format!(" 1 damaged\ndamaged: {name}\n")),
+                    "{damage:?} {name}: {found}"
+                );
+                assert!(
+                    error.contains("error: 1 files of `")
+                        && error.contains("\nhint: `superbatch repair RUN`"),
+                    "{error}"
+                );
                 let said = finished.repair();
                 assert!(!said.starts_with("0 tasks"), "{damage:?} {name}: {said}");
             }
@@ -125,7 +133,9 @@ fn everything_made_from_a_damaged_file_is_dropped() {
     // one task's embeddings go into the centroids, and those into everything
     let after = n_done_after("embeddings/");
     assert_eq!(after("samples"), 3);
-    for stage in ["divide.fit", "divide.assign", "divide.bank", "divide", "select.bank", "select.score", "select"] {
+    for stage in
+        ["divide.fit", "divide.assign", "divide.bank", "divide", "select.bank", "select.score", "select"]
+    {
         assert_eq!(after(stage), 0, "{stage}");
     }
     // a group of super-batches reads the embeddings of its own shards
@@ -134,7 +144,10 @@ fn everything_made_from_a_damaged_file_is_dropped() {
         assert_eq!(after(stage), 0, "{stage}");
     }
     let after = n_done_after("divide/bank");
-    assert_eq!((after("divide.assign"), after("divide.bank"), after("divide"), after("select.score")), (3, 0, 0, 0));
+    assert_eq!(
+        (after("divide.assign"), after("divide.bank"), after("divide"), after("select.score")),
+        (3, 0, 0, 0)
+    );
     // one curated shard goes into the report alone
     let after = n_done_after("curated/");
     assert_eq!((after("select"), after("write.gather"), after("report")), (3, 3, 0));
@@ -144,7 +157,7 @@ fn everything_made_from_a_damaged_file_is_dropped() {
 fn a_run_notices_damage_to_what_it_reads() {
     let finished = Finished::new();
     let run = finished.run();
-    // with the report and the statistics to be made again from a verdict file with one other byte
+    // what is written anew is read from a verdict file with one other byte
     let rewritten = finished.pipeline.with("write.images=false");
     Damage::FlipByte.inflict(&run.join("select/00001.parquet"));
     let error = error_of(rewritten.command("run", &run).arg("--replan"), 1);
@@ -189,7 +202,10 @@ fn a_curated_file_that_no_marker_names_is_told_and_removed() {
     let mut verify = superbatch([Path::new("verify"), &run]);
     error_of(&mut verify, 1);
     let found = text(&verify.output().unwrap().stdout);
-    assert!(found.contains("named by no marker: curated/99999.parquet\n") && !found.contains("notes"), "{found}");
+    assert!(
+        found.contains("named by no marker: curated/99999.parquet\n") && !found.contains("notes"),
+        "{found}"
+    );
     finished.pipeline.run(&run);
     assert_verified(&run);
     assert!(run.join("curated/notes.txt").is_file());

@@ -7,12 +7,17 @@ use std::path::Path;
 
 use assert_cmd::assert::OutputAssertExt;
 use support::{
-    Pipeline, assert_same_bytes, assert_verified, copy_folder, embedded_store, error_of, json, names, root, status,
+    Pipeline, assert_same_bytes, assert_verified, copy_folder, embedded_store, error_of, json, names, root,
+    status,
 };
 
 /// The stages whose tasks this run's own plan has done.
 fn done_by_this_plan(run: &Path) -> Vec<String> {
-    status(run).into_iter().filter(|(_, (_, by_this_plan, _))| *by_this_plan > 0).map(|(stage, _)| stage).collect()
+    status(run)
+        .into_iter()
+        .filter(|(_, (_, by_this_plan, _))| *by_this_plan > 0)
+        .map(|(stage, _)| stage)
+        .collect()
 }
 
 fn embeddings_stage(run: &Path, role: &str) -> String {
@@ -41,7 +46,9 @@ fn another_filter_ratio_reuses_the_store() {
     Pipeline::embedded().run(&first);
     Pipeline::embedded().with("select.step.0.filter_ratio=0.5").run(&second);
     let status = status(&second);
-    for stage in ["samples".to_owned(), embeddings_stage(&second, "learner"), embeddings_stage(&second, "reference")] {
+    for stage in
+        ["samples".to_owned(), embeddings_stage(&second, "learner"), embeddings_stage(&second, "reference")]
+    {
         assert_eq!(status[&stage], (3, 0, Some(3)), "{stage}: done, done by this plan, tasks");
     }
     assert_eq!(status["select"], (3, 3, Some(3)));
@@ -58,7 +65,8 @@ fn another_learner_embeds_only_itself() {
     let model = folder.path().join("learner");
     copy_folder(&root().join("fixtures/models/learner"), &model);
     let manifest = fs::read_to_string(model.join("model.toml")).unwrap();
-    let without_scale = manifest.lines().filter(|line| !line.starts_with("logit_scale")).collect::<Vec<_>>().join("\n");
+    let without_scale =
+        manifest.lines().filter(|line| !line.starts_with("logit_scale")).collect::<Vec<_>>().join("\n");
     let learner = pipeline.with(&format!("models.learner.folder='{}'", model.display()));
 
     // the same towers with another logit scale: nothing to embed
@@ -99,7 +107,10 @@ fn a_run_of_another_plan_is_refused_or_replanned() {
     fewer.command("run", &run).arg("--replan").assert().success();
     assert!(names(&run.join("curated")).len() < n_shards);
     let done = done_by_this_plan(&run);
-    assert!(done.iter().all(|stage| ["select", "write", "report"].iter().any(|name| stage.starts_with(name))), "{done:?}");
+    assert!(
+        done.iter().all(|stage| ["select", "write", "report"].iter().any(|name| stage.starts_with(name))),
+        "{done:?}"
+    );
     assert_as_fresh(&fewer, &run);
 
     // only the writing changes
@@ -158,6 +169,9 @@ fn a_replan_with_other_limits_reads_again() {
 
     // a shared store belongs to one pool and one set of limits
     let other = folder.path().join("other");
-    let error = error_of(&mut Pipeline::embedded().with("read.limits.caption_bytes_max=30").command("run", &other), 2);
+    let error = error_of(
+        &mut Pipeline::embedded().with("read.limits.caption_bytes_max=30").command("run", &other),
+        2,
+    );
     assert!(error.contains("holds the samples of another pool") && error.contains("hint: "), "{error}");
 }

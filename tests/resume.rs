@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use assert_cmd::assert::OutputAssertExt;
 use support::{
-    DETERMINISTIC, Pipeline, Seeded, assert_same_bytes, assert_verified, is_unfinished, names, status, superbatch, text,
+    DETERMINISTIC, Pipeline, Seeded, assert_same_bytes, assert_verified, is_unfinished, names, status,
+    superbatch, text,
 };
 
 /// How a process that was to be killed has ended.
@@ -105,7 +106,9 @@ fn clean_removes_leftovers_and_nothing_is_done_again() {
         let _ = fs::remove_dir_all(&run);
         let is_due = || !unfinished(&run).is_empty();
         let delay = Duration::from_micros(seeded.below(200));
-        if kill_when(&mut pipeline.command("run", &run), is_due, delay) == End::Killed && !unfinished(&run).is_empty() {
+        if kill_when(&mut pipeline.command("run", &run), is_due, delay) == End::Killed
+            && !unfinished(&run).is_empty()
+        {
             break;
         }
     }
@@ -122,7 +125,10 @@ fn clean_removes_leftovers_and_nothing_is_done_again() {
     assert_verified(&run);
 
     let times = |run: &Path| -> Vec<_> {
-        names(run).into_iter().map(|name| (fs::metadata(run.join(&name)).unwrap().modified().unwrap(), name)).collect()
+        names(run)
+            .into_iter()
+            .map(|name| (fs::metadata(run.join(&name)).unwrap().modified().unwrap(), name))
+            .collect()
     };
     let before = times(&run);
     let again = pipeline.command("run", &run).assert().success();
@@ -140,7 +146,8 @@ fn clean_removes_leftovers_and_nothing_is_done_again() {
 #[test]
 fn a_killed_replan_can_be_repeated() {
     let folder = tempfile::tempdir().unwrap();
-    let (before, after) = (Pipeline::embedded(), Pipeline::embedded().with("select.step.0.filter_ratio='0.5'"));
+    let (before, after) =
+        (Pipeline::embedded(), Pipeline::embedded().with("select.step.0.filter_ratio='0.5'"));
     let fresh = folder.path().join("fresh");
     after.run(&fresh);
     let replan = |run: &Path| {

@@ -173,7 +173,8 @@ pub fn stdout(output: &Output) -> String {
 
 /// One JSON file.
 pub fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()
+    serde_json::from_slice(&fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        .unwrap()
 }
 
 /// `status --json` by stage: done, done by this plan, tasks.
