@@ -152,6 +152,7 @@ impl Error {
                 "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
                     .to_owned()
             }
+            Error::NotCommitted { .. } => "`superbatch run` does every stage that is missing".to_owned(),
             Error::OtherParts { .. } => "start the other parts, or run without `--tasks`".to_owned(),
             Error::NothingEmbedded | Error::NothingScored => {
                 "the `rejection` column of `samples/` says why each sample was left out".to_owned()

@@ -51,7 +51,8 @@ struct Page<'a> {
     models: Vec<Model<'a>>,
     divide: Option<Divide>,
     n_super_batches: String,
-    batch_learnability: Option<[String; 2]>,
+    /// Of drawn sub-batches, of their samples dealt anew, of uniform draws.
+    batch_learnability: Option<[String; 3]>,
     learnability: Option<Quantiles>,
     scores: Vec<ScoreRow<'a>>,
     planted: Option<PlantedRow>,
@@ -185,8 +186,11 @@ impl<'a> Page<'a> {
                 .zip(plan.divide.as_ref())
                 .map(|(divide, settings)| Divide::new(divide, settings)),
             n_super_batches: whole(select.n_super_batches),
-            batch_learnability: (select.batch_learnability.zip(select.batch_learnability_random))
-                .map(|(drawn, random)| [number(drawn), number(random)]),
+            batch_learnability: select
+                .batch_learnability
+                .zip(select.batch_learnability_reshuffled)
+                .zip(select.batch_learnability_random)
+                .map(|((drawn, reshuffled), random)| [drawn, reshuffled, random].map(number)),
             learnability: match learnability {
                 (Some(pool), Some(kept)) => Quantiles::new(&pool.deciles, &kept.deciles),
                 _ => None,
