@@ -79,7 +79,7 @@ pub enum Error {
     Json { path: PathBuf, source: serde_json::Error },
     #[error("`{path}`, line {line}, is not `shard,key`")]
     Planted { path: PathBuf, line: usize },
-    #[error("cannot read `{path}`, which the settings name")]
+    #[error("cannot read file `{path}`")]
     ReadSetting { path: PathBuf, source: io::Error },
     #[error("cannot read `{path}`")]
     Read { path: PathBuf, source: io::Error },
@@ -140,7 +140,9 @@ impl Error {
             Error::Device { .. } => {
                 "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned()
             }
-            Error::MemoryLimit { .. } => "raise `memory_limit_bytes`, or lower `super_batch_size`".to_owned(),
+            Error::MemoryLimit { .. } => {
+                "raise `memory_limit_bytes`, or lower `super_batch_size` or `n_clusters`".to_owned()
+            }
             Error::DiskSpace { .. } => "free some space, or choose another folder with `-o`".to_owned(),
             Error::OtherPlan { differences, .. } => format!(
                 "use another folder, or `--replan` to keep the stages that are unchanged; it differs in\n  {}",

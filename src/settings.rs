@@ -247,6 +247,12 @@ pub struct ReportSettings {
     pub planted: Option<PathBuf>,
 }
 
+/// Far above any use, and low enough that products of two sizes and a row's bytes cannot overflow.
+const SIZE_MAX: usize = 1 << 24;
+
+/// More threads than any machine has.
+const THREADS_MAX: usize = 1024;
+
 /// An output shard is in memory while it is written.
 const SHARD_BYTES_MAX: u64 = 1 << 30;
 
@@ -360,8 +366,10 @@ impl Settings {
             _ => Ok(()),
         };
         at_least_one("embed.inference_batch_size", self.embed.inference_batch_size)?;
-        at_least_one("select.super_batches_per_group", self.select.super_batches_per_group)?;
         at_least_one("threads", self.threads.unwrap_or(1))?;
+        if self.threads > Some(THREADS_MAX) {
+            return Err(out_of_range("threads", self.threads.unwrap_or(0), "at most 1024"));
+        }
         at_least_one("read.shards_per_task", self.read.shards_per_task.unwrap_or(1))?;
         at_least_one("write.shard_bytes", self.write.shard_bytes as usize)?;
         at_least_one("write.row_group_bytes_max", self.write.row_group_bytes_max as usize)?;
@@ -385,7 +393,14 @@ impl Settings {
         let [step] = &self.select.step[..] else {
             return Err(SettingsError::Steps { n_steps: self.select.step.len() });
         };
-        at_least_one("select.step.super_batch_size", step.super_batch_size())?;
+        for (key, value) in [
+            ("select.step.super_batch_size", step.super_batch_size()),
+            ("select.super_batches_per_group", self.select.super_batches_per_group),
+        ] {
+            if !(1..=SIZE_MAX).contains(&value) {
+                return Err(out_of_range(key, value, "between 1 and 16777216"));
+            }
+        }
         if step.super_batches() == SuperBatches::WithinClusters && self.divide.is_none() {
             return Err(SettingsError::NoClusters);
         }
@@ -414,8 +429,8 @@ impl Settings {
             ("divide.fit_samples_per_cluster", divide.fit_samples_per_cluster),
             ("divide.bank_size", divide.bank_size),
         ] {
-            if value == 0 {
-                return Err(out_of_range(key, value, "at least 1"));
+            if !(1..=SIZE_MAX).contains(&value) {
+                return Err(out_of_range(key, value, "between 1 and 16777216"));
             }
         }
         let temperature = divide.hardness_temperature;
@@ -572,6 +587,12 @@ mod tests {
         assert!(message(PIPELINE, &["gain"]).contains("`--set gain`"));
         assert!(message(PIPELINE, &["select.step.0.filter_ratio=1"]).contains("filter_ratio"));
         assert!(message(PIPELINE, &["select.step.0.super_batches=within_clusters"]).contains("[divide]"));
+        assert!(
+            message(PIPELINE, &["select.step.0.super_batch_size=9223372036854775807"])
+                .contains("super_batch_size")
+        );
+        assert!(message(PIPELINE, &["divide.n_clusters=9223372036854775807"]).contains("n_clusters"));
+        assert!(message(PIPELINE, &["threads=100000"]).contains("threads"));
         assert!(message(PIPELINE, &["select.step=[]"]).contains("0 steps"));
         let no_learner = PIPELINE.replace("[models.learner]\n        folder = \"l\"", "");
         assert!(message(&no_learner, &[]).contains("`models.learner`"));

@@ -13,6 +13,7 @@ use crate::embed::Device;
 use crate::error::Error;
 use crate::executor::{Executor, Part};
 use crate::plan::Plan;
+use crate::rejection::Rejection;
 use crate::run_folder::{OtherPlan, RunFolder};
 use crate::settings::Settings;
 use crate::storage::Storage;
@@ -158,6 +159,11 @@ fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
     let mut output = Output::stdout();
     for path in report::output_paths(run)? {
         output.line(&path)?;
+    }
+    if let Some(n_broken) = report.counts.rejected.get(Rejection::ShardBroken.text()) {
+        diagnostic(&format!(
+            "{n_broken} shards are broken: what follows the break in them could not be read or counted"
+        ));
     }
     let ratio_max = run.plan().read.rejection_ratio_max;
     let shard_ratio_max = run.plan().read.rejection_ratio_max_shard;

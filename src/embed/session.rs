@@ -117,7 +117,10 @@ pub(super) fn open(
 
 fn session(graph: &Path, n_threads: usize, cuda: Option<u32>) -> ort::Result<Session> {
     let environment = runtime::load().expect("the library was loaded before");
+    // threads beyond the processors must not spin while others work
+    let n_processors = std::thread::available_parallelism().map_or(1, usize::from);
     let mut builder: SessionBuilder = Session::builder(&environment)?
+        .with_intra_op_spinning(n_threads <= n_processors)?
         .with_log_level(LogLevel::Error)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(n_threads)?

@@ -42,7 +42,10 @@ impl Pool {
             paths.extend(expand(pattern)?);
         }
         paths.sort();
-        if let Some(twice) = paths.windows(2).find(|pair| pair[0] == pair[1]) {
+        // one file under two names would be two samples of everything
+        let mut targets: Vec<PathBuf> = paths.iter().filter_map(|path| path.canonicalize().ok()).collect();
+        targets.sort();
+        if let Some(twice) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Error::ShardTwice { path: twice[0].clone() });
         }
         if paths.is_empty() {
@@ -153,6 +156,8 @@ mod tests {
         assert!(matches!(pool_of(&[&at("a/{00..02}.tar")]), Err(Error::ShardMissing { .. })));
         assert!(matches!(pool_of(&[&at("c/*.tar")]), Err(Error::NoShards { .. })));
         assert!(matches!(pool_of(&[&at("a/*.tar"), &at("a/00.tar")]), Err(Error::ShardTwice { .. })));
+        std::os::unix::fs::symlink(root.join("a/00.tar"), root.join("a/02.tar")).unwrap();
+        assert!(matches!(pool_of(&[&at("a/*.tar")]), Err(Error::ShardTwice { .. })));
         assert!(matches!(pool_of(&[]), Err(Error::NoShards { .. })));
     }
 }
