@@ -59,9 +59,9 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<Exit, Error> {
     match command {
         Command::Run(stage) => {
-            let device = settings_of(&stage.pipeline)?.device;
-            let (run, executor) = open(&stage, device)?;
-            pipeline::run(&run, &executor, device)?;
+            let settings = settings_of(&stage.pipeline)?;
+            let (run, executor) = open(&stage, &settings, settings.device)?;
+            pipeline::run(&run, &executor, settings.device)?;
             finish(&run, &executor)
         }
         Command::Plan { pipeline, json } => {
@@ -73,16 +73,16 @@ fn run(command: Command) -> Result<Exit, Error> {
             Output::stdout().line(&text)
         }
         Command::Embed(stage) => {
-            let device = settings_of(&stage.pipeline)?.device;
-            let (run, executor) = open(&stage, device)?;
-            pipeline::embed(&run, &executor, device)?;
+            let settings = settings_of(&stage.pipeline)?;
+            let (run, executor) = open(&stage, &settings, settings.device)?;
+            pipeline::embed(&run, &executor, settings.device)?;
             Ok(Exit::Done)
         }
         Command::Divide(stage) => stage_command(&stage, divide::run),
         Command::Select(stage) => stage_command(&stage, select::run),
         Command::Write(stage) => stage_command(&stage, write::run),
         Command::Report(stage) => {
-            let (run, executor) = open(&stage, Device::Cpu)?;
+            let (run, executor) = open(&stage, &settings_of(&stage.pipeline)?, Device::Cpu)?;
             finish(&run, &executor)
         }
         Command::Status { run, json } => {
@@ -123,7 +123,7 @@ fn stage_command(
     stage: &StageArgs,
     work: impl Fn(&RunFolder, &Executor) -> Result<(), Error>,
 ) -> Result<Exit, Error> {
-    let (run, executor) = open(stage, Device::Cpu)?;
+    let (run, executor) = open(stage, &settings_of(&stage.pipeline)?, Device::Cpu)?;
     work(&run, &executor)?;
     Ok(Exit::Done)
 }
@@ -133,10 +133,9 @@ fn settings_of(args: &PipelineArgs) -> Result<Settings, Error> {
 }
 
 /// Plans, checks and opens a run folder; prints the plan. Models are checked on the device where the command runs them.
-fn open(stage: &StageArgs, device: Device) -> Result<(RunFolder, Executor), Error> {
-    let settings = settings_of(&stage.pipeline)?;
-    let plan = Plan::new(&settings, device)?;
-    let estimate = estimate::Estimate::of(&plan, &settings);
+fn open(stage: &StageArgs, settings: &Settings, device: Device) -> Result<(RunFolder, Executor), Error> {
+    let plan = Plan::new(settings, device)?;
+    let estimate = estimate::Estimate::of(&plan, settings);
     let storage = Storage::new(&stage.output);
     estimate.check_disk(&plan, &storage)?;
     diagnostic(&estimate.text(&plan));

@@ -79,9 +79,9 @@ fn cut(blocks: &[u64], rows_max: u64) -> OutputPlan {
         let limit = (start + rows_max).min(n_kept);
         // the last block that ends in this shard, if that leaves it at least half full
         let after = block_starts.partition_point(|&block| block <= limit);
-        let cut = if limit == n_kept { n_kept } else { block_starts[after - 1] };
-        let end = if cut >= start + rows_max.div_ceil(2) { cut } else { limit };
-        let end = if limit == n_kept { n_kept } else { end };
+        let cut = block_starts[after - 1];
+        let is_cut_there = limit < n_kept && cut >= start + rows_max.div_ceil(2);
+        let end = if is_cut_there { cut } else { limit };
         shards.push(OutputShard { start, end });
         start = end;
     }
