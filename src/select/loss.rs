@@ -1,8 +1,20 @@
 //! Similarities in, sigmoid pair losses out: of one pair in f64, of a whole tile of negative pairs in f32.
 
 use multiversion::multiversion;
+use serde::{Deserialize, Serialize};
 
 use crate::tile::{Tile, exp_nonpositive, horner};
+
+/// The loss of a pair, by which models were trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// SigLIP's: each pair by itself; needs a logit bias.
+    #[default]
+    Sigmoid,
+    /// CLIP's: each pair against all others of its batch.
+    Softmax,
+}
 
 /// The inner product of two stored embeddings: a cosine as far as the stored rows have unit length. The
 /// products are exact in f64 and summed in f64 in eight fixed lanes.

@@ -1,13 +1,15 @@
 //! Scored super-batches in, verdicts out: what is kept, and why.
 
 mod counts;
+mod quotas;
 mod loss;
 mod score;
 mod joint;
 
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
 pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_uniform};
-pub use loss::{SigmoidLoss, similarity, softplus};
+pub use loss::{Objective, SigmoidLoss, similarity, softplus};
+pub use quotas::Quota;
 pub use score::{Diagonal, Learner, PairModel, Reference, Scoring, batch_learnability, hard_learnability};
 
 mod scored;
