@@ -53,6 +53,10 @@ pub enum Purpose {
     Fit,
     /// The points from which the centroids start.
     Seeding,
+    /// The order in which a fit by mini-batches takes its points.
+    MiniBatches,
+    /// The clusters that get one more where a target does not share out evenly.
+    Balance,
     /// The members of the banks.
     Bank,
     /// Kept samples dealt anew, to see what joint selection was worth.
@@ -70,6 +74,8 @@ impl Purpose {
             Purpose::DealSamples => "deal_samples",
             Purpose::Fit => "fit",
             Purpose::Seeding => "seeding",
+            Purpose::MiniBatches => "mini_batches",
+            Purpose::Balance => "balance",
             Purpose::Bank => "bank",
             Purpose::Reshuffle => "reshuffle",
             Purpose::Control => "control",

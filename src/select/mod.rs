@@ -5,12 +5,18 @@ mod quotas;
 mod loss;
 mod score;
 mod joint;
+mod semdedup;
+mod nearest;
+mod balanced;
 
+pub use balanced::balanced_counts;
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
 pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_uniform};
 pub use loss::{Objective, SigmoidLoss, similarity, softplus};
-pub use quotas::Quota;
+pub use nearest::{NearestEvaluation, nearest_evaluation, norm_sim};
+pub use quotas::{Quota, quotas};
 pub use score::{Diagonal, Learner, PairModel, Reference, Scoring, batch_learnability, hard_learnability};
+pub use semdedup::semdedup;
 
 mod scored;
 mod deal;
