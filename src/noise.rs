@@ -59,6 +59,8 @@ pub enum Purpose {
     Balance,
     /// The members of the banks.
     Bank,
+    /// The negatives of a contrastive score.
+    Negatives,
     /// Kept samples dealt anew, to see what joint selection was worth.
     Reshuffle,
     /// The random control of the report.
@@ -77,6 +79,7 @@ impl Purpose {
             Purpose::MiniBatches => "mini_batches",
             Purpose::Balance => "balance",
             Purpose::Bank => "bank",
+            Purpose::Negatives => "negatives",
             Purpose::Reshuffle => "reshuffle",
             Purpose::Control => "control",
             Purpose::Summary => "summary",
