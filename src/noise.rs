@@ -53,6 +53,10 @@ pub enum Purpose {
     Fit,
     /// The points from which the centroids start.
     Seeding,
+    /// The order in which a fit by mini-batches takes its points.
+    MiniBatches,
+    /// The clusters that get one more where a target does not share out evenly.
+    Balance,
     /// The members of the banks.
     Bank,
     /// The negatives of a contrastive score.
@@ -72,6 +76,8 @@ impl Purpose {
             Purpose::DealSamples => "deal_samples",
             Purpose::Fit => "fit",
             Purpose::Seeding => "seeding",
+            Purpose::MiniBatches => "mini_batches",
+            Purpose::Balance => "balance",
             Purpose::Bank => "bank",
             Purpose::Negatives => "negatives",
             Purpose::Reshuffle => "reshuffle",

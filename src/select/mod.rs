@@ -7,12 +7,18 @@ mod reduce;
 mod score;
 mod share;
 mod joint;
+mod semdedup;
+mod nearest;
+mod balanced;
 
+pub use balanced::balanced_counts;
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
 pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_remaining, draw_uniform};
 pub use loss::{AmongNegatives, Objective, PairLoss, log_add_exp, similarity, softplus};
-pub use quotas::Quota;
+pub use nearest::{NearestEvaluation, nearest_evaluation, norm_sim};
+pub use quotas::{Quota, quotas};
 pub use score::{Diagonal, Learner, PairModel, Reference, ScoredBy, Scoring, batch_learnability};
+pub use semdedup::semdedup;
 pub use share::{SeededNegatives, among_bank, contrastive_scores, full_loss_scores, hard_learnability};
 
 mod scored;
