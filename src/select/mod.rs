@@ -6,11 +6,21 @@ mod loss;
 mod reduce;
 mod score;
 mod share;
+mod neg_clip;
+mod cross_entropy;
+mod calibrate;
 mod joint;
+mod independent;
 
+pub use calibrate::{Calibration, CalibrationError, calibrate};
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
+pub use cross_entropy::cross_entropies;
+pub use independent::{
+    DistanceToBest, EffectiveSamples, IndependentPlan, Repeated, SoftCapPlan, draw_independent, draw_soft_cap,
+};
 pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_remaining, draw_uniform};
 pub use loss::{AmongNegatives, Objective, PairLoss, log_add_exp, similarity, softplus};
+pub use neg_clip::{NEG_CLIP_BATCH_SIZE, NEG_CLIP_TEMPERATURE, neg_clip_scores};
 pub use quotas::Quota;
 pub use score::{Diagonal, Learner, PairModel, Reference, ScoredBy, Scoring, batch_learnability};
 pub use share::{SeededNegatives, among_bank, contrastive_scores, full_loss_scores, hard_learnability};
