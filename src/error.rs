@@ -8,6 +8,8 @@ use parquet::errors::ParquetError;
 
 use crate::divide::FitError;
 use crate::embed::ModelError;
+use crate::npy::NpyError;
+use crate::select::CalibrationError;
 use crate::settings::{ModelRole, SettingsError};
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
@@ -67,6 +69,14 @@ pub enum Error {
     OtherParts { stage: String, n_missing: usize },
     #[error("no sample could be embedded")]
     NothingEmbedded,
+    #[error("cannot fit logit scale and bias of the {model} to the pool")]
+    Calibrate { model: ModelRole, source: CalibrationError },
+    #[error("there is no `models.expert_{cluster}`, but cluster {cluster} has samples")]
+    ExpertMissing { cluster: u32 },
+    #[error("the experts' embeddings differ in width")]
+    ExpertsDiffer,
+    #[error("cannot use target embeddings `{path}`")]
+    Targets { path: PathBuf, source: NpyError },
     #[error("no sample could be scored")]
     NothingScored,
     #[error("cannot fit centroids")]
@@ -128,7 +138,10 @@ impl Error {
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
             Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
-            Error::BiasMissing { .. } => "state `logit_bias` in its `model.toml`".to_owned(),
+            Error::BiasMissing { model, .. } => format!(
+                "state it in the model's `model.toml`, fit it to the pool with `calibrate = true` in `[models.{model}]`, or \
+                 take `objective = \"softmax\"` in `[select]`"
+            ),
             Error::RuntimeMissing { searched } => {
                 let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
                 format!(
@@ -213,6 +226,9 @@ impl Error {
                 | Error::PathNotUtf8 { .. }
                 | Error::Model { .. }
                 | Error::BiasMissing { .. }
+                | Error::ExpertMissing { .. }
+                | Error::ExpertsDiffer
+                | Error::Targets { .. }
                 | Error::RuntimeMissing { .. }
                 | Error::RuntimeLoad { .. }
                 | Error::Device { .. }

@@ -118,13 +118,13 @@ impl Estimate {
         for (role, model) in plan.models.iter() {
             let _ = writeln!(
                 text,
-                "{:9} {}: {} dimensions, logit scale {:.3} ({}), bias {:.3} ({})",
+                "{:9} {}: {} dimensions, logit scale {} ({}), bias {} ({})",
                 role.to_string(),
                 model.folder.display(),
                 model.embedding_dim,
-                model.logit_scale,
+                optional(model.logit_scale),
                 model.logit_scale_source,
-                model.logit_bias,
+                optional(model.logit_bias),
                 model.logit_bias_source
             );
         }
@@ -163,6 +163,10 @@ impl Estimate {
         );
         text
     }
+}
+
+fn optional(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.3}"))
 }
 
 /// Mean bytes of tar for each sample, over three shards spread over the pool.

@@ -57,6 +57,10 @@ pub enum Purpose {
     MiniBatches,
     /// The clusters that get one more where a target does not share out evenly.
     Balance,
+    /// The pairs on which logit scale and bias are fitted.
+    Calibrate,
+    /// The partitions of the pool into batches over which negCLIPLoss is averaged.
+    Partition,
     /// The members of the banks.
     Bank,
     /// The negatives of a contrastive score.
@@ -78,6 +82,8 @@ impl Purpose {
             Purpose::Seeding => "seeding",
             Purpose::MiniBatches => "mini_batches",
             Purpose::Balance => "balance",
+            Purpose::Calibrate => "calibrate",
+            Purpose::Partition => "partition",
             Purpose::Bank => "bank",
             Purpose::Negatives => "negatives",
             Purpose::Reshuffle => "reshuffle",

@@ -16,6 +16,7 @@ use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::kmeans::{FitParams, fit};
+use super::tree::ClusterTree;
 
 const CENTROIDS: &str = "divide/centroids.parquet";
 
@@ -92,6 +93,11 @@ pub struct Centroids {
     /// `[n_clusters, d]`.
     pub rows: Matrix,
     pub file: FileRecord,
+}
+
+/// The clusters and the levels above them.
+pub fn read_tree(run: &RunFolder) -> Result<ClusterTree, Error> {
+    Ok(ClusterTree::flat(read_centroids(run)?.rows.n_rows()))
 }
 
 pub fn read_centroids(run: &RunFolder) -> Result<Centroids, Error> {

@@ -143,6 +143,11 @@ impl DividedTask {
         self.clusters[self.row(sample)]
     }
 
+    /// The cluster of a sample, if the divide model embedded it.
+    pub fn cluster_of(&self, sample: SampleRef) -> Option<u32> {
+        self.samples.binary_search(&sample).ok().map(|row| self.clusters[row])
+    }
+
     /// The sample's row in the table; every embedded sample has one.
     pub fn row(&self, sample: SampleRef) -> usize {
         self.samples.binary_search(&sample).expect("an embedded sample has a cluster")

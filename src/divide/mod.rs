@@ -16,6 +16,6 @@ mod stage;
 
 pub use assign::AssignCounts;
 pub use bank::{Bank, LoadedBanks, Texts, read_banks};
-pub use fit::{Centroids, FitCounts, read_centroids};
+pub use fit::{Centroids, FitCounts, read_centroids, read_tree};
 pub use measure::{DividedTask, read_divided};
 pub use stage::run;

@@ -20,6 +20,31 @@ pub struct EmbeddedRows {
     pub is_present: Vec<bool>,
 }
 
+impl EmbeddedRows {
+    /// The rows at which these samples stand, all of which are embedded.
+    pub fn rows_of(&self, samples: &[SampleRef]) -> Vec<usize> {
+        let row = |sample| self.samples.binary_search(sample).expect("an embedded sample");
+        samples.iter().map(row).collect()
+    }
+
+    pub fn images(&self) -> &Matrix {
+        &self.images
+    }
+
+    pub fn captions(&self) -> Option<&Matrix> {
+        Some(&self.captions)
+    }
+
+    /// Both towers, where the model has both.
+    pub fn pairs(&self) -> Option<(&Matrix, &Matrix)> {
+        Some((&self.images, &self.captions))
+    }
+
+    pub fn logits(&self) -> Option<&Matrix> {
+        None
+    }
+}
+
 /// The committed embeddings of a task, and the file that they came from.
 pub fn read_embeddings(
     run: &RunFolder,

@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use crate::digest::Digest;
 use crate::embed::{Device, LoadedModel, SessionSettings, Variant};
 use crate::error::Error;
+use crate::select::{Objective, OwnLoss, pair_score};
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, SelectSettings, Settings,
-    WriteSettings,
+    DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, ScoreKind,
+    SelectSettings, Settings, WriteSettings,
 };
 
 pub use planted::PlantedSamples;
@@ -38,6 +39,8 @@ pub struct Plan {
     /// 0 for the first selection; one more for each new learner checkpoint.
     pub round: u64,
     pub store: Option<PathBuf>,
+    /// The run folder whose clusters a later round keeps.
+    pub base: Option<PathBuf>,
     pub pool: Pool,
     pub models: Models<PlannedModel>,
     pub read: ReadSettings,
@@ -58,12 +61,14 @@ pub struct PlannedModel {
     pub digest: Digest,
     /// Width of an embedding.
     pub embedding_dim: usize,
-    /// Linear, not its logarithm.
-    pub logit_scale: f64,
+    /// Linear, not its logarithm; none where nothing states it, or where it is fitted to the pool.
+    pub logit_scale: Option<f64>,
     pub logit_scale_source: String,
-    /// SigLIP's sign; 0 where the model has none.
-    pub logit_bias: f64,
+    /// SigLIP's sign; none where the model has none, or where it is fitted to the pool.
+    pub logit_bias: Option<f64>,
     pub logit_bias_source: String,
+    /// Whether both are fitted to the pool.
+    pub calibrate: bool,
 }
 
 /// The digest of every stage.
@@ -73,6 +78,10 @@ pub struct Digests {
     /// By the role of the model.
     pub embeddings: BTreeMap<String, Digest>,
     pub divide: Option<Digest>,
+    /// What samples are worth by themselves.
+    pub score: Digest,
+    /// Of each filter, with those before it.
+    pub filters: Vec<Digest>,
     pub select: Digest,
     pub write: Digest,
     pub report: Digest,
@@ -97,7 +106,8 @@ impl Plan {
         let mut divide = settings.divide.clone();
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
-        let digests = Digests::new(settings, &pool, &models, &divide, &select, &planted);
+        check_models(&models, &select, &divide)?;
+        let digests = Digests::new(settings, &pool, &models, &divide, &select, &planted)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
@@ -107,6 +117,7 @@ impl Plan {
             seed: settings.seed,
             round: 0,
             store: store.transpose()?,
+            base: None,
             pool,
             models,
             read: settings.read.clone(),
@@ -119,6 +130,11 @@ impl Plan {
         })
     }
 
+    /// What pairs are scored by in `hard_learnability` and in batch learnability.
+    pub fn pair_score(&self) -> Option<ScoreKind> {
+        pair_score(&self.select, &self.models)
+    }
+
     /// What another plan says differently, a line each: `path: here → there`.
     pub fn differences(&self, other: &Plan) -> Vec<String> {
         let mut lines = Vec::new();
@@ -128,15 +144,27 @@ impl Plan {
     }
 }
 
+/// Where scale and bias come from that are fitted to the pool.
+const CALIBRATED: &str = "calibrated on the pool";
+
 impl PlannedModel {
+    /// Whether pairs have a loss under this objective: the sigmoid wants a scale and a bias, the softmax a scale.
+    pub fn has_logits(&self, objective: Objective) -> bool {
+        self.calibrate
+            || self.logit_scale.is_some() && (objective == Objective::Softmax || self.logit_bias.is_some())
+    }
+
     fn new(loaded: &LoadedModel, role: ModelRole, settings: &Settings) -> Result<PlannedModel, Error> {
         let model = &loaded.model;
+        let calibrate = settings.models.get(role).is_some_and(|model| model.calibrate);
         let (logit_bias, logit_bias_source) = match &model.logit_bias {
-            Some(bias) => (bias.value.get(), bias.source.clone()),
-            None if settings.select.draw.pair_score().is_some() => {
-                return Err(Error::BiasMissing { model: role, folder: model.folder.clone() });
-            }
-            None => (0.0, "none: the model has no bias".to_owned()),
+            _ if calibrate => (None, CALIBRATED.to_owned()),
+            Some(bias) => (Some(bias.value.get()), bias.source.clone()),
+            None => (None, "none: the model has no bias".to_owned()),
+        };
+        let (logit_scale, logit_scale_source) = match calibrate {
+            true => (None, CALIBRATED.to_owned()),
+            false => (Some(model.logit_scale.value.get()), model.logit_scale.source.clone()),
         };
         Ok(PlannedModel {
             folder: model.folder.clone(),
@@ -147,10 +175,11 @@ impl PlannedModel {
                 "embedding_dtype": settings.embed.embedding_dtype,
             })),
             embedding_dim: loaded.embedding_dim,
-            logit_scale: model.logit_scale.value.get(),
-            logit_scale_source: model.logit_scale.source.clone(),
+            logit_scale,
+            logit_scale_source,
             logit_bias,
             logit_bias_source,
+            calibrate,
         })
     }
 }
@@ -163,7 +192,7 @@ impl Digests {
         divide: &Option<DivideSettings>,
         select: &SelectSettings,
         planted: &Option<PlantedSamples>,
-    ) -> Digests {
+    ) -> Result<Digests, Error> {
         let stage = |name: &str, content: Value| {
             Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
         };
@@ -188,22 +217,47 @@ impl Digests {
             let embeddings = &embeddings[&divide.model.to_string()];
             stage("divide", json!({"settings": divide, "seed": settings.seed, "embeddings": embeddings, "failed_shards_max": failed}))
         });
-        let scales: Vec<_> = models.iter().map(|(_, model)| (model.logit_scale, model.logit_bias)).collect();
+        let logits: Vec<_> = models.iter().map(|(_, model)| (model.logit_scale, model.logit_bias)).collect();
+        let is_calibrated = models.iter().any(|(_, model)| model.calibrate);
+        let score = stage(
+            "score",
+            json!({
+                "embeddings": embeddings,
+                "logit_scales_and_biases": logits,
+                // the fit stands for a sub-batch
+                "calibrated_for": is_calibrated.then(|| select.draw.deal()),
+                "objective": select.objective,
+                "own_loss": OwnLoss::of(select),
+                "pair_score": pair_score(select, models),
+                "seed": settings.seed,
+                "divide": divide,
+                "failed_shards_max": failed,
+            }),
+        );
+        let mut filters: Vec<Digest> = Vec::with_capacity(select.filters.len());
+        for filter in &select.filters {
+            let mut files = Vec::new();
+            for path in filter.filter.files() {
+                let bytes = std::fs::read(path);
+                let bytes = bytes.map_err(|source| Error::ReadSetting { path: path.clone(), source })?;
+                files.push(Digest::of_bytes(&bytes));
+            }
+            let before = filters.last().unwrap_or(&score);
+            filters.push(stage("filter", json!({"settings": filter, "files": files, "before": before})));
+        }
         let select = stage(
             "select",
             json!({
                 "settings": select,
                 "seed": settings.seed,
-                "embeddings": embeddings,
-                "logit_scales_and_biases": scales,
-                "divide": divide,
-                "failed_shards_max": failed,
+                "score": score,
+                "filters": filters,
             }),
         );
         let write = stage("write", json!({"settings": settings.write, "select": select}));
         let planted = planted.as_ref().map(PlantedSamples::digest);
         let report = stage("report", json!({"planted": planted, "select": select, "write": write}));
-        Digests { samples, embeddings, divide, select, write, report }
+        Ok(Digests { samples, embeddings, divide, score, filters, select, write, report })
     }
 
     /// By stage, from the first to `select`.
@@ -218,6 +272,42 @@ impl Digests {
         digests["write"] = json!(self.write);
         digests
     }
+}
+
+/// Whether the models can do what the steps of `select` ask of them.
+fn check_models(
+    models: &Models<PlannedModel>,
+    select: &SelectSettings,
+    divide: &Option<DivideSettings>,
+) -> Result<(), Error> {
+    if models.experts().next().is_some() {
+        let n_clusters = divide.as_ref().map_or(0, |divide| divide.n_clusters as u32);
+        if let Some(cluster) = (0..n_clusters).find(|cluster| !models.has(ModelRole::Expert(*cluster))) {
+            return Err(Error::ExpertMissing { cluster });
+        }
+        let experts: Vec<&PlannedModel> =
+            models.experts().filter_map(|cluster| models.get(ModelRole::Expert(cluster))).collect();
+        if experts.iter().any(|expert| expert.embedding_dim != experts[0].embedding_dim) {
+            return Err(Error::ExpertsDiffer);
+        }
+    }
+    for role in roles_with_logits(select, models) {
+        let Some(model) = models.get(role) else { continue };
+        if !model.has_logits(select.objective) {
+            return Err(Error::BiasMissing { model: role, folder: model.folder.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// The models whose pairs the draw scores by their loss.
+fn roles_with_logits(select: &SelectSettings, models: &Models<PlannedModel>) -> Vec<ModelRole> {
+    let Some(score) = select.draw.pair_score() else { return Vec::new() };
+    let mut roles = score.needs().to_vec();
+    if roles.contains(&ModelRole::Reference) {
+        roles.extend(models.experts().map(ModelRole::Expert));
+    }
+    roles
 }
 
 /// Lowers the sizes of fit, banks and dealing groups to what the memory limit allows: a quarter of it for the banks,

@@ -254,12 +254,16 @@ fn models(plan: &Plan) -> Vec<Model<'_>> {
         variant: model.variant,
         digest: model.digest.to_string(),
         embedding_dim: model.embedding_dim,
-        logit_scale: number(model.logit_scale),
+        logit_scale: optional(model.logit_scale),
         logit_scale_source: &model.logit_scale_source,
-        logit_bias: number(model.logit_bias),
+        logit_bias: optional(model.logit_bias),
         logit_bias_source: &model.logit_bias_source,
     });
     models.collect()
+}
+
+fn optional(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), number)
 }
 
 /// Two rows a score, of the pool and of what was kept.

@@ -20,7 +20,6 @@ use super::independent::{
     DistanceToBest, EffectiveSamples, IndependentPlan, SoftCapPlan, draw_independent, draw_soft_cap,
 };
 use super::joint::{Chance, DrawPlan, Drawn, PassKey, draw_remaining, draw_uniform};
-use super::losses::pair_score;
 use super::outcome::{Outcome, draws_table, outcome_table};
 use super::score::batch_learnability;
 use super::share::{SeededNegatives, contrastive_scores, full_loss_scores};
@@ -180,7 +179,7 @@ impl Drawer<'_> {
         outcomes: &[Outcome],
         counts: &mut [SuperBatchCounts],
     ) {
-        let Some(score) = pair_score(self.run.plan()) else { return };
+        let Some(score) = self.run.plan().pair_score() else { return };
         let kept = order.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_in_pass(0));
         let kept: Vec<usize> = kept.map(|(&row, _)| row).collect();
         let samples: Vec<SampleRef> = kept.iter().map(|&row| rows.samples[row]).collect();
@@ -295,7 +294,7 @@ impl Passes<'_> {
     }
 
     fn counts(&self, super_batch: &SuperBatch, n_first: Vec<u64>, pass: &Pass) -> SuperBatchCounts {
-        let score = pair_score(self.run.plan());
+        let score = self.run.plan().pair_score();
         let learnability_of = |rows: Vec<usize>| {
             let scoring = self.rows.models.scoring(score?, Measure::Objective);
             (!rows.is_empty()).then(|| batch_learnability(&scoring, &rows))

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::exchange::Source;
 use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::RunFolder;
-use crate::settings::{Deal, PassPool};
+use crate::settings::Deal;
 
 use super::counts::{kept_in, super_batch_sizes};
 use super::deal::Partitions;
@@ -191,9 +191,10 @@ impl Share {
             return Share { parts: [(None, whole)].into() };
         }
         let quotas = quotas(&sizes.values().copied().collect::<Vec<_>>(), n_kept, deal.quota);
-        let parts = sizes.into_iter().zip(quotas).map(|((cluster, n_samples), n_kept)| {
-            (cluster, PartShare { n_kept, n_samples, position: 0 })
-        });
+        let parts = sizes
+            .into_iter()
+            .zip(quotas)
+            .map(|((cluster, n_samples), n_kept)| (cluster, PartShare { n_kept, n_samples, position: 0 }));
         Share { parts: parts.collect() }
     }
 
@@ -211,11 +212,4 @@ fn cluster_of(members: &Members) -> Option<u32> {
         Members::Tasks(_) => None,
         Members::Partition { cluster, .. } => Some(*cluster),
     }
-}
-
-/// Whether every pass of a draw from what remains finds enough samples.
-pub fn passes_fit(deal: &Deal) -> bool {
-    const POOL: u64 = 1_000_000_000_000_000_000;
-    deal.pass_pool == PassPool::All
-        || u128::from(deal.filter_ratio.kept(POOL)) * deal.n_passes as u128 <= u128::from(POOL)
 }

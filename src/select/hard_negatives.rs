@@ -12,7 +12,7 @@ use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::loss::AmongNegatives;
-use super::losses::{OwnLoss, pair_score};
+use super::losses::OwnLoss;
 use super::score::ScoredBy;
 use super::share::among_bank;
 use super::usable::{Measure, ScoredModels, UsableRows, read_usable};
@@ -66,7 +66,7 @@ impl HardNegatives {
     /// Whether the run has the `hard_learnability` column: clusters, and pairs with a loss.
     pub fn is_needed(run: &RunFolder) -> bool {
         let plan = run.plan();
-        plan.divide.is_some() && OwnLoss::of(plan) == OwnLoss::Pair && pair_score(plan).is_some()
+        plan.divide.is_some() && OwnLoss::of(&plan.select) == OwnLoss::Pair && plan.pair_score().is_some()
     }
 
     pub fn open_if_needed(run: &RunFolder) -> Result<Option<HardNegatives>, Error> {
@@ -74,7 +74,7 @@ impl HardNegatives {
             return Ok(None);
         }
         let plan = run.plan();
-        let (divide, score) = (plan.divide.as_ref().expect("needed"), pair_score(plan).expect("needed"));
+        let (divide, score) = (plan.divide.as_ref().expect("needed"), plan.pair_score().expect("needed"));
         let banks = read_banks(run, divide)?;
         let marker = run.committed::<u64>(&run.score("select.bank"), 0)?;
         let batch = table::read(run.run(), marker.file(), &[])?;
@@ -128,7 +128,8 @@ impl HardNegatives {
             let exclusions = exclusions(&queries, &bank.view(&bank_ids), &params);
             let models = usable.models.gather(&rows).in_cluster(run, cluster)?;
             let queries = models.scoring(self.score, Measure::Objective);
-            let found = among_bank(&queries, &bank_models.scoring(self.score, Measure::Objective), &exclusions);
+            let found =
+                among_bank(&queries, &bank_models.scoring(self.score, Measure::Objective), &exclusions);
             let (learner, reference) = match found {
                 ScoredBy::HardLearner { learner } => (Some(learner.0), None),
                 ScoredBy::EasyReference { reference } => (None, Some(reference.0)),

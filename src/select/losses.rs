@@ -3,14 +3,16 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedModel};
 use crate::run_folder::RunFolder;
-use crate::settings::{ActiveClipScore, Draw, ModelRole, ScoreKind, SuperBatchMethod};
+use crate::settings::{
+    ActiveClipScore, Draw, ModelRole, Models, ScoreKind, SelectSettings, SuperBatchMethod,
+};
 
 use super::loss::PairLoss;
 
 /// What `learner_loss` and `reference_loss` are.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub enum OwnLoss {
     /// The loss of a sample's own pair under the run's objective; absent where a model lacks scale or bias.
     Pair,
@@ -22,8 +24,8 @@ pub enum OwnLoss {
 
 impl OwnLoss {
     /// What the draw wants.
-    pub fn of(plan: &Plan) -> OwnLoss {
-        let Draw::InSuperBatches(draw) = &plan.select.draw else { return OwnLoss::Pair };
+    pub fn of(select: &SelectSettings) -> OwnLoss {
+        let Draw::InSuperBatches(draw) = &select.draw else { return OwnLoss::Pair };
         match &draw.method {
             SuperBatchMethod::ActiveClip(active_clip) if active_clip.score == ActiveClipScore::DotProduct => {
                 OwnLoss::DotProduct
@@ -43,12 +45,13 @@ pub fn has_experts(plan: &Plan) -> bool {
 
 /// What pairs are scored by in `hard_learnability` and in batch learnability: the draw's score, or, for draws that
 /// look at no pairs, whatever the models allow.
-pub fn pair_score(plan: &Plan) -> Option<ScoreKind> {
-    if let Some(score) = plan.select.draw.pair_score() {
+pub fn pair_score(select: &SelectSettings, models: &Models<PlannedModel>) -> Option<ScoreKind> {
+    if let Some(score) = select.draw.pair_score() {
         return Some(score);
     }
-    let has_loss = |role: &ModelRole| plan.models.get(*role).is_some_and(|model| model.has_logits(plan.select.objective));
-    let experts: Vec<ModelRole> = plan.models.experts().map(ModelRole::Expert).collect();
+    let has_loss =
+        |role: &ModelRole| models.get(*role).is_some_and(|model| model.has_logits(select.objective));
+    let experts: Vec<ModelRole> = models.experts().map(ModelRole::Expert).collect();
     let has_reference =
         has_loss(&ModelRole::Reference) || !experts.is_empty() && experts.iter().all(has_loss);
     match (has_loss(&ModelRole::Learner), has_reference) {
@@ -82,7 +85,9 @@ pub fn calibrated_models(plan: &Plan) -> Vec<ModelRole> {
 pub fn pair_loss(run: &RunFolder, role: ModelRole) -> Result<Option<PairLoss>, Error> {
     let plan = run.plan();
     let objective = plan.select.objective;
-    let Some(model) = plan.models.get(role).filter(|model| model.has_logits(objective)) else { return Ok(None) };
+    let Some(model) = plan.models.get(role).filter(|model| model.has_logits(objective)) else {
+        return Ok(None);
+    };
     let (logit_scale, logit_bias) =
         match calibrated_models(plan).iter().position(|calibrated| *calibrated == role) {
             Some(task) => {

@@ -57,7 +57,7 @@ mod stage;
 
 pub use draw::{DrawCounts, SuperBatchCounts, WeightCounts};
 pub use draw_plan::{DrawPlans, SuperBatch};
-pub use losses::{CalibratedLogits, calibrated_models};
+pub use losses::{CalibratedLogits, OwnLoss, calibrated_models, pair_score};
 pub use pool_draw::PoolCuts;
 pub use reach::{ReachCounts, reach_counts};
 pub use scored::ScoreCounts;

@@ -66,7 +66,10 @@ pub fn outcome_table(run: &RunFolder, outcomes: &[&Outcome]) -> RecordBatch {
         .u32("chunk", first().map(|first| first.map(|first| first.drawn.chunk as u32)))
         .u32("draw_rank", first().map(|first| first.map(|first| first.drawn.draw_rank as u32)))
         .f64("conditional_score", first().map(|first| first.map(|first| first.drawn.conditional_score)))
-        .u32("n_repeats", outcomes.iter().map(|outcome| (outcome.n_repeats > 0).then_some(outcome.n_repeats)));
+        .u32(
+            "n_repeats",
+            outcomes.iter().map(|outcome| (outcome.n_repeats > 0).then_some(outcome.n_repeats)),
+        );
     columns.build()
 }
 

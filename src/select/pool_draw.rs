@@ -44,7 +44,7 @@ impl PoolCuts {
 
 /// Fixes the cuts of a draw over the pool.
 pub fn plan_cuts(run: &RunFolder, tasks: &[usize], draw: &PoolDraw) -> Result<PoolCuts, Error> {
-    run.stage_plan(&run.select("select.cut"), || {
+    run.stage_plan(&run.select("select"), || {
         let mut n_samples = 0;
         for &task in tasks {
             n_samples += reach_counts(run, task)?.reaching;

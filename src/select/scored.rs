@@ -49,15 +49,12 @@ struct OwnColumns {
 impl Scorer {
     pub fn open(run: &RunFolder) -> Result<Scorer, Error> {
         let hard = HardNegatives::open_if_needed(run)?;
-        Ok(Scorer { own_loss: OwnLoss::of(run.plan()), hard })
+        Ok(Scorer { own_loss: OwnLoss::of(&run.plan().select), hard })
     }
 
     /// Scores and commits one task.
     pub fn commit(&self, run: &RunFolder, task: usize) -> Result<(), Error> {
         let mut usable = read_usable(run, task)?;
-        if let OwnLoss::CrossEntropy { .. } = self.own_loss {
-            usable = usable.with_labels(run, task)?;
-        }
         let among = match &self.hard {
             Some(hard) => hard.among(run, task, &usable)?,
             None => AmongColumns::absent(usable.samples.len()),

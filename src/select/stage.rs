@@ -10,7 +10,7 @@
 //! select            a task a run of shards     all columns and the verdict
 //! ```
 //!
-//! A draw over the whole pool has no groups: its stage plan `select.cut` says where the kept samples end.
+//! A draw over the whole pool has no groups: its stage plan `select` says where the kept samples end.
 
 use crate::embed::complete_tasks;
 use crate::error::Error;

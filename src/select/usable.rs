@@ -183,9 +183,10 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
                 let clusters = clusters.as_ref().expect("experts come with clusters");
                 Some(experts_rows(&embedded, &usable, clusters)?)
             }
-            _ => embedded.get(&role).and_then(EmbeddedRows::pairs).map(|(images, captions)| {
-                (images.gather(&usable), captions.gather(&usable))
-            }),
+            _ => embedded
+                .get(&role)
+                .and_then(EmbeddedRows::pairs)
+                .map(|(images, captions)| (images.gather(&usable), captions.gather(&usable))),
         };
         if let Some((images, captions)) = towers {
             models.push(ScoredModel { role, images, captions, loss: loss_in(run, role, None)? });

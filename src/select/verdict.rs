@@ -22,7 +22,6 @@ use crate::table::{self, Columns, Rows};
 
 use super::draw_plan::DrawPlans;
 use super::hard_negatives::read_among;
-use super::losses::pair_score;
 use super::outcome::outcome_table;
 use super::pool_draw::{PoolCuts, pool_ranks};
 use super::reach::{ReachCounts, Reached, read_reached};
@@ -280,8 +279,7 @@ impl Outcomes {
         let found = SampleRef::of_rows(&Rows(batch), &run.plan().pool)?;
         let row_of: HashMap<SampleRef, u64> = found.iter().copied().zip(0..).collect();
         assert_eq!(row_of.len(), reached.reaching().len(), "every sample of task {task} comes to one draw");
-        let order: UInt64Array =
-            reached.samples.iter().map(|sample| row_of.get(sample).copied()).collect();
+        let order: UInt64Array = reached.samples.iter().map(|sample| row_of.get(sample).copied()).collect();
         let column = |name: &str| {
             let column = batch.column_by_name(name).expect("an outcome has these columns");
             take(column, &order, None).expect("the rows are there")
@@ -290,7 +288,8 @@ impl Outcomes {
             plans.super_batches().map(|planned| (planned.super_batch, planned.n_kept)).collect();
         let columns: Vec<(&str, ArrayRef)> =
             DRAW_COLUMNS.iter().map(|(name, _)| (*name, column(name))).collect();
-        let (scores, n_repeats, super_batches) = (column("score"), column("n_repeats"), column("super_batch"));
+        let (scores, n_repeats, super_batches) =
+            (column("score"), column("n_repeats"), column("super_batch"));
         let taken = |name, array| RecordBatch::try_from_iter([(name, array)]).expect("one column");
         let (scores, n_repeats, super_batches) =
             (taken("score", scores), taken("n_repeats", n_repeats), taken("super_batch", super_batches));
@@ -307,7 +306,10 @@ impl Outcomes {
     }
 
     /// `found` says of a sample that comes to the draw by what it was ranked and whether it is kept.
-    fn over_pool(samples: &[SampleRef], found: impl Fn(SampleRef) -> Option<(Option<f64>, bool)>) -> Outcomes {
+    fn over_pool(
+        samples: &[SampleRef],
+        found: impl Fn(SampleRef) -> Option<(Option<f64>, bool)>,
+    ) -> Outcomes {
         let found: Vec<Option<(Option<f64>, bool)>> = samples.iter().map(|sample| found(*sample)).collect();
         let n_repeats = |found: &Option<(Option<f64>, bool)>| found.and_then(|(_, kept)| kept.then_some(1));
         let columns = DRAW_COLUMNS.iter();
@@ -322,7 +324,7 @@ impl Outcomes {
     /// Each sample's score among the negatives of its cluster's bank, in a sub-batch of its super-batch's size.
     fn hard_learnability(&self, run: &RunFolder, scored: &Rows) -> Vec<Option<f64>> {
         let objective = run.plan().select.objective;
-        let score = pair_score(run.plan());
+        let score = run.plan().pair_score();
         let share = |role: &str| {
             let among = read_among(scored, role);
             let losses = scored.f64(&format!("{role}_loss"));

@@ -11,6 +11,7 @@ use toml::Value;
 use crate::embed::Device;
 use crate::error::Error;
 use crate::read::Limits;
+use crate::select::FilterRatio;
 
 mod models;
 mod divide;
@@ -153,6 +154,10 @@ pub enum SettingsError {
         "experts take the reference's place: they need super-batches within clusters and no `models.reference`"
     )]
     Experts,
+    #[error(
+        "{n_passes} passes of what remains are more than a filter ratio of {filter_ratio} leaves samples for"
+    )]
+    Passes { n_passes: usize, filter_ratio: FilterRatio },
     #[error("a quota over clusters needs super-batches within clusters")]
     Quota,
 }

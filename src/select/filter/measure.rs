@@ -75,7 +75,14 @@ pub fn measurement(run: &RunFolder, position: usize, task: usize) -> Result<Meas
         }
     };
     let texts = |name| rows.text(name).iter().map(|text| text.map(str::to_owned)).collect();
-    Ok(Measurement { scores, duplicate_of: texts("duplicate_of"), parts: texts("part"), passes, samples, file })
+    Ok(Measurement {
+        scores,
+        duplicate_of: texts("duplicate_of"),
+        parts: texts("part"),
+        passes,
+        samples,
+        file,
+    })
 }
 
 fn read(
@@ -250,7 +257,10 @@ impl Measurer {
             })
             .collect();
         found.sort_unstable_by_key(|(sample, _)| *sample);
-        assert!(found.iter().map(|(sample, _)| sample).eq(samples), "every sample of task {task} is in one group");
+        assert!(
+            found.iter().map(|(sample, _)| sample).eq(samples),
+            "every sample of task {task} is in one group"
+        );
         Ok(found.into_iter().map(|(_, found)| found).collect())
     }
 }
@@ -268,11 +278,8 @@ fn bounded(scores: Vec<Option<f64>>, keep: &Keep) -> Vec<Found> {
         Keep::Max(bound) => score <= bound.max,
         Keep::Best(_) => true,
     };
-    let found = |score: Option<f64>| Found {
-        score,
-        is_within: score.is_some_and(is_within),
-        ..Found::default()
-    };
+    let found =
+        |score: Option<f64>| Found { score, is_within: score.is_some_and(is_within), ..Found::default() };
     scores.into_iter().map(found).collect()
 }
 
@@ -307,4 +314,3 @@ impl Filter {
         }
     }
 }
-

@@ -29,7 +29,8 @@ pub fn run(
     let stage = run.filter(position, ".group");
     let groups: Vec<Vec<usize>> = run.stage_plan(&stage, || {
         let count = |task| Ok(reaching(run, position, task)?.0.len());
-        let groups = group_tasks(run, tasks, count, BATCHES_PER_GROUP * filter.batch_size, filter.batch_size)?;
+        let groups =
+            group_tasks(run, tasks, count, BATCHES_PER_GROUP * filter.batch_size, filter.batch_size)?;
         Ok(groups.into_iter().map(|group| group.tasks).collect())
     })?;
     let all: Vec<usize> = (0..groups.len()).collect();
@@ -78,7 +79,11 @@ fn commit(
     }
     let found: Vec<Found> = sums
         .into_iter()
-        .map(|sum| Found { score: Some(sum / filter.n_partitions as f64), is_within: true, ..Found::default() })
+        .map(|sum| Found {
+            score: Some(sum / filter.n_partitions as f64),
+            is_within: true,
+            ..Found::default()
+        })
         .collect();
     let stage = run.filter(position, ".group");
     let written = push_found(run, &stage, group, &samples, &found)?;
@@ -100,4 +105,3 @@ fn order(run: &RunFolder, samples: &[SampleRef], partition: u64) -> Vec<usize> {
     order.sort_unstable();
     order.into_iter().map(|(_, _, row)| row).collect()
 }
-

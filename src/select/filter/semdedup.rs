@@ -31,9 +31,8 @@ pub fn run(
     let n_clusters = run.plan().divide.as_ref().expect("checked with the settings").n_clusters;
     let clusters: Vec<usize> = (0..n_clusters).collect();
     // the kernel shares out the processors itself, and one cluster at a time bounds the memory
-    executor.run(run, &stage, &clusters, 1, |cluster| {
-        commit_cluster(run, position, filter, &dealt, cluster)
-    })?;
+    executor
+        .run(run, &stage, &clusters, 1, |cluster| commit_cluster(run, position, filter, &dealt, cluster))?;
     exchange::sources(run, executor, &stage, &clusters, |index: Index| index, exchange::FILES_PER_LEVEL_MAX)
 }
 
@@ -63,8 +62,7 @@ fn commit_deal(run: &RunFolder, position: usize, task: usize) -> Result<(), Erro
         columns.build()
     };
     let stage = run.filter(position, ".deal");
-    let mut writer =
-        ExchangeWriter::new(run.run(), &exchange::file_name(&stage, task), table(&[]).schema())?;
+    let mut writer = ExchangeWriter::new(run.run(), &exchange::file_name(&stage, task), table(&[]).schema())?;
     for (cluster, samples) in by_cluster {
         writer.push(cluster, table(&samples))?;
     }
