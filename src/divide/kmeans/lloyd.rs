@@ -102,7 +102,8 @@ mod tests {
     #[test]
     fn filling_empties_no_other_cluster() {
         // clusters 1 and 2 are empty; the farthest point is alone in cluster 0 and must stay
-        let of = |cluster, centroid_similarity| Assignment { cluster, centroid_similarity, centroid_margin: None };
+        let of =
+            |cluster, centroid_similarity| Assignment { cluster, centroid_similarity, centroid_margin: None };
         let mut assignments = [of(0, 0.1), of(3, 0.5), of(3, 0.9), of(3, 0.4)];
         fill_empty_clusters(&mut assignments, 4);
         assert_eq!(assignments.map(|assignment| assignment.cluster), [0, 2, 3, 1]);

@@ -56,8 +56,7 @@ pub(super) fn mini_batches(cloud: &Cloud, mut centroids: Matrix, size: usize, pa
             }
         }
         sums.iter_mut().flatten().for_each(|sum| *sum *= KEPT_OF_EARLIER_PASSES);
-        let is_settled =
-            history.last().is_some_and(|last| last - pass_objective <= params.tolerance * last);
+        let is_settled = history.last().is_some_and(|last| last - pass_objective <= params.tolerance * last);
         history.push(pass_objective);
         if is_settled {
             break;

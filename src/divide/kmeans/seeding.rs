@@ -46,13 +46,7 @@ const N_CANDIDATES: (usize, usize) = (32, 512);
 ///
 /// k-means++: Arthur and Vassilvitskii, 2007; k-means∥: Bahmani et al., 2012, arXiv:1203.6402, with ℓ = k. On the
 /// unit sphere `|a − b|² = 2(1 − cos)`.
-pub fn starting_points(
-    points: &Matrix,
-    n: usize,
-    seeding: Seeding,
-    seed: u64,
-    restart: usize,
-) -> Vec<usize> {
+pub fn starting_points(points: &Matrix, n: usize, seeding: Seeding, seed: u64, restart: usize) -> Vec<usize> {
     assert!(n <= points.n_rows(), "{n} of {} points", points.n_rows());
     let cloud = Cloud::new(points);
     let chance = Chance { seed, restart: restart as u64, n_used: 0 };
@@ -258,8 +252,7 @@ mod tests {
                 let start = starting_points(&points, 3, seeding, seed, 0);
                 n_lone_first += usize::from(start[0] >= 98);
                 // one of each direction, whatever came first
-                let mut directions: Vec<usize> =
-                    start.iter().map(|point| point.saturating_sub(97)).collect();
+                let mut directions: Vec<usize> = start.iter().map(|point| point.saturating_sub(97)).collect();
                 directions.sort_unstable();
                 assert_eq!(directions, [0, 1, 2]);
             }
