@@ -27,11 +27,10 @@ fn main() {
     let (points, start) = (read(points, dim), read(start, dim));
     let params = FitParams {
         n_clusters: start.n_rows(),
-        n_restarts: 1,
         n_iterations_max: n_iterations.parse().expect("a number of iterations"),
         // no iteration is left out, whatever it brings
         tolerance: f64::NEG_INFINITY,
-        seed: 0,
+        ..FitParams::default()
     };
     let begin = Instant::now();
     let fit = refine(&points, start, &params);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use parquet::errors::ParquetError;
 
-use crate::divide::FitError;
+use crate::divide::{CentroidsError, FitError};
 use crate::embed::ModelError;
 use crate::npy::NpyError;
 use crate::select::CalibrationError;
@@ -81,6 +81,8 @@ pub enum Error {
     NothingScored,
     #[error("cannot fit centroids")]
     Fit { source: FitError },
+    #[error("cannot take the centroids of `{path}`")]
+    Centroids { path: PathBuf, source: CentroidsError },
     #[error("two attempts at task {task} of `{stage}` gave different bytes")]
     Diverged { stage: String, task: usize },
     #[error("`{path}` is damaged: it is not what its marker says")]
@@ -173,6 +175,11 @@ impl Error {
                 "the `rejection` column of `samples/` says why each sample was left out".to_owned()
             }
             Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
+            Error::Centroids { .. } => {
+                "`divide.centroids` takes the `divide/centroids.parquet` of a run with the same model; leave it out to \
+                 fit centroids"
+                    .to_owned()
+            }
             Error::Damaged { .. } | Error::VerifyFailed { .. } => {
                 "`superbatch repair RUN` drops damaged files and what was made from them; then run again"
                     .to_owned()
@@ -218,6 +225,7 @@ impl Error {
                 | Error::ReadSetting { .. }
                 | Error::Planted { .. }
                 | Error::Fit { .. }
+                | Error::Centroids { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
                 | Error::ShardMissing { .. }

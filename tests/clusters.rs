@@ -2,7 +2,7 @@
 //! read here, dense, in f64, or by faiss and scikit-learn.
 
 use serde::Deserialize;
-use superbatch::divide::ClusterTree;
+use superbatch::divide::{ClusterTree, FitMethod, FitParams, Seeding, fit, refine};
 use superbatch::matrix::{Matrix, unit_rows};
 use superbatch::noise::SampleId;
 use superbatch::select::{Quota, balanced_counts, nearest_evaluation, norm_sim, quotas, semdedup};
@@ -10,6 +10,7 @@ use superbatch::settings::Norm;
 
 #[derive(Deserialize)]
 struct Golden {
+    k_means: KMeans,
     semdedup: Vec<Semdedup>,
     balanced: Vec<Balanced>,
     quotas: Vec<Quotas>,
@@ -24,6 +25,19 @@ struct Points {
     d: usize,
     n_concepts: usize,
     spread: i64,
+}
+
+#[derive(Deserialize)]
+struct KMeans {
+    points: Points,
+    k: usize,
+    start: Vec<usize>,
+    /// The objective before each iteration and after the last.
+    history: Vec<f64>,
+    faiss_from_start: f64,
+    faiss_random_starts: Vec<f64>,
+    scikit_learn_potentials: Vec<f64>,
+    scikit_learn_fitted: Vec<f64>,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +108,73 @@ impl Points {
 #[track_caller]
 fn assert_close(found: f64, expected: f64, bound: f64) {
     assert!((found - expected).abs() <= bound, "{found} is not {expected} within {bound:e}");
+}
+
+impl KMeans {
+    fn params(&self) -> FitParams {
+        FitParams {
+            n_clusters: self.k,
+            n_restarts: 1,
+            n_iterations_max: self.history.len() - 1,
+            // no iteration is left out, whatever it brings
+            tolerance: f64::NEG_INFINITY,
+            ..FitParams::default()
+        }
+    }
+
+    /// The objectives of ten seeds after so many iterations.
+    fn ten_fits(&self, params: FitParams) -> Vec<f64> {
+        let points = self.points.matrix();
+        (0..10).map(|seed| fit(&points, &FitParams { seed, ..params }).unwrap().objective).collect()
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The square of the mean's standard error.
+fn variance_of_mean(values: &[f64]) -> f64 {
+    let squares = values.iter().map(|value| (value - mean(values)).powi(2));
+    squares.sum::<f64>() / (values.len() * (values.len() - 1)) as f64
+}
+
+#[test]
+fn k_means_goes_the_way_of_numpy_and_faiss() {
+    let golden = golden().k_means;
+    let points = golden.points.matrix();
+    let found = refine(&points, points.gather(&golden.start), &golden.params());
+    assert_eq!(found.history.len(), golden.history.len());
+    for (found, expected) in found.history.iter().zip(&golden.history) {
+        assert_close(*found, *expected, 1e-4 * expected);
+    }
+    assert!(found.objective < 1.01 * golden.faiss_from_start);
+}
+
+#[test]
+fn k_means_from_own_starts_is_no_worse_than_faiss() {
+    let golden = golden().k_means;
+    for seeding in [Seeding::KMeansPlusPlus, Seeding::KMeansParallel] {
+        for method in [FitMethod::FullSample, FitMethod::MiniBatch { size: 256 }] {
+            let found = golden.ten_fits(FitParams { seeding, method, ..golden.params() });
+            assert!(mean(&found) < 1.01 * mean(&golden.faiss_random_starts), "{method:?}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn starting_points_are_as_good_as_those_of_scikit_learn() {
+    let golden = golden().k_means;
+    let before_any_iteration = FitParams { n_iterations_max: 0, ..golden.params() };
+    let found = golden.ten_fits(before_any_iteration);
+    let expected = &golden.scikit_learn_potentials;
+    let spread = (variance_of_mean(&found) + variance_of_mean(expected)).sqrt();
+    assert_close(mean(&found), mean(expected), 3.0 * spread);
+    assert!(spread < 0.01 * mean(expected));
+    // the many candidates of k-means∥ leave a better choice, never a worse one
+    let in_parallel = FitParams { seeding: Seeding::KMeansParallel, ..before_any_iteration };
+    assert!(mean(&golden.ten_fits(in_parallel)) < mean(expected) + 3.0 * spread);
+    assert!(mean(&golden.ten_fits(golden.params())) < 1.01 * mean(&golden.scikit_learn_fitted));
 }
 
 #[test]

@@ -33,6 +33,11 @@ impl ClusterTree {
         self.n_clusters.len()
     }
 
+    /// Clusters of each level above level 0.
+    pub fn level_sizes(&self) -> &[usize] {
+        &self.n_clusters[1..]
+    }
+
     /// Clusters of a level.
     pub fn n_clusters(&self, level: usize) -> usize {
         self.n_clusters[level]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::digest::Digest;
+use crate::divide::PlannedCentroids;
 use crate::embed::{Device, LoadedModel, SessionSettings, Variant};
 use crate::error::Error;
 use crate::select::{Objective, OwnLoss, pair_score};
@@ -46,6 +47,8 @@ pub struct Plan {
     pub read: ReadSettings,
     pub embed: EmbedSettings,
     pub divide: Option<DivideSettings>,
+    /// Centroids of another run, taken instead of fitting.
+    pub centroids: Option<PlannedCentroids>,
     pub select: SelectSettings,
     pub write: WriteSettings,
     pub report: ReportSettings,
@@ -104,10 +107,11 @@ impl Plan {
         let models: Models<PlannedModel> = planned.into_iter().collect();
         let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let mut divide = settings.divide.clone();
+        let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
         check_models(&models, &select, &divide)?;
-        let digests = Digests::new(settings, &pool, &models, &divide, &select, &planted)?;
+        let digests = Digests::new(settings, &pool, &models, (&divide, &centroids), &select, &planted)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
@@ -123,6 +127,7 @@ impl Plan {
             read: settings.read.clone(),
             embed: settings.embed.clone(),
             divide,
+            centroids,
             select,
             write: settings.write.clone(),
             report: settings.report.clone(),
@@ -189,7 +194,7 @@ impl Digests {
         settings: &Settings,
         pool: &Pool,
         models: &Models<PlannedModel>,
-        divide: &Option<DivideSettings>,
+        (divide, centroids): (&Option<DivideSettings>, &Option<PlannedCentroids>),
         select: &SelectSettings,
         planted: &Option<PlantedSamples>,
     ) -> Result<Digests, Error> {
@@ -214,8 +219,16 @@ impl Digests {
             .collect();
         let failed = settings.read.failed_shards_max;
         let divide = divide.as_ref().map(|divide| {
-            let embeddings = &embeddings[&divide.model.to_string()];
-            stage("divide", json!({"settings": divide, "seed": settings.seed, "embeddings": embeddings, "failed_shards_max": failed}))
+            // what centroids are, not where they lie
+            let centroids = centroids.as_ref().map(|centroids| &centroids.digest);
+            let content = json!({
+                "settings": DivideSettings { centroids: None, ..divide.clone() },
+                "centroids": centroids,
+                "seed": settings.seed,
+                "embeddings": embeddings[&divide.model.to_string()],
+                "failed_shards_max": failed,
+            });
+            stage("divide", content)
         });
         let logits: Vec<_> = models.iter().map(|(_, model)| (model.logit_scale, model.logit_bias)).collect();
         let is_calibrated = models.iter().any(|(_, model)| model.calibrate);
@@ -308,6 +321,18 @@ fn roles_with_logits(select: &SelectSettings, models: &Models<PlannedModel>) -> 
         roles.extend(models.experts().map(ModelRole::Expert));
     }
     roles
+}
+
+/// Finds the centroids of another run, if the settings name any.
+fn resolve_centroids(
+    divide: &mut Option<DivideSettings>,
+    models: &Models<PlannedModel>,
+    memory_limit_bytes: u64,
+) -> Result<Option<PlannedCentroids>, Error> {
+    let Some(divide) = divide else { return Ok(None) };
+    let Some(path) = divide.centroids.clone() else { return Ok(None) };
+    let model = models.get(divide.model).expect("checked with the settings");
+    PlannedCentroids::resolve(&path, divide, model, memory_limit_bytes).map(Some)
 }
 
 /// Lowers the sizes of fit, banks and dealing groups to what the memory limit allows: a quarter of it for the banks,

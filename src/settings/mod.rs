@@ -19,7 +19,7 @@ mod filter;
 mod select;
 mod write;
 
-pub use divide::DivideSettings;
+pub use divide::{DivideSettings, FitKind};
 pub use filter::{
     AtLeast, AtMost, Best, ClipScoreFilter, DecontaminateFilter, EvaluationSet, Filter, FractionOf,
     JsonBound, Keep, MetadataFilter, NamedFilter, NegClipLossFilter, Norm, NormSimFilter, SemdedupFilter,
