@@ -129,6 +129,15 @@ def class_act_case(name, spread, smoothing, n=12, n_classes=7):
     return case | dict(top_4_by_easy_reference=field.top_k(-of_reference, own_ids, 4))
 
 
+def ties_case():
+    """Equal scores come in the order of their ids."""
+    scores = np.array([0.5, 0.25, 0.5, 0.5, 0.25, -1.0, 0.25, 0.75, 0.5, -1.0, 0.75, 0.25])
+    own_ids = ids()[: len(scores)]
+    picks = draws.picks_of(draws.independent_draw(scores, own_ids, draws.Settings(7, 3, 1.0, "top_k", 0)))
+    assert picks == field.top_k(scores, own_ids, 7)
+    return dict(scores=scores, n_chunks=3, picks=picks)
+
+
 def independent_selection(learner, reference):
     alpha = reference.logit_scale
     drawn = [(1.0, "noise", 1), (alpha, "noise", 2), (alpha, "top_k", 0)]
@@ -137,6 +146,7 @@ def independent_selection(learner, reference):
         active_clip=[active_clip_case(learner, reference, *how) for how in drawn],
         contrastive=contrastive_cases(learner, reference),
         class_act=[class_act_case(*case) for case in classes],
+        ties=ties_case(),
     )
 
 

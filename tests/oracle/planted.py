@@ -3,7 +3,8 @@
 python3 tests/oracle/planted.py [--seeds 10] [--json FILE]          (needs numpy and scipy; about two minutes)
 
 Every draw is that of METHODS §3 with its own noise, for samples `("planted.tar", i)`; nothing here uses a random
-generator with a state. Figures in brackets are those of METHODS; a line without one is reported beside them.
+generator with a state. Figures in brackets are those of METHODS; `holds` where the mean is within three standard errors
+of them. A line without one stands beside them.
 """
 
 import argparse
@@ -109,9 +110,12 @@ def noisy(seed):
     super_batch = pool.of(range(SUPER_BATCH))
     s, _ = both_score_matrices(super_batch)
     for gain in (1.0, 4.0):
-        by_joint = losses.batch_learnability(s, joint(s, settings(gain, seed)))
-        alone = losses.batch_learnability(s, independent(np.diag(s), settings(gain, seed)))
-        lines[f"noisy: joint / independent, gain {gain:g}"] = by_joint / alone
+        how = settings(gain, seed)
+        rows = {"joint": joint(s, how), "independent": independent(np.diag(s), how)}
+        taught = {who: losses.batch_learnability(s, own) for who, own in rows.items()}
+        lines[f"noisy: joint / independent, gain {gain:g}"] = taught["joint"] / taught["independent"]
+        for who, own in rows.items():
+            lines[f"noisy: learnt kept, {who}, gain {gain:g}"] = share(super_batch.kind[own], LEARNT)
     lines |= swaps_kept("noisy", super_batch, seed)
     lines |= active_clip_line(super_batch, seed)
     return lines
@@ -245,10 +249,6 @@ EXPECTED = {
     "noisy: top 20 % by easy_reference, mismatched": (0.0, 0.005),
     "noisy: top 20 % by learnability, learnable": (0.99, 1.0),
     "noisy: joint / independent, gain 1": (0.95, 1.05),
-    "noisy: ActiveCLIP swaps kept, gain 1": (0.1915, 0.1925),
-    "noisy: ActiveCLIP swaps kept, gain 10": (0.1435, 0.1445),
-    "noisy: ActiveCLIP swaps kept, gain 30": (0.1025, 0.1035),
-    "noisy: ActiveCLIP swaps kept, top-k": (0.0875, 0.0885),
     "coarse: AUC(learnable > others), learnability": (0.325, 0.335),
     "coarse: batch learnability, random": (2.05, 2.15),
     "coarse: batch learnability, independent": (2.45, 2.55),
@@ -257,18 +257,23 @@ EXPECTED = {
     "coarse: batch learnability, joint, gain 4": (4.4, 4.6),
     "coarse: batch learnability, full-loss top-k": (4.95, 5.05),
     "coarse: batch learnability, Gibbs": (5.15, 5.25),
-    "sub-batches: within concepts, drawn, gain 2": (3.985, 3.995),
-    "sub-batches: within concepts, reshuffled, gain 2": (2.545, 2.555),
-    "sub-batches: within concepts, random, gain 2": (2.205, 2.215),
     "hardness: random": (0.16, 0.20),
     "hardness: union of ten concepts": (0.35, 0.39),
     "hardness: one concept": (0.54, 0.58),
 }
 
-# Read off the paper's plot at b = 32,768: to look at, not to meet.
-OF_THE_PAPER = {
-    **{f"chunks: {n} of b = {SUB_BATCH}, gain 2": v for n, v in ((1, 0.0), (2, 0.69), (4, 0.89), (8, 0.96), (16, 0.99))},
-    **{f"filter ratio: {f}, gain 2": v for f, v in (("0.5", 1.0), ("0.8", 1.12), ("0.9", 1.15))},
+# To look at, not to meet: the paper's plot at b = 32,768, and figures of METHODS on pools that it does not describe.
+ELSEWHERE = {
+    **{f"chunks: {n} of b = {SUB_BATCH}, gain 2": f"paper {v}" for n, v in ((1, 0.0), (2, 0.69), (4, 0.89), (8, 0.96), (16, 0.99))},
+    **{f"filter ratio: {f}, gain 2": f"paper {v}" for f, v in (("0.5", 1.0), ("0.8", 1.12), ("0.9", 1.15))},
+    **{
+        f"noisy: ActiveCLIP swaps kept, {who}": f"§4 {v}, on another pool"
+        for who, v in (("gain 1", 0.192), ("gain 10", 0.144), ("gain 30", 0.103), ("top-k", 0.088))
+    },
+    **{
+        f"sub-batches: within concepts, {who}, gain 2": f"§3 {v}, on another pool"
+        for who, v in (("drawn", 3.99), ("reshuffled", 2.55), ("random", 2.21))
+    },
 }
 
 
@@ -283,8 +288,8 @@ def describe(name, values):
         low, high = EXPECTED[name]
         holds = low - 3 * error <= mean <= high + 3 * error
         text += f"   [{low:g} to {high:g}] {'holds' if holds else 'does not hold'}"
-    elif name in OF_THE_PAPER:
-        text += f"   (the paper {OF_THE_PAPER[name]:g})"
+    elif name in ELSEWHERE:
+        text += f"   ({ELSEWHERE[name]})"
     return text
 
 
