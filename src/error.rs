@@ -8,7 +8,7 @@ use parquet::errors::ParquetError;
 
 use crate::divide::FitError;
 use crate::embed::ModelError;
-use crate::settings::SettingsError;
+use crate::settings::{ModelRole, SettingsError};
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ pub enum Error {
     #[error("cannot load model `{folder}`")]
     Model { folder: PathBuf, source: ModelError },
     #[error("model `{folder}`, the {model}, has no logit bias, which the sigmoid objective needs")]
-    BiasMissing { model: &'static str, folder: PathBuf },
+    BiasMissing { model: ModelRole, folder: PathBuf },
     #[error("cannot find the ONNX Runtime library")]
     RuntimeMissing { searched: Vec<PathBuf> },
     #[error("cannot load the ONNX Runtime library `{path}`")]

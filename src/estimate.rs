@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::embed::{LoadedModel, SessionSettings, open_shard};
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::settings::{EmbeddingDtype, Settings, Step};
+use crate::settings::{EmbeddingDtype, Settings};
 use crate::storage::Storage;
 
 /// Samples of a shard that are counted at most.
@@ -47,18 +47,18 @@ impl Estimate {
         let pool = &plan.pool;
         let sample_bytes = mean_sample_bytes(plan);
         let n_samples = pool.size_bytes() / sample_bytes;
-        let step = plan.step();
-        let n_kept = step.filter_ratio().kept(n_samples);
+        let draw = &plan.select.draw;
+        let n_kept = draw.filter_ratio().kept(n_samples);
         let dims: u64 = plan.models.iter().map(|(_, model)| model.embedding_dim as u64).sum();
         let value_bytes = match plan.embed.embedding_dtype {
             EmbeddingDtype::F16 => 2,
             EmbeddingDtype::F32 => 4,
         };
-        let n_super_batches = (n_samples / step.super_batch_size() as u64).max(1);
+        let n_super_batches = draw.deal().map_or(1, |deal| (n_samples / deal.super_batch_size as u64).max(1));
         let kept_bytes = if plan.write.images { n_kept * sample_bytes } else { n_kept * ROW_BYTES };
-        let draws = match step {
-            Step::Jest(_) => 4.0 * n_samples as f64 * (n_kept / n_super_batches) as f64 * dims as f64,
-            Step::Random(_) => 0.0,
+        let draws = match draw.pair_score() {
+            Some(_) => 4.0 * n_samples as f64 * (n_kept / n_super_batches) as f64 * dims as f64,
+            None => 0.0,
         };
         Estimate {
             n_shards: pool.shards.len(),
@@ -119,7 +119,7 @@ impl Estimate {
             let _ = writeln!(
                 text,
                 "{:9} {}: {} dimensions, logit scale {:.3} ({}), bias {:.3} ({})",
-                role.name(),
+                role.to_string(),
                 model.folder.display(),
                 model.embedding_dim,
                 model.logit_scale,
@@ -133,12 +133,11 @@ impl Estimate {
         }
         let _ = writeln!(
             text,
-            "select    {}: about {} of {} samples, in {} super-batches of {}, {:.3e} operations",
-            plan.step().name(),
+            "select    {}: about {} of {} samples, in {} super-batches, {:.3e} operations",
+            plan.select.draw.name(),
             self.n_kept,
             self.n_samples,
             self.n_super_batches,
-            plan.step().super_batch_size(),
             self.select_flops
         );
         let _ = writeln!(

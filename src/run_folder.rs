@@ -155,7 +155,7 @@ impl RunFolder {
         let model = self.plan.models.get(role)?;
         Some(Stage {
             name: format!("embeddings/{}", model.digest),
-            digest: self.plan.digests.embeddings[role.name()].clone(),
+            digest: self.plan.digests.embeddings[&role.to_string()].clone(),
             is_in_store: true,
         })
     }

@@ -73,10 +73,10 @@ impl StageStatus {
 
 /// Whether the plan has work for a step.
 fn is_used(run: &RunFolder, stage: &Stage) -> bool {
-    let step = run.plan().step();
+    let draw = &run.plan().select.draw;
     match stage.name.as_str() {
-        "select.bank" => run.plan().divide.is_some() && step.score().is_some(),
-        "select.deal" => step.super_batches() == SuperBatches::WithinClusters,
+        "select.bank" => run.plan().divide.is_some() && draw.pair_score().is_some(),
+        "select.deal" => draw.deal().is_some_and(|deal| deal.super_batches == SuperBatches::WithinClusters),
         _ => true,
     }
 }

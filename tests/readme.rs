@@ -40,5 +40,5 @@ fn every_command_runs() {
 #[test]
 fn the_pipeline_file_is_one() {
     let settings = Settings::parse(blocks("toml")[0], &[]).unwrap();
-    assert_eq!(settings.draw_step().filter_ratio().to_string(), "0.8");
+    assert_eq!(settings.select.draw.filter_ratio().to_string(), "0.8");
 }

@@ -28,8 +28,8 @@ impl Run {
         let plan = run.plan();
         Ok(Run {
             path: run.run().root().to_owned(),
-            method: plan.step().name(),
-            filter_ratio: plan.step().filter_ratio().to_string(),
+            method: plan.select.draw.name(),
+            filter_ratio: plan.select.draw.filter_ratio().to_string(),
             seed: plan.seed,
             pool_root: plan.pool.root.clone(),
             n_shards: plan.pool.shards.len(),

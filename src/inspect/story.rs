@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::rejection::Rejection;
 use crate::run_folder::{RunFolder, Stage};
 use crate::select::{DrawPlans, SuperBatch, Verdict};
-use crate::settings::{Order, Step};
+use crate::settings::{Draw, Order};
 use crate::table::{self, Rows};
 use crate::write::OutputPlan;
 
@@ -147,7 +147,7 @@ fn stories_of_task(run: &RunFolder, plans: &Plans, task: usize, key: &str) -> Re
         Ok(Story {
             shard: shard.to_owned(),
             sample_idx,
-            sentence: sentence(&fate, &plans.super_batches, run.plan().step()),
+            sentence: sentence(&fate, &plans.super_batches, &run.plan().select.draw),
             curated: match (selected.as_ref(), select_row) {
                 (Some(table), Some(row)) => plans.curated_row(run, task, table, row)?,
                 _ => None,
@@ -212,7 +212,7 @@ impl Plans {
 }
 
 /// Why a sample was kept or not, as far as the run has come.
-fn sentence(fate: &Fate, super_batches: &HashMap<u64, SuperBatch>, step: &Step) -> String {
+fn sentence(fate: &Fate, super_batches: &HashMap<u64, SuperBatch>, draw: &Draw) -> String {
     let row = match fate {
         Fate::Rejected(rejection) => return format!("rejected: {rejection}"),
         Fate::LeftOut => return "left out: a model has no embeddings of its shard".to_owned(),
@@ -230,8 +230,8 @@ fn sentence(fate: &Fate, super_batches: &HashMap<u64, SuperBatch>, step: &Step) 
     }
     let rank = row.position("draw_rank").expect("a kept sample was drawn") + 1;
     let of = planned.map_or_else(String::new, |planned| format!(" of {}", planned.n_kept));
-    let how = match (step, row.position("chunk"), row.number("conditional_score")) {
-        (Step::Jest(_), Some(chunk), Some(score)) => {
+    let how = match (draw.name(), row.position("chunk"), row.number("conditional_score")) {
+        ("jest", Some(chunk), Some(score)) => {
             format!(", chunk {chunk}, with a conditional score of {}", number(score))
         }
         _ => ", uniformly".to_owned(),
@@ -260,6 +260,7 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::SelectSettings;
     use crate::table::Columns;
 
     fn row(verdict: Verdict, rank: Option<u32>, losses: Option<(f64, f64)>) -> Row {
@@ -277,9 +278,10 @@ mod tests {
     }
 
     fn said(fate: &Fate, method: &str) -> String {
-        let step = format!("method = '{method}'\nfilter_ratio = 0.8\nsuper_batch_size = 400");
+        let step = format!("[[step]]\nmethod = '{method}'\nfilter_ratio = 0.8\nsuper_batch_size = 400");
+        let select: SelectSettings = toml::from_str(&step).unwrap();
         let planned = SuperBatch { super_batch: 3, n_samples: 400, n_kept: 80 };
-        sentence(fate, &[(3, planned)].into(), &toml::from_str(&step).unwrap())
+        sentence(fate, &[(3, planned)].into(), &select.draw)
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::embed::{Device, LoadedModel, SessionSettings, Variant};
 use crate::error::Error;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, ReadSettings, ReportSettings, SelectSettings, Settings, Step,
+    DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, SelectSettings, Settings,
     WriteSettings,
 };
 
@@ -39,7 +39,7 @@ pub struct Plan {
     pub round: u64,
     pub store: Option<PathBuf>,
     pub pool: Pool,
-    pub models: PlannedModels,
+    pub models: Models<PlannedModel>,
     pub read: ReadSettings,
     pub embed: EmbedSettings,
     pub divide: Option<DivideSettings>,
@@ -47,12 +47,6 @@ pub struct Plan {
     pub write: WriteSettings,
     pub report: ReportSettings,
     pub digests: Digests,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PlannedModels {
-    pub learner: Option<PlannedModel>,
-    pub reference: Option<PlannedModel>,
 }
 
 /// A model as the plan fixes it.
@@ -84,22 +78,6 @@ pub struct Digests {
     pub report: Digest,
 }
 
-impl PlannedModels {
-    pub fn get(&self, role: ModelRole) -> Option<&PlannedModel> {
-        match role {
-            ModelRole::Learner => self.learner.as_ref(),
-            ModelRole::Reference => self.reference.as_ref(),
-        }
-    }
-
-    /// The models that there are, learner first.
-    pub fn iter(&self) -> impl Iterator<Item = (ModelRole, &PlannedModel)> {
-        [ModelRole::Learner, ModelRole::Reference]
-            .into_iter()
-            .filter_map(|role| self.get(role).map(|model| (role, model)))
-    }
-}
-
 impl Plan {
     /// Finds the shards, opens the models and resolves what depends on them.
     ///
@@ -108,18 +86,13 @@ impl Plan {
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
-        let mut learner = None;
-        let mut reference = None;
+        let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
             let loaded = LoadedModel::open(&model.folder, model.variant, &session)?;
-            let planned = PlannedModel::new(&loaded, role, settings)?;
-            match role {
-                ModelRole::Learner => learner = Some(planned),
-                ModelRole::Reference => reference = Some(planned),
-            }
+            planned.push((role, PlannedModel::new(&loaded, role, settings)?));
         }
-        let models = PlannedModels { learner, reference };
+        let models: Models<PlannedModel> = planned.into_iter().collect();
         let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let mut divide = settings.divide.clone();
         let mut select = settings.select.clone();
@@ -146,11 +119,6 @@ impl Plan {
         })
     }
 
-    /// The step that draws.
-    pub fn step(&self) -> &Step {
-        self.select.step.last().expect("checked with the settings: one step")
-    }
-
     /// What another plan says differently, a line each: `path: here → there`.
     pub fn differences(&self, other: &Plan) -> Vec<String> {
         let mut lines = Vec::new();
@@ -165,8 +133,8 @@ impl PlannedModel {
         let model = &loaded.model;
         let (logit_bias, logit_bias_source) = match &model.logit_bias {
             Some(bias) => (bias.value.get(), bias.source.clone()),
-            None if matches!(settings.draw_step(), Step::Jest(_)) => {
-                return Err(Error::BiasMissing { model: role.name(), folder: model.folder.clone() });
+            None if settings.select.draw.pair_score().is_some() => {
+                return Err(Error::BiasMissing { model: role, folder: model.folder.clone() });
             }
             None => (0.0, "none: the model has no bias".to_owned()),
         };
@@ -191,7 +159,7 @@ impl Digests {
     fn new(
         settings: &Settings,
         pool: &Pool,
-        models: &PlannedModels,
+        models: &Models<PlannedModel>,
         divide: &Option<DivideSettings>,
         select: &SelectSettings,
         planted: &Option<PlantedSamples>,
@@ -212,12 +180,12 @@ impl Digests {
             .iter()
             .map(|(role, model)| {
                 let digest = stage("embeddings", json!({"samples": samples, "model": model.digest}));
-                (role.name().to_owned(), digest)
+                (role.to_string(), digest)
             })
             .collect();
         let failed = settings.read.failed_shards_max;
         let divide = divide.as_ref().map(|divide| {
-            let embeddings = &embeddings[divide.model.name()];
+            let embeddings = &embeddings[&divide.model.to_string()];
             stage("divide", json!({"settings": divide, "seed": settings.seed, "embeddings": embeddings, "failed_shards_max": failed}))
         });
         let scales: Vec<_> = models.iter().map(|(_, model)| (model.logit_scale, model.logit_bias)).collect();
@@ -256,7 +224,7 @@ impl Digests {
 /// half for a group.
 fn fit_to_memory(
     settings: &Settings,
-    models: &PlannedModels,
+    models: &Models<PlannedModel>,
     divide: &mut Option<DivideSettings>,
     select: &mut SelectSettings,
 ) -> Result<(), Error> {
@@ -280,7 +248,8 @@ fn fit_to_memory(
         divide.fit_samples_per_cluster = divide.fit_samples_per_cluster.min(n_points_max.max(1) as usize);
     }
     // a group of n super-batches may hold half a super-batch more
-    let super_batch_bytes = settings.draw_step().super_batch_size() as u64 * sample_bytes;
+    let Some(deal) = settings.select.draw.deal() else { return Ok(()) };
+    let super_batch_bytes = deal.super_batch_size as u64 * sample_bytes;
     let n_max = (settings.memory_limit_bytes / 2).saturating_sub(super_batch_bytes / 2) / super_batch_bytes;
     if n_max == 0 {
         return Err(Error::MemoryLimit {

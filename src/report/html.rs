@@ -86,7 +86,7 @@ struct Cut<T> {
 
 #[derive(Serialize)]
 struct Model<'a> {
-    role: &'a str,
+    role: String,
     folder: &'a PathBuf,
     variant: Variant,
     digest: String,
@@ -99,7 +99,7 @@ struct Model<'a> {
 
 #[derive(Serialize)]
 struct Divide {
-    model: &'static str,
+    model: String,
     n_clusters: usize,
     bank_size: String,
     is_hardness_exact: bool,
@@ -163,7 +163,7 @@ impl<'a> Page<'a> {
             n_read: whole(counts.read),
             n_kept: whole(counts.kept),
             kept_share: percent(counts.kept, counts.read),
-            filter_ratio: plan.step().filter_ratio().to_string(),
+            filter_ratio: plan.select.draw.filter_ratio().to_string(),
             pool: Pool {
                 root: &plan.pool.root,
                 n_shards: whole(plan.pool.shards.len() as u64),
@@ -219,7 +219,7 @@ impl Divide {
             Cluster { cluster, n_pool: whole(n), n_kept: whole(n_kept), kept_share: percent(n_kept, n) }
         });
         Divide {
-            model: settings.model.name(),
+            model: settings.model.to_string(),
             n_clusters: settings.n_clusters,
             bank_size: whole(settings.bank_size as u64),
             is_hardness_exact: report.is_hardness_exact,
@@ -249,7 +249,7 @@ impl PlantedRow {
 
 fn models(plan: &Plan) -> Vec<Model<'_>> {
     let models = plan.models.iter().map(|(role, model)| Model {
-        role: role.name(),
+        role: role.to_string(),
         folder: &model.folder,
         variant: model.variant,
         digest: model.digest.to_string(),
@@ -285,7 +285,7 @@ fn pipeline(plan: &Plan) -> String {
         seed: u64,
         store: &'a Option<PathBuf>,
         read: &'a ReadSettings,
-        models: BTreeMap<&'a str, ModelTable<'a>>,
+        models: BTreeMap<String, ModelTable<'a>>,
         embed: &'a EmbedSettings,
         divide: &'a Option<DivideSettings>,
         select: &'a SelectSettings,
@@ -303,7 +303,9 @@ fn pipeline(plan: &Plan) -> String {
         store: &plan.store,
         read: &plan.read,
         models: models
-            .map(|(role, model)| (role.name(), ModelTable { folder: &model.folder, variant: model.variant }))
+            .map(|(role, model)| {
+                (role.to_string(), ModelTable { folder: &model.folder, variant: model.variant })
+            })
             .collect(),
         embed: &plan.embed,
         divide: &plan.divide,
@@ -352,7 +354,7 @@ fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Settings;
+    use crate::settings::{ModelRole, Settings};
 
     /// The run of the quickstart on the fixtures, as its `plan.json` and `report.json` had it.
     fn quickstart() -> (Report, Plan) {
@@ -385,7 +387,7 @@ mod tests {
         report.curated[0].name = hostile.clone();
         plan.pool.root = hostile.clone().into();
         plan.read.shards = vec![hostile.clone()];
-        plan.models.learner.as_mut().unwrap().folder = hostile.into();
+        plan.models.get_mut(ModelRole::Learner).unwrap().folder = hostile.into();
         let page = page(&report, &plan);
         assert!(!page.contains("<script"));
         assert!(page.matches("&lt;script&gt;alert(").count() >= 7);
@@ -394,7 +396,8 @@ mod tests {
     #[test]
     fn a_run_without_models_scores_or_clusters_has_a_page() {
         let (mut report, mut plan) = quickstart();
-        (plan.divide, plan.models.learner) = (None, None);
+        plan.divide = None;
+        plan.models.remove(ModelRole::Learner);
         (report.divide, report.planted) = (None, None);
         report.scores.clear();
         report.kept_scores.clear();

@@ -129,7 +129,7 @@ impl Report {
         Ok(Report {
             format_version: FORMAT_VERSION,
             software_version: run.plan().software_version.clone(),
-            method: run.plan().step().name().to_owned(),
+            method: run.plan().select.draw.name().to_owned(),
             seed: run.plan().seed,
             rejection_ratio: rejected as f64 / counts.read.max(1) as f64,
             rejection_ratio_max_of_shards: worst_ratio.unwrap_or(0.0),

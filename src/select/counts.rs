@@ -33,6 +33,13 @@ pub enum FilterRatioError {
     OutOfRange,
 }
 
+impl Default for FilterRatio {
+    /// Nothing is dropped.
+    fn default() -> FilterRatio {
+        FilterRatio { numerator: 0, denominator: 1 }
+    }
+}
+
 impl FromStr for FilterRatio {
     type Err = FilterRatioError;
 

@@ -42,7 +42,7 @@ pub fn plan_partitions(run: &RunFolder, tasks: &[usize]) -> Result<Partitions, E
                 sizes[cluster as usize] += n as usize;
             }
         }
-        let super_batch_size = plan.step().super_batch_size();
+        let super_batch_size = plan.select.draw.deal().expect("a draw in super-batches").super_batch_size;
         let joined = merge_small(&read_centroids(run)?.rows, &sizes, super_batch_size);
         let mut joined_sizes: BTreeMap<u32, usize> = BTreeMap::new();
         for (cluster, &size) in sizes.iter().enumerate() {

@@ -9,7 +9,7 @@ use crate::exchange::{self, ExchangeWriter, Index, Source};
 use crate::noise::{Purpose, SampleId, keyed_hash};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
-use crate::settings::Step;
+use crate::settings::{Draw, Random, SuperBatchMethod};
 use crate::storage::FileRecord;
 use crate::table::{Columns, Rows};
 
@@ -145,7 +145,7 @@ impl Drawer<'_> {
         outcomes: &[Outcome],
         counts: &mut [SuperBatchCounts],
     ) {
-        let Step::Jest(step) = self.run.plan().step() else { return };
+        let Some(score) = self.run.plan().select.draw.pair_score() else { return };
         let kept = order.iter().zip(outcomes).filter(|(_, outcome)| outcome.drawn.is_some());
         let kept: Vec<usize> = kept.map(|(&row, _)| row).collect();
         let samples: Vec<SampleRef> = kept.iter().map(|&row| rows.samples[row]).collect();
@@ -156,8 +156,7 @@ impl Drawer<'_> {
             start += counts.n_kept;
             let all: Vec<usize> = (0..batch.len()).collect();
             let models = rows.models.gather(&batch);
-            counts.batch_learnability_reshuffled =
-                Some(batch_learnability(&models.scoring(step.score), &all));
+            counts.batch_learnability_reshuffled = Some(batch_learnability(&models.scoring(score), &all));
         }
     }
 
@@ -173,9 +172,10 @@ impl Drawer<'_> {
         let key = PassKey { seed: plan.seed, round: plan.round, pass: 0 };
         let uniform = draw_uniform(&ids, super_batch.n_kept, key);
         let mut learnability = (None, None);
-        let drawn = match plan.step() {
-            Step::Random(_) => uniform,
-            Step::Jest(step) => {
+        let Draw::InSuperBatches(step) = &plan.select.draw else { panic!("a draw in super-batches") };
+        let drawn = match &step.method {
+            SuperBatchMethod::Random(Random {}) => uniform,
+            SuperBatchMethod::Jest(step) => {
                 let models = rows.models.gather(members);
                 let scoring = models.scoring(step.score);
                 let draw_plan = DrawPlan {
@@ -193,6 +193,7 @@ impl Drawer<'_> {
                 learnability = (of(&drawn), of(&uniform));
                 drawn
             }
+            _ => unreachable!("drawn elsewhere"),
         };
         let first = outcomes.len();
         outcomes.extend(members.iter().map(|&row| Outcome {

@@ -69,7 +69,7 @@ pub fn plan_draws(run: &RunFolder, tasks: &[usize], dealt: Option<&[Source]>) ->
 /// Whole tasks, in the order of their keyed hashes, in groups of about `super_batches_per_group` super-batches.
 fn deal_tasks(run: &RunFolder, tasks: &[usize]) -> Result<Vec<(Members, usize)>, Error> {
     let plan = run.plan();
-    let super_batch_size = plan.step().super_batch_size();
+    let super_batch_size = plan.select.draw.deal().expect("a draw in super-batches").super_batch_size;
     let mut dealt = Vec::with_capacity(tasks.len());
     for &task in tasks {
         let shard = &plan.pool.shards_of(task)[0].id;
@@ -109,11 +109,11 @@ fn count_partitions(sources: &[Source]) -> Vec<(Members, usize)> {
 }
 
 fn count(run: &RunFolder, members: Vec<(Members, usize)>, n_samples: u64) -> DrawPlans {
-    let step = run.plan().step();
-    let n_kept = step.filter_ratio().kept(n_samples);
+    let deal = run.plan().select.draw.deal().expect("a draw in super-batches");
+    let n_kept = deal.filter_ratio.kept(n_samples);
     let (mut position, mut super_batch) = (0, 0);
     let groups = members.into_iter().map(|(members, n_group)| {
-        let super_batches = super_batch_sizes(n_group, step.super_batch_size()).into_iter().map(|n| {
+        let super_batches = super_batch_sizes(n_group, deal.super_batch_size).into_iter().map(|n| {
             let range = position..position + n as u64;
             position = range.end;
             super_batch += 1;

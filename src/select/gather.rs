@@ -94,8 +94,8 @@ pub fn commit_verdicts(
 /// stages before it, so that later stages' settings change no byte.
 pub fn table_metadata(run: &RunFolder, digests: &Value) -> Vec<(&'static str, String)> {
     let plan = run.plan();
-    let models: BTreeMap<&str, &Digest> =
-        plan.models.iter().map(|(role, model)| (role.name(), &model.digest)).collect();
+    let models: BTreeMap<String, &Digest> =
+        plan.models.iter().map(|(role, model)| (role.to_string(), &model.digest)).collect();
     vec![
         ("superbatch_software_version", plan.software_version.clone()),
         ("superbatch_stage_digests", json(digests)),

@@ -17,8 +17,9 @@ use crate::settings::{DivideSettings, EmbeddingDtype, ModelRole, ScoreKind};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
-use super::loss::SigmoidLoss;
-use super::score::{Learner, PairModel, Reference, Scoring, hard_learnability};
+use super::loss::PairLoss;
+use super::score::{Learner, PairModel, Reference, Scoring};
+use super::share::hard_learnability;
 
 /// Counts of one task of `select.score`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub fn score_counts(run: &RunFolder, task: usize) -> Result<ScoreCounts, Error> 
 
 /// Both towers of each model of the plan over the same samples.
 pub struct ScoredModels {
-    models: Vec<(ModelRole, Matrix, Matrix, SigmoidLoss)>,
+    models: Vec<(ModelRole, Matrix, Matrix, PairLoss)>,
 }
 
 impl ScoredModels {
@@ -49,7 +50,8 @@ impl ScoredModels {
     ) -> ScoredModels {
         let with_loss = models.into_iter().map(|(role, images, captions)| {
             let model = run.plan().models.get(role).expect("a model of the plan");
-            let loss = SigmoidLoss { logit_scale: model.logit_scale, logit_bias: model.logit_bias };
+            let objective = run.plan().select.objective;
+            let loss = PairLoss { logit_scale: model.logit_scale, logit_bias: model.logit_bias, objective };
             (role, images, captions, loss)
         });
         ScoredModels { models: with_loss.collect() }
@@ -83,15 +85,20 @@ impl ScoredModels {
         let is_present = vec![true; rows.len()];
         for (role, images, captions, _) in &self.models {
             columns
-                .embeddings(&format!("{}_image", role.name()), &images.gather(rows), &is_present, dtype)
-                .embeddings(&format!("{}_text", role.name()), &captions.gather(rows), &is_present, dtype);
+                .embeddings(&format!("{}_image", role.to_string()), &images.gather(rows), &is_present, dtype)
+                .embeddings(
+                    &format!("{}_text", role.to_string()),
+                    &captions.gather(rows),
+                    &is_present,
+                    dtype,
+                );
         }
     }
 
     /// Takes the embeddings back out of such a table.
     pub fn of_rows(run: &RunFolder, rows: &Rows) -> ScoredModels {
         let models = run.plan().models.iter().map(|(role, _)| {
-            let tower = |tower: &str| rows.embeddings(&format!("{}_{tower}", role.name())).0;
+            let tower = |tower: &str| rows.embeddings(&format!("{}_{tower}", role.to_string())).0;
             (role, tower("image"), tower("text"))
         });
         ScoredModels::new(run, models)
@@ -169,7 +176,7 @@ struct HardNegatives {
 impl<'a> Scorer<'a> {
     /// Whether the run has the `hard_learnability` column: clusters, and a score.
     pub fn needs_bank(run: &RunFolder) -> bool {
-        run.plan().divide.is_some() && run.plan().step().score().is_some()
+        run.plan().divide.is_some() && run.plan().select.draw.pair_score().is_some()
     }
 
     pub fn open(run: &'a RunFolder) -> Result<Scorer<'a>, Error> {
@@ -178,7 +185,7 @@ impl<'a> Scorer<'a> {
             Some(divide) if Scorer::needs_bank(run) => Some(HardNegatives::open(run, divide)?),
             _ => None,
         };
-        Ok(Scorer { score: run.plan().step().score(), divide, hard })
+        Ok(Scorer { score: run.plan().select.draw.pair_score(), divide, hard })
     }
 
     /// Scores and commits one task.

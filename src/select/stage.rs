@@ -44,7 +44,7 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     }
     executor.wait_for_others(run, &step("select.score"), &tasks)?;
 
-    let dealt = match run.plan().step().super_batches() {
+    let dealt = match run.plan().select.draw.deal().expect("a draw in super-batches").super_batches {
         SuperBatches::OverPool => None,
         SuperBatches::WithinClusters => {
             let partitions = deal::plan_partitions(run, &tasks)?;

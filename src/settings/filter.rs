@@ -1,0 +1,306 @@
+//! The steps of `[select]` that take samples out by a rule.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::select::FilterRatio;
+
+use super::select::{check_column, parse, table_of};
+use super::{ModelRole, ModelSettings, Models, Ranking, SettingsError, check_sizes, out_of_range};
+
+/// A filter under the name by which verdicts and columns call it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedFilter {
+    /// The method's name, unless the step has a `name`.
+    pub name: String,
+    pub filter: Filter,
+}
+
+/// A rule that takes samples out.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "method", rename_all = "snake_case")]
+pub enum Filter {
+    Metadata(MetadataFilter),
+    Threshold(ThresholdFilter),
+    ClipScore(ClipScoreFilter),
+    NegClipLoss(NegClipLossFilter),
+    NormSim(NormSimFilter),
+    Decontaminate(DecontaminateFilter),
+    Semdedup(SemdedupFilter),
+}
+
+/// Bounds on what is known of a sample without any model; a bound that is absent holds.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetadataFilter {
+    /// Of the shorter side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub side_min_px: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pixels_max: Option<u64>,
+    /// Of the longer over the shorter side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aspect_ratio_max: Option<f64>,
+    /// Unicode scalar values of the caption.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption_chars_min: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption_chars_max: Option<usize>,
+    /// Runs of other characters than white space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption_words_min: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption_words_max: Option<usize>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub json: Vec<JsonBound>,
+}
+
+/// A bound on a field of the JSON member. A sample without the field, or with one of another type, is taken out.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct JsonBound {
+    /// Its name; dots go into objects.
+    pub field: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// A text, number or truth value that the field must equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equals: Option<Value>,
+}
+
+/// What of a score's range passes.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(
+    untagged,
+    expecting = "expected `{ min = … }`, `{ max = … }` or `{ filter_ratio = …, of = \"reaching\" | \"pool\" }`"
+)]
+pub enum Keep {
+    Min(AtLeast),
+    Max(AtMost),
+    Best(Best),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AtLeast {
+    pub min: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AtMost {
+    pub max: f64,
+}
+
+/// The best of the pool, exactly: ties go by sample id.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Fraction that does not pass.
+    pub filter_ratio: FilterRatio,
+    #[serde(default)]
+    pub of: FractionOf,
+    #[serde(default)]
+    pub order: Ranking,
+}
+
+/// What a filter ratio is a fraction of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FractionOf {
+    /// Of the samples that come to the step.
+    #[default]
+    Reaching,
+    /// Of all samples that could be scored; where fewer come to the step, all of them pass.
+    Pool,
+}
+
+/// A bound on a column that a sample has by itself, or on an earlier filter's.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ThresholdFilter {
+    pub by: String,
+    pub keep: Keep,
+}
+
+/// The similarity of image and caption.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipScoreFilter {
+    #[serde(default = "reference")]
+    pub model: ModelRole,
+    pub keep: Keep,
+}
+
+/// Similarity less what the pair's neighbours in a batch make of it (arXiv:2405.19547).
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NegClipLossFilter {
+    #[serde(default = "reference")]
+    pub model: ModelRole,
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
+    #[serde(default = "default_batch_size")]
+    pub batch_size: usize,
+    /// Seeded partitions into batches over which the score is averaged.
+    #[serde(default = "default_n_partitions")]
+    pub n_partitions: usize,
+    pub keep: Keep,
+}
+
+/// Closeness to target embeddings (arXiv:2405.19547).
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NormSimFilter {
+    #[serde(default = "reference")]
+    pub model: ModelRole,
+    /// A `.npy` file `[n, d]` of image embeddings under this model.
+    pub targets: PathBuf,
+    #[serde(default)]
+    pub norm: Norm,
+    pub keep: Keep,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// Root of the sum of squares.
+    #[default]
+    Two,
+    /// Largest absolute value.
+    Infinity,
+}
+
+/// Takes out what is close to any evaluation image.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecontaminateFilter {
+    #[serde(default = "reference")]
+    pub model: ModelRole,
+    pub sets: Vec<EvaluationSet>,
+    /// Image cosine above which a sample is taken out.
+    #[serde(default = "default_similarity_max")]
+    pub similarity_max: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationSet {
+    pub name: String,
+    /// A `.npy` file `[n, d]` of image embeddings under the filter's model.
+    pub path: PathBuf,
+}
+
+/// Takes out semantic duplicates inside each cluster (SemDeDup, arXiv:2303.09540).
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SemdedupFilter {
+    /// Samples whose image cosine is above 1 − ε are duplicates.
+    pub epsilon: f64,
+}
+
+fn reference() -> ModelRole {
+    ModelRole::Reference
+}
+
+/// The paper's τ.
+fn default_temperature() -> f64 {
+    0.01
+}
+
+/// The paper's batch size.
+fn default_batch_size() -> usize {
+    32_768
+}
+
+fn default_n_partitions() -> usize {
+    10
+}
+
+fn default_similarity_max() -> f64 {
+    0.95
+}
+
+impl NamedFilter {
+    pub(super) fn parse(mut table: Map<String, Value>) -> Result<NamedFilter, String> {
+        let name = table.remove("name");
+        let method = table.get("method").cloned();
+        let filter = parse(table)?;
+        match name.or(method) {
+            Some(Value::String(name)) if !name.is_empty() => Ok(NamedFilter { name, filter }),
+            _ => Err("`name` must be a text".to_owned()),
+        }
+    }
+
+    pub(super) fn table(&self) -> Map<String, Value> {
+        let mut table = table_of(&self.filter);
+        table.insert("name".to_owned(), self.name.clone().into());
+        table
+    }
+
+    pub(super) fn check(
+        &self,
+        models: &Models<ModelSettings>,
+        has_clusters: bool,
+        before: &[NamedFilter],
+    ) -> Result<(), SettingsError> {
+        let key = |key: &str| format!("select.step `{}`, `{key}`", self.name);
+        if let Some(model) = self.filter.model().filter(|model| !models.has(*model)) {
+            return Err(SettingsError::ModelMissing { what: self.name.clone(), model });
+        }
+        match &self.filter {
+            Filter::Metadata(_) | Filter::ClipScore(_) | Filter::NormSim(_) => Ok(()),
+            Filter::Threshold(filter) => check_column(&filter.by, before, models, has_clusters),
+            Filter::NegClipLoss(filter) => {
+                check_sizes(&[
+                    ("select.step.batch_size", filter.batch_size),
+                    ("select.step.n_partitions", filter.n_partitions),
+                ])?;
+                match filter.temperature {
+                    temperature if (1e-4..=1e3).contains(&temperature) => Ok(()),
+                    temperature => {
+                        Err(out_of_range(&key("temperature"), temperature, "between 0.0001 and 1000"))
+                    }
+                }
+            }
+            Filter::Decontaminate(filter) if filter.sets.is_empty() => {
+                Err(out_of_range(&key("sets"), "empty", "at least one evaluation set"))
+            }
+            Filter::Decontaminate(filter) => match filter.similarity_max {
+                similarity if (-1.0..=1.0).contains(&similarity) => Ok(()),
+                similarity => Err(out_of_range(&key("similarity_max"), similarity, "between -1 and 1")),
+            },
+            Filter::Semdedup(_) if !has_clusters => Err(SettingsError::NoClusters { what: "SemDeDup" }),
+            Filter::Semdedup(filter) => match filter.epsilon {
+                epsilon if (0.0..=2.0).contains(&epsilon) => Ok(()),
+                epsilon => Err(out_of_range(&key("epsilon"), epsilon, "between 0 and 2")),
+            },
+        }
+    }
+}
+
+impl Filter {
+    /// The model whose embeddings it reads, if it names one.
+    pub fn model(&self) -> Option<ModelRole> {
+        match self {
+            Filter::ClipScore(filter) => Some(filter.model),
+            Filter::NegClipLoss(filter) => Some(filter.model),
+            Filter::NormSim(filter) => Some(filter.model),
+            Filter::Decontaminate(filter) => Some(filter.model),
+            Filter::Metadata(_) | Filter::Threshold(_) | Filter::Semdedup(_) => None,
+        }
+    }
+
+    /// The files of embeddings that it compares with.
+    pub fn files(&self) -> Vec<&PathBuf> {
+        match self {
+            Filter::NormSim(filter) => vec![&filter.targets],
+            Filter::Decontaminate(filter) => filter.sets.iter().map(|set| &set.path).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
