@@ -76,10 +76,11 @@ impl Plan {
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
             let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
-            planned.push((role, PlannedModel::new(&loaded, model, &settings.embed)));
+            let model = PlannedModel::new(&loaded, model, &settings.embed);
+            model::check(settings, role, &model, &loaded.model)?;
+            planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
-        model::check(settings, &models)?;
         let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let mut divide = settings.divide.clone();
         let mut select = settings.select.clone();
@@ -294,3 +295,6 @@ fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;
