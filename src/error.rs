@@ -8,6 +8,7 @@ use parquet::errors::ParquetError;
 
 use crate::divide::FitError;
 use crate::embed::ModelError;
+use crate::runtime::{DeviceError, pin};
 use crate::settings::{ModelRole, SettingsError};
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
@@ -44,7 +45,7 @@ pub enum Error {
     #[error("cannot load the ONNX Runtime library `{path}`")]
     RuntimeLoad { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot use device `{device}`")]
-    Device { device: String, source: ort::Error },
+    Device { device: String, source: Box<DeviceError> },
     #[error("cannot run the {tower} tower of model `{folder}`")]
     Inference { tower: &'static str, folder: PathBuf, source: ort::Error },
     #[error("{what} takes {needed_bytes} bytes, more than `memory_limit_bytes` = {limit_bytes} allows")]
@@ -132,14 +133,14 @@ impl Error {
             Error::RuntimeMissing { searched } => {
                 let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
                 format!(
-                    "`make setup` fetches it, or set `SUPERBATCH_ONNXRUNTIME` to its path; searched {}",
+                    "`superbatch setup` fetches it (or: pip install {}), or set `SUPERBATCH_ONNXRUNTIME` to its path; \
+                     searched {}",
+                    pin("onnxruntime").requirement,
                     places.join(", ")
                 )
             }
             Error::RuntimeLoad { .. } => "version 1.24 or later is needed".to_owned(),
-            Error::Device { .. } => {
-                "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned()
-            }
+            Error::Device { source, .. } => source.hint(),
             Error::MemoryLimit { .. } => {
                 "raise `memory_limit_bytes`, or lower `super_batch_size` or `n_clusters`".to_owned()
             }

@@ -27,6 +27,7 @@ pub mod run_folder;
 pub mod progress;
 pub mod executor;
 pub mod exchange;
+pub mod runtime;
 
 // the stages
 pub mod read;

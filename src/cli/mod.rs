@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::embed::Device;
 use crate::error::Error;
 use crate::executor::{Executor, Part};
 use crate::plan::Plan;
 use crate::rejection::Rejection;
 use crate::run_folder::{OtherPlan, RunFolder};
+use crate::runtime::Device;
 use crate::settings::Settings;
 use crate::storage::Storage;
 use crate::{divide, select, write};
@@ -61,7 +61,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Run(stage) => {
             let settings = settings_of(&stage.pipeline)?;
             let (run, executor) = open(&stage, &settings, settings.device)?;
-            pipeline::run(&run, &executor, settings.device)?;
+            pipeline::run(&run, &executor, &settings.inference())?;
             finish(&run, &executor)
         }
         Command::Plan { pipeline, json } => {
@@ -75,7 +75,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Embed(stage) => {
             let settings = settings_of(&stage.pipeline)?;
             let (run, executor) = open(&stage, &settings, settings.device)?;
-            pipeline::embed(&run, &executor, settings.device)?;
+            pipeline::embed(&run, &executor, &settings.inference())?;
             Ok(Exit::Done)
         }
         Command::Divide(stage) => stage_command(&stage, divide::run),

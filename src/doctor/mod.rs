@@ -8,8 +8,8 @@ use std::path::Path;
 
 use ort::ep::{self, ExecutionProvider};
 
-use crate::embed::{load_runtime, runtime_build, runtime_library};
 use crate::error::Error;
+use crate::runtime::library;
 
 /// Width of the names before the findings.
 const NAME_WIDTH: usize = 12;
@@ -43,10 +43,10 @@ pub fn examine(model: Option<&Path>) -> (String, bool) {
 }
 
 fn examine_runtime(findings: &mut Findings) -> Result<(), Error> {
-    load_runtime()?;
-    findings.say("runtime", runtime_library()?.display().to_string());
+    library::load()?;
+    findings.say("runtime", library::library()?.display().to_string());
     // what follows are compiler flags
-    findings.say("", runtime_build().split(", cmake").next().unwrap_or_default());
+    findings.say("", library::build_info().split(", cmake").next().unwrap_or_default());
     // the two that sessions are opened with
     let providers = if ep::CUDA::is_available().unwrap_or(false) { "CPU, CUDA" } else { "CPU" };
     findings.say("", format!("execution providers compiled in: {providers}"));

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use ort::ep::{self, ExecutionProvider};
-
 use crate::embed::image::{Preprocessing, Resize};
-use crate::embed::{Device, LoadedModel, Model, SessionSettings, Variant};
+use crate::embed::{LoadedModel, Model, SessionSettings, Variant};
 use crate::error::Error;
+use crate::runtime::Device;
 
 use super::Findings;
 
@@ -19,18 +18,7 @@ pub fn examine(findings: &mut Findings, folder: &Path) -> Result<(), Error> {
     let mut loaded = LoadedModel::open(folder, Variant::default(), &settings)?;
     describe(findings, &loaded);
 
-    let device = loaded.towers.device_taken();
-    findings.say("device", device.to_string());
-    if device == Device::Cpu
-        && ep::CUDA::is_available().unwrap_or(false)
-        && let Err(error) = LoadedModel::open(
-            folder,
-            Variant::default(),
-            &SessionSettings { device: Device::Cuda(0), ..settings },
-        )
-    {
-        findings.say("", format!("the runtime has CUDA, but it cannot be used\n{}", error.message()));
-    }
+    findings.say("device", format!("{}, nodes: {}", loaded.towers.place(), loaded.towers.nodes()));
     for batch_size in BATCH_SIZES {
         let rate = loaded.images_per_sec(batch_size)?;
         findings.say(

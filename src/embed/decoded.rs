@@ -6,6 +6,7 @@ use crate::rejection::Rejection;
 
 use super::image::{Preprocessing, decode, preprocess};
 use super::loaded::LoadedModel;
+use super::model::Model;
 use super::tokenize::{Tokenizer, Tokens};
 use super::tower::PairEmbeddings;
 
@@ -50,21 +51,21 @@ pub struct Encoders {
 }
 
 impl Encoders {
-    pub fn new(models: &[LoadedModel], limits: Limits) -> Result<Encoders, Error> {
+    pub fn new(models: &[Model], limits: Limits) -> Result<Encoders, Error> {
         let mut encoders = Encoders {
             preprocessings: Vec::new(),
             preprocessing_of: Vec::new(),
             tokenizers: Vec::new(),
             limits,
         };
-        for loaded in models {
-            let preprocessing = &loaded.model.preprocessing;
+        for model in models {
+            let preprocessing = &model.preprocessing;
             let known = encoders.preprocessings.iter().position(|known| known == preprocessing);
             encoders.preprocessing_of.push(known.unwrap_or(encoders.preprocessings.len()));
             if known.is_none() {
                 encoders.preprocessings.push(preprocessing.clone());
             }
-            encoders.tokenizers.push(Tokenizer::open(&loaded.model)?);
+            encoders.tokenizers.push(Tokenizer::open(model)?);
         }
         Ok(encoders)
     }

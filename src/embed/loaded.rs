@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::runtime::Driver;
 
 use super::model::{Model, Variant};
 use super::session::SessionSettings;
@@ -24,10 +25,14 @@ pub struct LoadedModel {
 
 impl LoadedModel {
     pub fn open(folder: &Path, variant: Variant, settings: &SessionSettings) -> Result<LoadedModel, Error> {
-        let model = Model::open(folder, variant)?;
+        LoadedModel::load(Model::open(folder, variant)?, settings)
+    }
+
+    /// Loads the graphs of a model whose folder was read.
+    pub fn load(model: Model, settings: &SessionSettings) -> Result<LoadedModel, Error> {
         let mut towers = Towers::open(&model, settings)?;
-        let in_model = |source| Error::Model { folder: folder.to_owned(), source };
-        let embedding_dim = towers.embedding_dim().map_err(in_model)?;
+        let embedding_dim =
+            towers.embedding_dim().map_err(|source| Error::Model { folder: model.folder.clone(), source })?;
         Ok(LoadedModel { model, towers, embedding_dim })
     }
 
@@ -51,12 +56,21 @@ impl LoadedModel {
 
     /// What the embeddings depend on beside the model and its inputs.
     pub fn numerics(&self) -> BTreeMap<String, String> {
+        let place = self.towers.place();
         let entries = [
-            ("runtime", super::runtime::build_info().to_owned()),
-            ("device", self.towers.device_taken().to_string()),
+            ("runtime", crate::runtime::library::build_info().to_owned()),
+            ("provider", place.provider.name().to_owned()),
+            ("nodes", self.towers.nodes().to_string()),
             ("instruction_set", instruction_set().to_owned()),
         ];
-        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        let mut numerics: BTreeMap<String, String> =
+            entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        if let (true, Ok(driver)) = (place.is_gpu(), Driver::find())
+            && let Some(gpu) = driver.gpus.get(place.number as usize)
+        {
+            numerics.insert("gpu".to_owned(), gpu.name.clone());
+        }
+        numerics
     }
 }
 

@@ -3,27 +3,28 @@
 pub mod image;
 mod model;
 mod tokenize;
-mod runtime;
 mod session;
 mod tower;
 mod loaded;
 mod feed;
 mod decoded;
+mod infer;
 mod writer;
 mod stage;
 mod complete;
 mod rows;
 
+pub use crate::runtime::Device;
 pub use complete::{CompleteTasks, complete_tasks};
 pub use feed::open_shard;
+pub use infer::{CPU_ROWS_MAX, Sharing};
 pub use loaded::LoadedModel;
 pub use model::{
     GraphNames, Graphs, LogitBias, LogitScale, Model, ModelError, Sourced, TextPreparation, Variant,
 };
 pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
-pub use runtime::{build_info as runtime_build, library as runtime_library, load as load_runtime};
-pub use session::{Device, SessionSettings, UnknownDevice};
-pub use stage::{FailedTask, run};
+pub use session::SessionSettings;
+pub use stage::{FailedTask, InferenceSettings, run};
 pub use tokenize::{Tokenizer, Tokens};
 pub use tower::{CombinedTower, Embeddings, ImageTower, PairEmbeddings, TextTower, Towers};
 pub use writer::{EmbeddingsCounts, SamplesCounts, ShardCounts};

@@ -13,8 +13,9 @@ use crate::settings::EmbeddingDtype;
 use crate::storage;
 use crate::table::{self, Columns};
 
-use super::decoded::{DecodedSample, ModelInputs, SampleRow};
+use super::decoded::SampleRow;
 use super::feed::{ShardTimes, TaskWork};
+use super::infer::{InferredRows, Worker};
 use super::tower::PairEmbeddings;
 
 /// Counts of one task of `samples/`.
@@ -83,40 +84,85 @@ struct ModelRows {
     images: Matrix,
     captions: Matrix,
     is_present: Vec<bool>,
+    /// The fewest that went through the model at once: fewer than asked where a GPU's memory did not do.
+    rows_at_once: usize,
     numerics: BTreeMap<String, String>,
 }
 
 impl EmbeddedTask {
-    pub fn new(work: TaskWork, embedding_dims: Vec<usize>) -> EmbeddedTask {
-        let models = embedding_dims.into_iter().map(|dim| ModelRows {
-            images: Matrix::zeros(0, dim),
-            captions: Matrix::zeros(0, dim),
+    /// `models` has one for each of `work.models`.
+    pub fn new(work: TaskWork, models: Vec<ModelFacts>) -> EmbeddedTask {
+        let models = models.into_iter().map(|facts| ModelRows {
+            images: Matrix::zeros(0, facts.embedding_dim),
+            captions: Matrix::zeros(0, facts.embedding_dim),
             is_present: Vec::new(),
-            numerics: BTreeMap::new(),
+            rows_at_once: usize::MAX,
+            numerics: facts.numerics,
         });
         EmbeddedTask { work, times: Vec::new(), rows: Vec::new(), models: models.collect() }
     }
 
-    /// Takes a sample's row and hands back what the models take of it.
-    pub fn push(&mut self, shard_idx: usize, sample: DecodedSample) -> Option<ModelInputs> {
-        self.rows.push((shard_idx, sample.row));
-        sample.inputs
+    /// Takes the next samples of one shard.
+    pub fn push_rows(&mut self, shard_idx: usize, rows: Vec<SampleRow>) {
+        self.rows.extend(rows.into_iter().map(|row| (shard_idx, row)));
     }
 
-    /// Takes the embeddings of the next samples that were not rejected.
-    pub fn push_embeddings(
-        &mut self,
-        slot: usize,
-        pairs: &PairEmbeddings,
-        numerics: BTreeMap<String, String>,
-    ) {
-        let rows = &mut self.models[slot];
-        rows.numerics = numerics;
-        rows.images.append(&pairs.image.rows);
-        rows.captions.append(&pairs.text.rows);
+    /// Takes the embeddings of the next samples that were not rejected, one for each of the task's models; returns how
+    /// many samples they are of.
+    pub fn push_embeddings(&mut self, inferred: &[InferredRows]) -> usize {
+        assert_eq!(inferred.len(), self.models.len(), "embeddings of every model of the task");
+        for (rows, inferred) in self.models.iter_mut().zip(inferred) {
+            inferred.pieces.iter().for_each(|pairs| rows.push(pairs));
+            rows.rows_at_once = rows.rows_at_once.min(inferred.rows_at_once);
+        }
+        inferred[0].pieces.iter().map(|pairs| pairs.image.rows.n_rows()).sum()
+    }
+}
+
+impl ModelRows {
+    fn push(&mut self, pairs: &PairEmbeddings) {
+        self.images.append(&pairs.image.rows);
+        self.captions.append(&pairs.text.rows);
         let is_degenerate =
             |row: &usize| pairs.image.degenerate.contains(row) || pairs.text.degenerate.contains(row);
-        rows.is_present.extend((0..pairs.image.rows.n_rows()).map(|row| !is_degenerate(&row)));
+        self.is_present.extend((0..pairs.image.rows.n_rows()).map(|row| !is_degenerate(&row)));
+    }
+
+    /// What the embeddings depend on beside the model and its inputs.
+    fn numerics(&self) -> BTreeMap<String, String> {
+        let mut numerics = self.numerics.clone();
+        if self.rows_at_once < usize::MAX {
+            numerics.insert("rows_at_once".to_owned(), self.rows_at_once.to_string());
+        }
+        numerics
+    }
+}
+
+/// What is known of a model before it embeds.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// Width of an embedding.
+    pub embedding_dim: usize,
+    /// See [`LoadedModel::numerics`].
+    numerics: BTreeMap<String, String>,
+}
+
+impl ModelFacts {
+    /// Of each model that the workers have; where GPUs differ all are named.
+    pub fn of_workers(workers: &[Worker]) -> Vec<ModelFacts> {
+        let of_model = |model_idx: usize| {
+            let mut numerics: BTreeMap<String, String> = BTreeMap::new();
+            for worker in workers {
+                for (key, value) in worker.models[model_idx].numerics() {
+                    let known = numerics.entry(key).or_insert_with(|| value.clone());
+                    if !known.split(" + ").any(|part| part == value) {
+                        *known = format!("{known} + {value}");
+                    }
+                }
+            }
+            ModelFacts { embedding_dim: workers[0].models[model_idx].embedding_dim, numerics }
+        };
+        (0..workers[0].models.len()).map(of_model).collect()
     }
 }
 
@@ -162,11 +208,14 @@ fn write_embeddings(
     // embeddings may differ between kinds of hardware: two attempts never share a name
     let name = format!("{}/{task:05}-{}.parquet", stage.name, storage::attempt());
     let table = embeddings_table(shards, samples, rows, run.plan().embed.embedding_dtype);
-    let file = table::write(folder, &name, &table, &[("embeddings_digest", stage.digest.to_string())])?;
+    let numerics = rows.numerics();
+    let json = serde_json::to_string(&numerics).expect("numerics are representable as JSON");
+    let metadata = [("embeddings_digest", stage.digest.to_string()), ("numerics", json)];
+    let file = table::write(folder, &name, &table, &metadata)?;
     let n_present = rows.is_present.iter().filter(|&&is_present| is_present).count();
     let counts =
         EmbeddingsCounts { rows: samples.len() as u64, degenerate: (samples.len() - n_present) as u64 };
-    let done = Done { data: vec![file], read: Vec::new(), counts, numerics: rows.numerics.clone() };
+    let done = Done { data: vec![file], read: Vec::new(), counts, numerics };
     if !run.commit(stage, task, done)? {
         folder.remove(&name)?; // another attempt was first
     }

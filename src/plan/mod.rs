@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::digest::Digest;
-use crate::embed::{Device, LoadedModel, SessionSettings, Variant};
+use crate::embed::{LoadedModel, SessionSettings, Variant};
 use crate::error::Error;
+use crate::runtime::Device;
 use crate::settings::{
     DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, SelectSettings, Settings,
     WriteSettings,

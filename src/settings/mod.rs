@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::embed::Device;
+use crate::embed::InferenceSettings;
 use crate::error::Error;
 use crate::read::Limits;
+use crate::runtime::Device;
 
 mod models;
 mod divide;
@@ -41,9 +42,12 @@ pub struct Settings {
     pub seed: u64,
     /// Folder of `samples/` and `embeddings/`, which runs may share; the run folder if absent.
     pub store: Option<PathBuf>,
-    /// Where models run: `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Where models run: `auto`, `cpu`, `cuda` (all GPUs), `cuda:0,3`, `tensorrt`, `tensorrt:0`; `cpu:2` for two halves of the
+    /// processor.
     #[serde(default)]
     pub device: Device,
+    /// Sets of sessions on each device: what runs models at once. Absent: as many as threads and memory have room for.
+    pub sessions: Option<usize>,
     /// Threads for decoding, inference and scoring; as many as there are processors if absent.
     pub threads: Option<usize>,
     #[serde(default = "default_memory_limit_bytes")]
@@ -189,6 +193,9 @@ impl Settings {
         if !(1..=THREADS_MAX).contains(&n_threads) {
             return Err(out_of_range("threads", n_threads, "between 1 and 1024"));
         }
+        if !(1..=THREADS_MAX).contains(&self.sessions.unwrap_or(1)) {
+            return Err(out_of_range("sessions", self.sessions.unwrap_or(1), "between 1 and 1024"));
+        }
         for (key, ratio) in [
             ("read.rejection_ratio_max_shard", self.read.rejection_ratio_max_shard),
             ("read.rejection_ratio_max", self.read.rejection_ratio_max),
@@ -215,6 +222,15 @@ impl Settings {
         self.report.check()?;
         self.select.check(&self.models, self.divide.is_some())?;
         Ok(self)
+    }
+
+    /// What inference may use of this machine.
+    pub fn inference(&self) -> InferenceSettings {
+        InferenceSettings {
+            device: self.device,
+            sessions: self.sessions,
+            memory_limit_bytes: self.memory_limit_bytes,
+        }
     }
 
     /// Threads to use on this machine.

@@ -46,7 +46,7 @@ fn file_digest(path: &Path) -> Result<String, ModelError> {
 
 /// Files with a graph's weights: `model.onnx_data`, `model.onnx_data_1`, `model.onnx.data`, in the order of
 /// their names.
-fn external_data(graph: &Path) -> Result<Vec<PathBuf>, ModelError> {
+pub(super) fn external_data(graph: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let folder = graph.parent().expect("a graph lies in the model's folder");
     let fault = |source| ModelError::Read { path: folder.to_owned(), source };
     let name = graph.file_name().expect("a graph is a file").to_string_lossy().into_owned();

@@ -108,6 +108,14 @@ impl Model {
     pub fn open(folder: &Path, variant: Variant) -> Result<Model, Error> {
         read(folder, variant).map_err(|source| Error::Model { folder: folder.to_owned(), source })
     }
+
+    /// Bytes of the graph files and of their external data, about those of the weights.
+    pub fn graph_bytes(&self) -> u64 {
+        let graphs = self.graphs.files();
+        let data = graphs.iter().filter_map(|graph| digest::external_data(graph).ok()).flatten();
+        let files = graphs.iter().map(|graph| graph.to_path_buf()).chain(data);
+        files.filter_map(|file| fs::metadata(file).ok()).map(|metadata| metadata.len()).sum()
+    }
 }
 
 fn read(folder: &Path, variant: Variant) -> Result<Model, ModelError> {

@@ -102,11 +102,16 @@ fn places() -> Vec<PathBuf> {
 
 /// Where the wheels `onnxruntime` and `onnxruntime-gpu` put the library.
 fn python_packages(root: &Path) -> Vec<PathBuf> {
+    site_packages(root).into_iter().map(|packages| packages.join("onnxruntime/capi")).collect()
+}
+
+/// Folders of packages of a Python environment.
+pub(super) fn site_packages(root: &Path) -> Vec<PathBuf> {
     let versions =
         fs::read_dir(root.join("lib")).into_iter().flatten().flatten().map(|version| version.path());
     let mut folders: Vec<PathBuf> = versions
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python")))
-        .map(|path| path.join("site-packages/onnxruntime/capi"))
+        .map(|path| path.join("site-packages"))
         .collect();
     folders.sort();
     folders
