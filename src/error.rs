@@ -10,6 +10,7 @@ use crate::divide::FitError;
 use crate::embed::ModelError;
 use crate::runtime::{DeviceError, pin};
 use crate::settings::{ModelRole, SettingsError};
+use crate::setup::SetupError;
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,8 @@ pub enum Error {
     RuntimeMissing { searched: Vec<PathBuf> },
     #[error("cannot load the ONNX Runtime library `{path}`")]
     RuntimeLoad { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot install ONNX Runtime")]
+    Setup { source: Box<SetupError> },
     #[error("cannot use device `{device}`")]
     Device { device: String, source: Box<DeviceError> },
     #[error("cannot run the {tower} tower of model `{folder}`")]
@@ -56,6 +59,8 @@ pub enum Error {
     OtherPlan { folder: PathBuf, differences: Vec<String> },
     #[error("store `{folder}` holds the samples of another pool, or read with other limits")]
     StoreOfAnotherPool { folder: PathBuf },
+    #[error("the runs `{left}` and `{right}` are of different pools")]
+    OtherPool { left: PathBuf, right: PathBuf },
     #[error("`{folder}` is not a run folder: it has no `plan.json`")]
     NotARun { folder: PathBuf },
     #[error("{} shards have no embeddings: {}", shards.len(), first_of(shards))]
@@ -140,6 +145,7 @@ impl Error {
                 )
             }
             Error::RuntimeLoad { .. } => "version 1.24 or later is needed".to_owned(),
+            Error::Setup { source } => source.hint(),
             Error::Device { source, .. } => source.hint(),
             Error::MemoryLimit { .. } => {
                 "raise `memory_limit_bytes`, or lower `super_batch_size` or `n_clusters`".to_owned()
@@ -150,6 +156,10 @@ impl Error {
                 differences.join("\n  ")
             ),
             Error::StoreOfAnotherPool { .. } => "give each pool a `store` of its own".to_owned(),
+            Error::OtherPool { .. } => {
+                "runs are compared sample by sample: both need the same shards and the same `read.shards_per_task`"
+                    .to_owned()
+            }
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
                 "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
@@ -221,6 +231,7 @@ impl Error {
                 | Error::DiskSpace { .. }
                 | Error::OtherPlan { .. }
                 | Error::StoreOfAnotherPool { .. }
+                | Error::OtherPool { .. }
                 | Error::NotARun { .. }
                 | Error::NothingToShow { .. }
                 | Error::KeyMissing { .. }

@@ -42,5 +42,7 @@ pub mod estimate;
 pub mod status;
 pub mod verify;
 pub mod inspect;
+pub mod compare;
 pub mod doctor;
+pub mod setup;
 pub mod cli;

@@ -3,30 +3,49 @@
 use std::path::Path;
 
 use crate::embed::image::{Preprocessing, Resize};
-use crate::embed::{LoadedModel, Model, SessionSettings, Variant};
+use crate::embed::{
+    DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings, LoadedModel, Model, SessionSettings, Sessions, Variant,
+};
 use crate::error::Error;
 use crate::runtime::Device;
+use crate::settings::DEFAULT_MEMORY_LIMIT_BYTES;
 
-use super::Findings;
+use super::{Findings, bench};
 
-/// Sizes of inference batches that are timed.
-const BATCH_SIZES: [usize; 3] = [1, 8, 64];
+/// How much is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bench {
+    /// The way that `embed` would take.
+    Default,
+    /// Sessions, threads and rows at once.
+    Full,
+}
 
-pub fn examine(findings: &mut Findings, folder: &Path) -> Result<(), Error> {
+pub fn examine(findings: &mut Findings, folder: &Path, device: Device, bench: Bench) -> Result<(), Error> {
+    let model = Model::open(folder, Variant::default())?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let settings = SessionSettings { device: Device::Auto, n_threads };
-    let mut loaded = LoadedModel::open(folder, Variant::default(), &settings)?;
+    let loaded = LoadedModel::load(model, &SessionSettings { device, n_threads })?;
     describe(findings, &loaded);
-
     findings.say("device", format!("{}, nodes: {}", loaded.towers.place(), loaded.towers.nodes()));
-    for batch_size in BATCH_SIZES {
-        let rate = loaded.images_per_sec(batch_size)?;
-        findings.say(
-            "",
-            format!("{rate:.1} images/s with their captions, in an inference batch of {batch_size}"),
-        );
+    let fallen_back = loaded.towers.nodes();
+    for (operator, n) in fallen_back.fallen_back(loaded.towers.place()) {
+        findings.say("", format!("{n} nodes of `{operator}` run on the processor"));
     }
-    Ok(())
+    match bench {
+        Bench::Full => bench::examine(findings, &loaded.model, device),
+        Bench::Default => {
+            let inference =
+                InferenceSettings { device, sessions: None, memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES };
+            let batch_size = DEFAULT_INFERENCE_BATCH_SIZE;
+            let mut sessions = Sessions::open(&loaded.model, &inference, n_threads, batch_size)?;
+            let rate = sessions.samples_per_sec()?;
+            findings.say(
+                "speed",
+                format!("{rate:.1} samples/s, as `embed` would run it; `--bench` tries other ways"),
+            );
+            Ok(())
+        }
+    }
 }
 
 fn describe(findings: &mut Findings, loaded: &LoadedModel) {

@@ -1,5 +1,7 @@
 //! A read sample in, the inputs of every model out: decoded once, preprocessed once for each distinct rule.
 
+use ::image::RgbImage;
+
 use crate::error::Error;
 use crate::read::{Limits, ReadSample, RejectedSample, Sample};
 use crate::rejection::Rejection;
@@ -70,6 +72,11 @@ impl Encoders {
         Ok(encoders)
     }
 
+    /// What the models take of a black image with a short caption.
+    pub fn blank(&self) -> Result<ModelInputs, Error> {
+        self.encode(&RgbImage::new(1, 1), "a photo")
+    }
+
     /// Decodes one sample.
     ///
     /// # Errors
@@ -92,9 +99,15 @@ impl Encoders {
             }
         };
         (row.width, row.height) = (Some(image.width()), Some(image.height()));
+        let caption = row.caption.as_deref().expect("a whole sample has a caption");
+        let inputs = self.encode(&image, caption)?;
+        Ok(DecodedSample { row, inputs: Some(inputs) })
+    }
+
+    fn encode(&self, image: &RgbImage, caption: &str) -> Result<ModelInputs, Error> {
         let pixels = self.preprocessings.iter().map(|preprocessing| {
             let mut pixels = vec![0.0; preprocessing.n_values()];
-            preprocess(&image, preprocessing, &mut pixels);
+            preprocess(image, preprocessing, &mut pixels);
             pixels
         });
         let mut inputs = ModelInputs {
@@ -104,10 +117,10 @@ impl Encoders {
         };
         for tokenizer in &self.tokenizers {
             let mut tokens = Tokens::new(tokenizer.context_length());
-            tokenizer.encode(row.caption.as_deref().expect("a whole sample has a caption"), &mut tokens)?;
+            tokenizer.encode(caption, &mut tokens)?;
             inputs.tokens.push(tokens);
         }
-        Ok(DecodedSample { row, inputs: Some(inputs) })
+        Ok(inputs)
     }
 }
 

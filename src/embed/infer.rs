@@ -25,6 +25,9 @@ use super::model::Model;
 use super::session::SessionSettings;
 use super::tower::PairEmbeddings;
 
+/// Samples of an inference batch where the settings do not say: enough for a GPU.
+pub const DEFAULT_INFERENCE_BATCH_SIZE: usize = 64;
+
 /// Rows that go through a graph at once on the processor.
 pub const CPU_ROWS_MAX: usize = 8;
 

@@ -2,18 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::runtime::Driver;
 
 use super::model::{Model, Variant};
 use super::session::SessionSettings;
-use super::tokenize::{Tokenizer, Tokens};
 use super::tower::Towers;
-
-/// Long enough for a rate that is right within a few per cent.
-const TIMED_MIN: Duration = Duration::from_millis(300);
 
 /// A model that is ready to embed.
 pub struct LoadedModel {
@@ -34,24 +29,6 @@ impl LoadedModel {
         let embedding_dim =
             towers.embedding_dim().map_err(|source| Error::Model { folder: model.folder.clone(), source })?;
         Ok(LoadedModel { model, towers, embedding_dim })
-    }
-
-    /// How many blank images with a short caption the model embeds in a second, after one batch to warm up.
-    pub fn images_per_sec(&mut self, inference_batch_size: usize) -> Result<f64, Error> {
-        let tokenizer = Tokenizer::open(&self.model)?;
-        let pixels = vec![0.0; inference_batch_size * self.model.preprocessing.n_values()];
-        let mut tokens = Tokens::new(tokenizer.context_length());
-        for _ in 0..inference_batch_size {
-            tokenizer.encode("a photo", &mut tokens)?;
-        }
-        self.towers.embed(&pixels, &tokens)?;
-        let start = Instant::now();
-        let mut n_images = 0;
-        while start.elapsed() < TIMED_MIN {
-            self.towers.embed(&pixels, &tokens)?;
-            n_images += inference_batch_size;
-        }
-        Ok(n_images as f64 / start.elapsed().as_secs_f64())
     }
 
     /// What the embeddings depend on beside the model and its inputs.

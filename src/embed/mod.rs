@@ -11,17 +11,20 @@ mod decoded;
 mod infer;
 mod writer;
 mod stage;
+mod rate;
 mod complete;
 mod rows;
 
 pub use crate::runtime::Device;
 pub use complete::{CompleteTasks, complete_tasks};
+pub use decoded::{DecodedSample, Encoders, ModelInputs, SampleRow};
 pub use feed::open_shard;
-pub use infer::{CPU_ROWS_MAX, Sharing};
+pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing};
 pub use loaded::LoadedModel;
 pub use model::{
     GraphNames, Graphs, LogitBias, LogitScale, Model, ModelError, Sourced, TextPreparation, Variant,
 };
+pub use rate::Sessions;
 pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
 pub use session::SessionSettings;
 pub use stage::{FailedTask, InferenceSettings, run};

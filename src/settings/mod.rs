@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::embed::InferenceSettings;
+use crate::embed::{DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings};
 use crate::error::Error;
 use crate::read::Limits;
 use crate::runtime::Device;
@@ -112,12 +112,26 @@ const THREADS_MAX: usize = 1024;
 
 impl Default for EmbedSettings {
     fn default() -> Self {
-        EmbedSettings { inference_batch_size: 64, embedding_dtype: EmbeddingDtype::default() }
+        EmbedSettings {
+            inference_batch_size: DEFAULT_INFERENCE_BATCH_SIZE,
+            embedding_dtype: EmbeddingDtype::default(),
+        }
     }
 }
 
+/// 8 GiB.
+pub const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 8 << 30;
+
 fn default_memory_limit_bytes() -> u64 {
-    8 << 30
+    DEFAULT_MEMORY_LIMIT_BYTES
+}
+
+impl ReadSettings {
+    /// These shards, and the defaults for all else.
+    pub fn of_shards(shards: &[String]) -> ReadSettings {
+        let settings = serde_json::json!({ "shards": shards });
+        serde_json::from_value(settings).expect("all but the shards has a default")
+    }
 }
 
 fn default_rejection_ratio_max_shard() -> f64 {
