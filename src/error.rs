@@ -8,7 +8,9 @@ use parquet::errors::ParquetError;
 
 use crate::divide::FitError;
 use crate::embed::{ModelError, ModelKind};
+use crate::runtime::{DeviceError, pin};
 use crate::settings::{ModelRole, SettingsError};
+use crate::setup::SetupError;
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +54,10 @@ pub enum Error {
     RuntimeMissing { searched: Vec<PathBuf> },
     #[error("cannot load the ONNX Runtime library `{path}`")]
     RuntimeLoad { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot install ONNX Runtime")]
+    Setup { source: Box<SetupError> },
     #[error("cannot use device `{device}`")]
-    Device { device: String, source: ort::Error },
+    Device { device: String, source: Box<DeviceError> },
     #[error("cannot run the {tower} tower of model `{folder}`")]
     Inference { tower: &'static str, folder: PathBuf, source: ort::Error },
     #[error("{what} takes {needed_bytes} bytes, more than `memory_limit_bytes` = {limit_bytes} allows")]
@@ -64,6 +68,8 @@ pub enum Error {
     OtherPlan { folder: PathBuf, differences: Vec<String> },
     #[error("store `{folder}` holds the samples of another pool, or read with other limits")]
     StoreOfAnotherPool { folder: PathBuf },
+    #[error("the runs `{left}` and `{right}` are of different pools")]
+    OtherPool { left: PathBuf, right: PathBuf },
     #[error("`{folder}` is not a run folder: it has no `plan.json`")]
     NotARun { folder: PathBuf },
     #[error("{} shards have no embeddings: {}", shards.len(), first_of(shards))]
@@ -161,14 +167,15 @@ impl Error {
             Error::RuntimeMissing { searched } => {
                 let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
                 format!(
-                    "`make setup` fetches it, or set `SUPERBATCH_ONNXRUNTIME` to its path; searched {}",
+                    "`superbatch setup` fetches it (or: pip install {}), or set `SUPERBATCH_ONNXRUNTIME` to its path; \
+                     searched {}",
+                    pin("onnxruntime").requirement,
                     places.join(", ")
                 )
             }
             Error::RuntimeLoad { .. } => "version 1.24 or later is needed".to_owned(),
-            Error::Device { .. } => {
-                "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned()
-            }
+            Error::Setup { source } => source.hint(),
+            Error::Device { source, .. } => source.hint(),
             Error::MemoryLimit { .. } => {
                 "raise `memory_limit_bytes`, or lower `super_batch_size` or `n_clusters`".to_owned()
             }
@@ -178,6 +185,10 @@ impl Error {
                 differences.join("\n  ")
             ),
             Error::StoreOfAnotherPool { .. } => "give each pool a `store` of its own".to_owned(),
+            Error::OtherPool { .. } => {
+                "runs are compared sample by sample: both need the same shards and the same `read.shards_per_task`"
+                    .to_owned()
+            }
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
                 "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
@@ -251,6 +262,7 @@ impl Error {
                 | Error::DiskSpace { .. }
                 | Error::OtherPlan { .. }
                 | Error::StoreOfAnotherPool { .. }
+                | Error::OtherPool { .. }
                 | Error::NotARun { .. }
                 | Error::NothingToShow { .. }
                 | Error::KeyMissing { .. }

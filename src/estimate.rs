@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::embed::{LoadedModel, ModelKind, SessionSettings, open_shard};
+use crate::embed::{Model, ModelKind, Sessions, open_shard};
 use crate::error::Error;
 use crate::plan::{Plan, PlannedModel};
 use crate::settings::{EmbeddingDtype, Settings};
@@ -79,11 +79,12 @@ impl Estimate {
 
     /// Runs each model for a moment to tell how long it will take for the pool.
     pub fn measure_inference(&mut self, plan: &Plan, settings: &Settings) -> Result<(), Error> {
-        let session = SessionSettings { device: settings.device, n_threads: self.n_threads };
         let mut secs = 0.0;
         for (_, model) in plan.models.iter() {
-            let mut loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
-            secs += self.n_samples as f64 / loaded.samples_per_sec(plan.embed.inference_batch_size)?;
+            let model = Model::open(&model.folder, model.choice())?;
+            let batch_size = plan.embed.inference_batch_size;
+            let mut sessions = Sessions::open(&model, &settings.inference(), self.n_threads, batch_size)?;
+            secs += self.n_samples as f64 / sessions.samples_per_sec()?;
         }
         self.inference_secs = Some(secs);
         Ok(())

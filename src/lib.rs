@@ -15,6 +15,7 @@ pub mod matrix;
 pub mod tile;
 pub mod noise;
 pub mod smallest;
+pub mod rank;
 pub mod caption;
 pub mod table;
 pub mod sample;
@@ -26,6 +27,7 @@ pub mod run_folder;
 pub mod progress;
 pub mod executor;
 pub mod exchange;
+pub mod runtime;
 
 // the stages
 pub mod read;
@@ -40,5 +42,7 @@ pub mod estimate;
 pub mod status;
 pub mod verify;
 pub mod inspect;
+pub mod compare;
 pub mod doctor;
+pub mod setup;
 pub mod cli;

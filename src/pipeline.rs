@@ -1,14 +1,14 @@
 //! The run on one screen: a plan in, curated shards and a report out.
 
-use crate::embed::{Device, FailedTask};
+use crate::embed::{FailedTask, InferenceSettings};
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::run_folder::RunFolder;
 use crate::{divide, embed, select, write};
 
 /// Does every undone stage, in the order of the flow.
-pub fn run(run: &RunFolder, executor: &Executor, device: Device) -> Result<(), Error> {
-    embed(run, executor, device)?;
+pub fn run(run: &RunFolder, executor: &Executor, inference: &InferenceSettings) -> Result<(), Error> {
+    embed(run, executor, inference)?;
     wait_for_other_embeddings(run, executor)?;
     divide::run(run, executor)?;
     select::run(run, executor)?;
@@ -33,8 +33,8 @@ fn wait_for_other_embeddings(run: &RunFolder, executor: &Executor) -> Result<(),
 }
 
 /// The embed stage; shards that fail may be left out up to `read.failed_shards_max`.
-pub fn embed(run: &RunFolder, executor: &Executor, device: Device) -> Result<(), Error> {
-    let failed = embed::run(run, executor, device)?;
+pub fn embed(run: &RunFolder, executor: &Executor, inference: &InferenceSettings) -> Result<(), Error> {
+    let failed = embed::run(run, executor, inference)?;
     let pool = &run.plan().pool;
     let n_shards: usize = failed.iter().map(|failed| pool.shards_of(failed.task).len()).sum();
     for FailedTask { task, error } in &failed {

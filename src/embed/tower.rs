@@ -8,10 +8,11 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{Tensor, TensorElementType, ValueType};
 
 use super::model::{ImageSide, Model, ModelError, ModelParts, TextSide};
-use super::session::{self, Device, SessionSettings};
+use super::session::{self, SessionSettings};
 use super::tokenize::Tokens;
 use crate::error::Error;
 use crate::matrix::Matrix;
+use crate::runtime::{NodeCounts, Place};
 
 /// Embeddings of one tower, a row a sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +83,7 @@ impl Towers {
     ///
     /// [`Error::Model`] for graphs that cannot be loaded, lack inputs or outputs, or want images of another size;
     /// [`Error::Device`] for a GPU that was asked for and cannot be used; those of
-    /// [`load_runtime`](super::load_runtime).
+    /// [`load`](crate::runtime::library::load).
     pub fn open(model: &Model, settings: &SessionSettings) -> Result<Towers, Error> {
         let image_tower = |side, outputs| ImageTower::open(model, side, outputs, settings).map(Box::new);
         let text_tower = |side| TextTower::open(model, side, settings).map(Box::new);
@@ -123,13 +124,25 @@ impl Towers {
     }
 
     /// What the graphs run on.
-    pub fn device_taken(&self) -> Device {
+    pub fn place(&self) -> Place {
         match self {
-            Towers::Split(tower, _) | Towers::Image(tower) | Towers::Classifier(tower) => {
-                tower.device_taken()
+            Towers::Split(tower, _) | Towers::Image(tower) | Towers::Classifier(tower) => tower.graph.place,
+            Towers::Text(tower) => tower.graph.place,
+            Towers::Combined(tower) => tower.graph.place,
+        }
+    }
+
+    /// Which provider runs how many nodes of all graphs.
+    pub fn nodes(&self) -> NodeCounts {
+        match self {
+            Towers::Split(image, text) => {
+                let mut nodes = image.graph.nodes.clone();
+                nodes.extend(&text.graph.nodes);
+                nodes
             }
-            Towers::Text(tower) => tower.device_taken(),
-            Towers::Combined(tower) => tower.graph.device,
+            Towers::Image(tower) | Towers::Classifier(tower) => tower.graph.nodes.clone(),
+            Towers::Text(tower) => tower.graph.nodes.clone(),
+            Towers::Combined(tower) => tower.graph.nodes.clone(),
         }
     }
 
@@ -193,10 +206,6 @@ impl ImageTower {
         Ok(rows)
     }
 
-    pub fn device_taken(&self) -> Device {
-        self.graph.device
-    }
-
     fn width(&mut self) -> Result<usize, ModelError> {
         let blank = self.pixels.blank(N_DRY);
         let input = self.pixels.input(&blank, N_DRY).map_err(|source| self.graph.dry_fault(source))?;
@@ -232,10 +241,6 @@ impl TextTower {
         let inputs = self.tokens.inputs(tokens).map_err(|source| self.graph.fault(source))?;
         let [rows] = self.graph.run(inputs, [&self.output], tokens.n_rows())?;
         Ok(unit_rows(rows))
-    }
-
-    pub fn device_taken(&self) -> Device {
-        self.graph.device
     }
 
     fn width(&mut self) -> Result<usize, ModelError> {
@@ -309,7 +314,8 @@ struct Graph {
     folder: PathBuf,
     /// For messages: `image`, `text` or `combined`.
     tower: &'static str,
-    device: Device,
+    place: Place,
+    nodes: NodeCounts,
 }
 
 impl Graph {
@@ -319,8 +325,9 @@ impl Graph {
         tower: &'static str,
         settings: &SessionSettings,
     ) -> Result<Graph, Error> {
-        let (session, device) = session::open(model, path, settings)?;
-        Ok(Graph { session, path: path.to_owned(), folder: model.folder.clone(), tower, device })
+        let opened = session::open(model, path, settings)?;
+        let (session, place, nodes) = (opened.session, opened.place, opened.nodes);
+        Ok(Graph { session, path: path.to_owned(), folder: model.folder.clone(), tower, place, nodes })
     }
 
     fn fault(&self, source: ort::Error) -> Error {

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::digest::Digest;
-use crate::embed::{Device, LoadedModel, SessionSettings};
+use crate::embed::{LoadedModel, SessionSettings};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
+use crate::runtime::Device;
 use crate::settings::{
     DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, SelectSettings, Settings,
     WriteSettings,

@@ -17,8 +17,9 @@ use crate::settings::{DivideSettings, EmbeddingDtype, ModelRole, ScoreKind};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
-use super::loss::SigmoidLoss;
-use super::score::{Learner, PairModel, Reference, Scoring, hard_learnability};
+use super::loss::PairLoss;
+use super::score::{Learner, PairModel, Reference, Scoring};
+use super::share::hard_learnability;
 
 /// Counts of one task of `select.score`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub fn score_counts(run: &RunFolder, task: usize) -> Result<ScoreCounts, Error> 
 
 /// Both towers of each model of the plan over the same samples.
 pub struct ScoredModels {
-    models: Vec<(ModelRole, Matrix, Matrix, SigmoidLoss)>,
+    models: Vec<(ModelRole, Matrix, Matrix, PairLoss)>,
 }
 
 impl ScoredModels {
@@ -50,9 +51,10 @@ impl ScoredModels {
         let with_loss = models.into_iter().map(|(role, images, captions)| {
             let model = run.plan().models.get(role).expect("a model of the plan");
             // no bias where no draw looks at pairs
-            let loss = SigmoidLoss {
+            let loss = PairLoss {
                 logit_scale: model.logit_scale.unwrap_or(1.0),
                 logit_bias: model.logit_bias.unwrap_or(0.0),
+                objective: run.plan().select.objective,
             };
             (role, images, captions, loss)
         });
