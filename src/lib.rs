@@ -28,6 +28,7 @@ pub mod run_folder;
 pub mod progress;
 pub mod executor;
 pub mod exchange;
+pub mod runtime;
 
 // the stages
 pub mod read;
@@ -42,5 +43,7 @@ pub mod estimate;
 pub mod status;
 pub mod verify;
 pub mod inspect;
+pub mod compare;
 pub mod doctor;
+pub mod setup;
 pub mod cli;

@@ -71,6 +71,8 @@ pub enum Purpose {
     Control,
     /// The samples from which the report takes deciles.
     Summary,
+    /// The tasks that are audited by a full model.
+    Audit,
 }
 
 impl Purpose {
@@ -89,6 +91,7 @@ impl Purpose {
             Purpose::Reshuffle => "reshuffle",
             Purpose::Control => "control",
             Purpose::Summary => "summary",
+            Purpose::Audit => "audit",
         }
     }
 }

@@ -9,18 +9,22 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::embed::Device;
+use crate::compare::{self, ModelsRequest};
+use crate::doctor::{Bench, ExaminedModel};
+use crate::embed::InferenceSettings;
 use crate::error::Error;
 use crate::executor::{Executor, Part};
-use crate::plan::Plan;
+use crate::plan::{Plan, Pool};
 use crate::rejection::Rejection;
 use crate::run_folder::{OtherPlan, RunFolder};
-use crate::settings::Settings;
+use crate::runtime::Device;
+use crate::settings::{DEFAULT_MEMORY_LIMIT_BYTES, EmbedSettings, ReadSettings, Settings};
+use crate::setup::{self, Build};
 use crate::storage::Storage;
 use crate::{divide, select, write};
 use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
 
-use args::{Args, Command, PipelineArgs, StageArgs};
+use args::{Args, Command, CompareArgs, PipelineArgs, StageArgs};
 use output::{Output, diagnostic};
 
 /// How a command ends.
@@ -61,7 +65,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Run(stage) => {
             let settings = settings_of(&stage.pipeline)?;
             let (run, executor) = open(&stage, &settings, settings.device)?;
-            pipeline::run(&run, &executor, settings.device)?;
+            pipeline::run(&run, &executor, &settings.inference())?;
             finish(&run, &executor)
         }
         Command::Plan { pipeline, json } => {
@@ -75,7 +79,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Embed(stage) => {
             let settings = settings_of(&stage.pipeline)?;
             let (run, executor) = open(&stage, &settings, settings.device)?;
-            pipeline::embed(&run, &executor, settings.device)?;
+            pipeline::embed(&run, &executor, &settings.inference())?;
             Ok(Exit::Done)
         }
         Command::Divide(stage) => stage_command(&stage, divide::run),
@@ -111,12 +115,51 @@ fn run(command: Command) -> Result<Exit, Error> {
             let shown = inspect::inspect(&path, key.as_deref())?;
             Output::stdout().line(&if json { shown.json() } else { shown.text() })
         }
-        Command::Doctor { model } => {
-            let (text, is_well) = doctor::examine(model.as_deref());
+        Command::Compare(args) => compare(&args),
+        Command::Setup { cuda, python } => {
+            let library = setup::setup(if cuda { Build::Cuda } else { Build::Cpu }, &python)?;
+            Output::stdout().line(&library.display().to_string())
+        }
+        Command::Doctor { model, bench, device } => {
+            let bench = if bench { Bench::Full } else { Bench::Default };
+            let model = model.as_deref().map(|folder| ExaminedModel { folder, device, bench });
+            let (text, is_well) = doctor::examine(model);
             Output::stdout().line(&text)?;
             Ok(if is_well { Exit::Done } else { Exit::Failed })
         }
     }
+}
+
+fn compare(args: &CompareArgs) -> Result<Exit, Error> {
+    let (json, text) = if args.pool.is_empty() {
+        let open = |run: &str| RunFolder::open(Storage::new(run));
+        let compared = compare::compare_runs(&open(&args.left)?, &open(&args.right)?)?;
+        (serde_json::to_string_pretty(&compared), compared.text())
+    } else {
+        let read = ReadSettings::of_shards(&args.pool);
+        let Ok(left) = args.left.parse();
+        let Ok(right) = args.right.parse();
+        let compared = compare::compare_models(&ModelsRequest {
+            left: &left,
+            right: &right,
+            pool: &Pool::find(&read)?,
+            read: &read,
+            n_samples: args.samples,
+            inference: InferenceSettings {
+                device: args.device,
+                sessions: None,
+                memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES,
+            },
+            n_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            inference_batch_size: EmbedSettings::default().inference_batch_size,
+        })?;
+        (serde_json::to_string_pretty(&compared), compared.text())
+    };
+    Output::stdout().line(&if args.json {
+        json.expect("a comparison is representable as JSON")
+    } else {
+        text
+    })
 }
 
 fn stage_command(

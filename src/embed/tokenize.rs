@@ -1,8 +1,10 @@
 //! Captions in, token ids of a fixed length out, as Hugging Face's tokenizers give them. Per sample.
 
+use std::path::Path;
+
 use tokenizers::{PaddingDirection, PaddingParams, PaddingStrategy, PostProcessor, TruncationParams};
 
-use super::model::{Model, ModelError};
+use super::model::{ModelError, TextSide};
 use crate::error::Error;
 
 /// Token ids of some captions, one row a caption.
@@ -67,14 +69,14 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Sets up the model's `tokenizer.json` to cut and to pad every caption to the context length.
+    /// Sets up a model's `tokenizer.json` to cut and to pad every caption to the context length.
     ///
     /// # Errors
     ///
     /// [`Error::Model`] if the tokenizer cannot be read, does not know the padding token, or adds more
     /// special tokens than the context holds.
-    pub fn open(model: &Model) -> Result<Tokenizer, Error> {
-        open(model).map_err(|source| Error::Model { folder: model.folder.clone(), source })
+    pub fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, Error> {
+        open(folder, side).map_err(|source| Error::Model { folder: folder.to_owned(), source })
     }
 
     pub fn context_length(&self) -> usize {
@@ -104,11 +106,11 @@ impl Tokenizer {
     }
 }
 
-fn open(model: &Model) -> Result<Tokenizer, ModelError> {
+fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, ModelError> {
     let fault = |reason: String| ModelError::Tokenizer { reason };
-    let text = &model.text;
+    let text = &side.preparation;
     let mut inner =
-        tokenizers::Tokenizer::from_bytes(&model.tokenizer).map_err(|error| fault(error.to_string()))?;
+        tokenizers::Tokenizer::from_bytes(&side.tokenizer).map_err(|error| fault(error.to_string()))?;
     let pad_id = inner
         .token_to_id(&text.pad_token)
         .ok_or_else(|| fault(format!("its vocabulary has no padding token `{}`", text.pad_token)))?;
@@ -132,6 +134,6 @@ fn open(model: &Model) -> Result<Tokenizer, ModelError> {
         inner,
         context_length: text.context_length,
         lower_case: text.lower_case,
-        folder: model.folder.clone(),
+        folder: folder.to_owned(),
     })
 }

@@ -4,6 +4,7 @@
 //! that it reads. Threads, device, memory and output paths are in none of them.
 
 mod pool;
+mod model;
 mod planted;
 
 use std::collections::BTreeMap;
@@ -14,14 +15,17 @@ use serde_json::{Value, json};
 
 use crate::digest::Digest;
 use crate::divide::PlannedCentroids;
-use crate::embed::{Device, LoadedModel, SessionSettings, Variant};
+use crate::embed::{LoadedModel, SessionSettings};
 use crate::error::Error;
-use crate::select::{Objective, OwnLoss, pair_score};
+use crate::noise::{Purpose, keyed_hash};
+use crate::runtime::Device;
+use crate::select::{OwnLoss, pair_score};
 use crate::settings::{
     DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, ScoreKind,
     SelectSettings, Settings, WriteSettings,
 };
 
+pub use model::PlannedModel;
 pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
 
@@ -55,25 +59,6 @@ pub struct Plan {
     pub digests: Digests,
 }
 
-/// A model as the plan fixes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlannedModel {
-    pub folder: PathBuf,
-    pub variant: Variant,
-    /// Graphs, preprocessing, tokenizer, precision and inference batch size; names the folder of its embeddings.
-    pub digest: Digest,
-    /// Width of an embedding.
-    pub embedding_dim: usize,
-    /// Linear, not its logarithm; none where nothing states it, or where it is fitted to the pool.
-    pub logit_scale: Option<f64>,
-    pub logit_scale_source: String,
-    /// SigLIP's sign; none where the model has none, or where it is fitted to the pool.
-    pub logit_bias: Option<f64>,
-    pub logit_bias_source: String,
-    /// Whether both are fitted to the pool.
-    pub calibrate: bool,
-}
-
 /// The digest of every stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digests {
@@ -101,8 +86,10 @@ impl Plan {
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
-            let loaded = LoadedModel::open(&model.folder, model.variant, &session)?;
-            planned.push((role, PlannedModel::new(&loaded, role, settings)?));
+            let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
+            let model = PlannedModel::new(&loaded, model, &settings.embed);
+            model::check(settings, role, &model, &loaded.model)?;
+            planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
         let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
@@ -110,7 +97,7 @@ impl Plan {
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
-        check_models(&models, &select, &divide)?;
+        check_experts(&models, &divide)?;
         let digests = Digests::new(settings, &pool, &models, (&divide, &centroids), &select, &planted)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
@@ -140,52 +127,37 @@ impl Plan {
         pair_score(&self.select, &self.models)
     }
 
+    /// The tasks that a model embeds: all, or the audited ones if it only audits.
+    pub fn tasks_of(&self, role: ModelRole) -> Vec<usize> {
+        let of_model = |other: ModelRole| {
+            self.models.get(other).map(|model| &model.digest)
+                == self.models.get(role).map(|model| &model.digest)
+        };
+        // one model may have several roles
+        let audits_only = self.models.iter().all(|(other, _)| other.is_audit() || !of_model(other));
+        if audits_only { self.audited_tasks() } else { (0..self.pool.n_tasks()).collect() }
+    }
+
+    /// The tasks that full models audit, in order: the fraction `report.audit_fraction` of all, rounded up, with the
+    /// smallest keyed hashes of their first shards.
+    pub fn audited_tasks(&self) -> Vec<usize> {
+        let n_tasks = self.pool.n_tasks();
+        let n_audited = ((self.report.audit_fraction * n_tasks as f64).ceil() as usize).clamp(1, n_tasks);
+        let hash =
+            |task: usize| keyed_hash(Purpose::Audit, self.seed, 0, &self.pool.shards_of(task)[0].id, 0);
+        let mut tasks: Vec<usize> = (0..n_tasks).collect();
+        tasks.sort_by_key(|&task| (hash(task), task));
+        tasks.truncate(n_audited);
+        tasks.sort_unstable();
+        tasks
+    }
+
     /// What another plan says differently, a line each: `path: here → there`.
     pub fn differences(&self, other: &Plan) -> Vec<String> {
         let mut lines = Vec::new();
         let (here, there) = (json!(self), json!(other));
         collect_differences("", &here, &there, &mut lines);
         lines
-    }
-}
-
-/// Where scale and bias come from that are fitted to the pool.
-const CALIBRATED: &str = "calibrated on the pool";
-
-impl PlannedModel {
-    /// Whether pairs have a loss under this objective: the sigmoid wants a scale and a bias, the softmax a scale.
-    pub fn has_logits(&self, objective: Objective) -> bool {
-        self.calibrate
-            || self.logit_scale.is_some() && (objective == Objective::Softmax || self.logit_bias.is_some())
-    }
-
-    fn new(loaded: &LoadedModel, role: ModelRole, settings: &Settings) -> Result<PlannedModel, Error> {
-        let model = &loaded.model;
-        let calibrate = settings.models.get(role).is_some_and(|model| model.calibrate);
-        let (logit_bias, logit_bias_source) = match &model.logit_bias {
-            _ if calibrate => (None, CALIBRATED.to_owned()),
-            Some(bias) => (Some(bias.value.get()), bias.source.clone()),
-            None => (None, "none: the model has no bias".to_owned()),
-        };
-        let (logit_scale, logit_scale_source) = match calibrate {
-            true => (None, CALIBRATED.to_owned()),
-            false => (Some(model.logit_scale.value.get()), model.logit_scale.source.clone()),
-        };
-        Ok(PlannedModel {
-            folder: model.folder.clone(),
-            variant: model.variant,
-            digest: Digest::of_json(&json!({
-                "model": model.digest,
-                "inference_batch_size": settings.embed.inference_batch_size,
-                "embedding_dtype": settings.embed.embedding_dtype,
-            })),
-            embedding_dim: loaded.embedding_dim,
-            logit_scale,
-            logit_scale_source,
-            logit_bias,
-            logit_bias_source,
-            calibrate,
-        })
     }
 }
 
@@ -208,6 +180,8 @@ impl Digests {
                 "shards": shards,
                 "shards_per_task": pool.shards_per_task,
                 "limits": settings.read.limits,
+                "samples": settings.read.samples,
+                "label_field": settings.read.label_field,
             }),
         );
         let embeddings: BTreeMap<String, Digest> = models
@@ -230,12 +204,17 @@ impl Digests {
             });
             stage("divide", content)
         });
-        let logits: Vec<_> = models.iter().map(|(_, model)| (model.logit_scale, model.logit_bias)).collect();
+        // what audits comes in when samples are chosen already
+        let chosen_by = || models.iter().filter(|(role, _)| !role.is_audit());
+        let embeddings_read: BTreeMap<String, &Digest> =
+            chosen_by().map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()])).collect();
+        let logits: Vec<_> =
+            chosen_by().map(|(_, model)| (model.logit_scale, model.logit_bias, model.calibrate)).collect();
         let is_calibrated = models.iter().any(|(_, model)| model.calibrate);
         let score = stage(
             "score",
             json!({
-                "embeddings": embeddings,
+                "embeddings": embeddings_read,
                 "logit_scales_and_biases": logits,
                 // the fit stands for a sub-batch
                 "calibrated_for": is_calibrated.then(|| select.draw.deal()),
@@ -269,7 +248,23 @@ impl Digests {
         );
         let write = stage("write", json!({"settings": settings.write, "select": select}));
         let planted = planted.as_ref().map(PlantedSamples::digest);
-        let report = stage("report", json!({"planted": planted, "select": select, "write": write}));
+        let audits: BTreeMap<String, &Digest> = models
+            .iter()
+            .filter(|(role, _)| role.is_audit())
+            .map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()]))
+            .collect();
+        // without audits their fraction changes nothing
+        let audit_fraction = (!audits.is_empty()).then_some(settings.report.audit_fraction);
+        let report = stage(
+            "report",
+            json!({
+                "planted": planted,
+                "select": select,
+                "write": write,
+                "audits": audits,
+                "audit_fraction": audit_fraction,
+            }),
+        );
         Ok(Digests { samples, embeddings, divide, score, filters, select, write, report })
     }
 
@@ -287,40 +282,18 @@ impl Digests {
     }
 }
 
-/// Whether the models can do what the steps of `select` ask of them.
-fn check_models(
-    models: &Models<PlannedModel>,
-    select: &SelectSettings,
-    divide: &Option<DivideSettings>,
-) -> Result<(), Error> {
-    if models.experts().next().is_some() {
-        let n_clusters = divide.as_ref().map_or(0, |divide| divide.n_clusters as u32);
-        if let Some(cluster) = (0..n_clusters).find(|cluster| !models.has(ModelRole::Expert(*cluster))) {
-            return Err(Error::ExpertMissing { cluster });
-        }
-        let experts: Vec<&PlannedModel> =
-            models.experts().filter_map(|cluster| models.get(ModelRole::Expert(cluster))).collect();
-        if experts.iter().any(|expert| expert.embedding_dim != experts[0].embedding_dim) {
-            return Err(Error::ExpertsDiffer);
-        }
+/// Whether every cluster has its expert, and all of them embed in spaces of one width.
+fn check_experts(models: &Models<PlannedModel>, divide: &Option<DivideSettings>) -> Result<(), Error> {
+    let Some(first) = models.experts().next() else { return Ok(()) };
+    let n_clusters = divide.as_ref().map_or(0, |divide| divide.n_clusters as u32);
+    if let Some(cluster) = (0..n_clusters).find(|cluster| !models.has(ModelRole::Expert(*cluster))) {
+        return Err(Error::ExpertMissing { cluster });
     }
-    for role in roles_with_logits(select, models) {
-        let Some(model) = models.get(role) else { continue };
-        if !model.has_logits(select.objective) {
-            return Err(Error::BiasMissing { model: role, folder: model.folder.clone() });
-        }
+    let width = |cluster| models.get(ModelRole::Expert(cluster)).map(|expert| expert.embedding_dim);
+    match models.experts().find(|cluster| width(*cluster) != width(first)) {
+        Some(_) => Err(Error::ExpertsDiffer),
+        None => Ok(()),
     }
-    Ok(())
-}
-
-/// The models whose pairs the draw scores by their loss.
-fn roles_with_logits(select: &SelectSettings, models: &Models<PlannedModel>) -> Vec<ModelRole> {
-    let Some(score) = select.draw.pair_score() else { return Vec::new() };
-    let mut roles = score.needs().to_vec();
-    if roles.contains(&ModelRole::Reference) {
-        roles.extend(models.experts().map(ModelRole::Expert));
-    }
-    roles
 }
 
 /// Finds the centroids of another run, if the settings name any.
@@ -401,3 +374,6 @@ fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

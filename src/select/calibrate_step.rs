@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::embed::read_embedded_samples;
+use crate::embed::{read_embedded_samples, read_embeddings};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::noise::{Purpose, keyed_hash};
@@ -13,7 +13,6 @@ use crate::smallest::Smallest;
 
 use super::calibrate::calibrate;
 use super::losses::CalibratedLogits;
-use super::usable::read_pairs;
 
 /// Pairs that the fit looks at: their negatives stand for those of a sub-batch of any size.
 const PAIRS_MAX: usize = 4096;
@@ -48,7 +47,12 @@ pub fn commit_calibration(
     let mut read = Vec::new();
     for (task, mut samples) in by_task {
         samples.sort_unstable();
-        let (images, captions) = read_pairs(run, role, task, &samples, &mut read)?;
+        let (embedded, file) = read_embeddings(run, role, task)?;
+        read.push(file);
+        let mut rows = embedded.rows_of(&samples);
+        rows.retain(|&row| embedded.is_present(row));
+        let (images, captions) = embedded.pairs().expect("checked with the plan: a model of pairs");
+        let (images, captions) = (images.gather(&rows), captions.gather(&rows));
         match &mut towers {
             None => towers = Some((images, captions)),
             Some((all_images, all_captions)) => {

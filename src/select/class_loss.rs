@@ -22,7 +22,7 @@ pub fn class_losses(
         return Ok(vec![None; samples.len()]);
     }
     let (embedded, _) = read_embeddings(run, role, task)?;
-    let logits = embedded.logits().expect("checked with the plan: a classifier");
+    let logits = embedded.rows.logits().expect("checked with the plan: a classifier");
     let (labels, _) = read_labels(run, task, samples)?;
     let logits = logits.gather(&embedded.rows_of(samples));
     let losses = cross_entropies(&logits, &labels, label_smoothing);

@@ -117,8 +117,9 @@ impl HardNegatives {
             let ids: Vec<_> = samples.iter().map(|sample| sample.id(&run.plan().pool)).collect();
             let caption_hashes: Vec<u128> = samples.iter().map(|sample| texts.of(*sample).1).collect();
             let positions = embedded.rows_of(&samples);
-            let images = embedded.images().gather(&positions);
-            let captions = embedded.captions().map(|captions| captions.gather(&positions));
+            let images =
+                embedded.rows.images().expect("checked with the plan: it embeds images").gather(&positions);
+            let captions = embedded.rows.captions().map(|captions| captions.gather(&positions));
             let queries = Samples {
                 ids: &ids,
                 images: &images,

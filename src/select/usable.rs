@@ -7,7 +7,6 @@ use crate::divide::read_divided;
 use crate::embed::{EmbeddedRows, read_embeddings};
 use crate::error::Error;
 use crate::matrix::Matrix;
-use crate::rejection::Rejection;
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
 use crate::settings::{EmbeddingDtype, ModelRole, ScoreKind};
@@ -161,17 +160,20 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     assert!(embedded.values().all(|rows| rows.samples == samples), "every model embeds the same samples");
     let divided = plan.divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
     read.extend(divided.iter().map(|divided| divided.file.clone()));
-    let is_usable: Vec<bool> = (0..samples.len())
-        .map(|row| {
-            embedded.iter().all(|(role, rows)| match role {
-                ModelRole::Expert(cluster) => {
-                    let divided = divided.as_ref().expect("experts come with clusters");
-                    divided.cluster_of(samples[row]) != Some(*cluster) || rows.is_present[row]
-                }
-                _ => rows.is_present[row],
-            })
-        })
-        .collect();
+    let mut unusable: BTreeMap<String, u64> = BTreeMap::new();
+    let mut is_usable = vec![true; samples.len()];
+    for (row, is_usable) in is_usable.iter_mut().enumerate() {
+        // an expert counts in its own cluster alone
+        let counts = |role: &ModelRole| match (role, &divided) {
+            (ModelRole::Expert(cluster), Some(divided)) => divided.cluster_of(samples[row]) == Some(*cluster),
+            _ => true,
+        };
+        let rejections = embedded.iter().filter(|(role, _)| counts(role));
+        if let Some(rejection) = rejections.filter_map(|(_, rows)| rows.rejections[row]).min() {
+            *is_usable = false;
+            *unusable.entry(rejection.text().to_owned()).or_default() += 1;
+        }
+    }
     let usable: Vec<usize> = (0..samples.len()).filter(|&row| is_usable[row]).collect();
     let kept: Vec<SampleRef> = usable.iter().map(|&row| samples[row]).collect();
     let clusters: Option<Vec<u32>> =
@@ -191,11 +193,6 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
         if let Some((images, captions)) = towers {
             models.push(ScoredModel { role, images, captions, loss: loss_in(run, role, None)? });
         }
-    }
-    let n_unusable = samples.len() - usable.len();
-    let mut unusable = BTreeMap::new();
-    if n_unusable > 0 {
-        unusable.insert(Rejection::DegenerateEmbedding.text().to_owned(), n_unusable as u64);
     }
     Ok(UsableRows { samples: kept, clusters, models: ScoredModels(models), unusable, read })
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::error::ModelError;
-use super::read_file;
+use super::folder::read_file;
+use super::kind::ModelKind;
 use crate::embed::image::Resample;
 
 /// The manifest's file name.
@@ -14,6 +15,7 @@ pub(super) const MANIFEST: &str = "model.toml";
 /// All of `model.toml`; every setting may be left out.
 ///
 /// ```toml
+/// kind = "pair"                  # or "image", "text", "classifier"
 /// logit_scale = 117.3            # linear: exp of what the checkpoint stores
 /// logit_bias = -12.9             # SigLIP's sign; leave out for CLIP
 ///
@@ -36,6 +38,7 @@ pub(super) const MANIFEST: &str = "model.toml";
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Manifest {
+    pub kind: Option<ModelKind>,
     pub logit_scale: Option<f64>,
     pub logit_bias: Option<f64>,
     pub image_graph: Option<String>,

@@ -51,7 +51,8 @@ fn commit_deal(run: &RunFolder, position: usize, task: usize) -> Result<(), Erro
     let table = |samples: &[SampleRef]| {
         let ids = || samples.iter().map(|sample| sample.id(&plan.pool));
         let similarities = Rows(&divided.table).f32("centroid_similarity");
-        let images = embedded.images.gather(&embedded.rows_of(samples));
+        let images = embedded.rows.images().expect("checked with the plan: it embeds images");
+        let images = images.gather(&embedded.rows_of(samples));
         let mut columns = Columns::default();
         columns
             .text("shard", ids().map(|id| Some(id.shard)))

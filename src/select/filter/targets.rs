@@ -107,7 +107,8 @@ impl Targets {
     ) -> Result<Matrix, Error> {
         let (embedded, file) = read_embeddings(run, self.model, task)?;
         read.push(file);
-        Ok(embedded.images.gather(&embedded.rows_of(samples)))
+        let images = embedded.rows.images().expect("checked with the plan: it embeds images");
+        Ok(images.gather(&embedded.rows_of(samples)))
     }
 }
 
