@@ -62,6 +62,7 @@ fn preprocessing(rule: &Preprocessing) -> String {
         Resize::ShortestSide { side, crop_width, crop_height } => {
             format!("shorter side to {side}, then the central {crop_width}×{crop_height}")
         }
+        Resize::LongestSide { width, height, fill } => format!("fitted into {width}×{height} of {fill:?}"),
     };
     // as settings name it
     let resample = serde_json::json!(rule.resample);
