@@ -15,6 +15,7 @@ pub mod matrix;
 pub mod tile;
 pub mod noise;
 pub mod smallest;
+pub mod rank;
 pub mod caption;
 pub mod table;
 pub mod sample;

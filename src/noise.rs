@@ -55,6 +55,8 @@ pub enum Purpose {
     Seeding,
     /// The members of the banks.
     Bank,
+    /// The negatives of a contrastive score.
+    Negatives,
     /// Kept samples dealt anew, to see what joint selection was worth.
     Reshuffle,
     /// The random control of the report.
@@ -71,6 +73,7 @@ impl Purpose {
             Purpose::Fit => "fit",
             Purpose::Seeding => "seeding",
             Purpose::Bank => "bank",
+            Purpose::Negatives => "negatives",
             Purpose::Reshuffle => "reshuffle",
             Purpose::Control => "control",
             Purpose::Summary => "summary",

@@ -25,7 +25,7 @@ pub fn ranges(n: usize) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
     (0..n.div_ceil(TILE)).map(move |tile_idx| nth_range(n, tile_idx))
 }
 
-fn nth_range(n: usize, tile_idx: usize) -> Range<usize> {
+pub(crate) fn nth_range(n: usize, tile_idx: usize) -> Range<usize> {
     tile_idx * TILE..n.min((tile_idx + 1) * TILE)
 }
 

@@ -7,7 +7,7 @@ use superbatch::divide::{Banks, FitParams, HardnessParams, Samples, assign, hard
 use superbatch::matrix::Matrix;
 use superbatch::noise::{DrawKey, Purpose, SampleId, gumbel, keyed_hash};
 use superbatch::select::{
-    Chance, DrawPlan, FilterRatio, Learner, PairModel, PassKey, Reference, Scoring, SigmoidLoss,
+    Chance, DrawPlan, FilterRatio, Learner, Objective, PairLoss, PairModel, PassKey, Reference, Scoring,
     batch_learnability, chunk_sizes, draw, hard_learnability, kept_in, super_batch_sizes,
 };
 
@@ -171,15 +171,18 @@ struct Gathered<'a> {
     reference: (Matrix, Matrix),
     ids: Vec<SampleId<'a>>,
     caption_hashes: Vec<u128>,
-    losses: [SigmoidLoss; 2],
+    losses: [PairLoss; 2],
 }
 
 impl Inputs {
     fn gather(&self, rows: &[usize]) -> Gathered<'_> {
         let matrix = |values: &[Vec<f32>]| Matrix::new(values.concat(), values[0].len()).gather(rows);
         let model = |model: &Model| (matrix(&model.images), matrix(&model.captions));
-        let loss =
-            |model: &Model| SigmoidLoss { logit_scale: model.logit_scale, logit_bias: model.logit_bias };
+        let loss = |model: &Model| PairLoss {
+            logit_scale: model.logit_scale,
+            logit_bias: model.logit_bias,
+            objective: Objective::Sigmoid,
+        };
         let id = |row: &usize| SampleId { shard: &self.ids[*row].0, sample_idx: self.ids[*row].1 };
         Gathered {
             learner: model(&self.learner),

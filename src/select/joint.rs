@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::noise::{DrawKey, SampleId, gumbel};
 
 use super::counts::chunk_sizes;
-use super::score::{Scoring, marginals};
+use super::loss::Objective;
+use super::reduce::{Mask, reduce};
+use super::score::{PairModel, Scoring};
 
 /// How a sub-batch is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +35,16 @@ pub enum Chance {
     TopK,
 }
 
+impl Chance {
+    /// What the largest are taken of.
+    pub(super) fn value(self, logit: f64, key: DrawKey, id: SampleId) -> f64 {
+        match self {
+            Chance::Gumbel => logit + gumbel(key, id.shard, id.sample_idx),
+            Chance::TopK => logit,
+        }
+    }
+}
+
 /// A pass's place in a run: what its noise depends on beside chunk and sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassKey {
@@ -42,7 +54,7 @@ pub struct PassKey {
 }
 
 impl PassKey {
-    fn chunk(self, chunk: usize) -> DrawKey {
+    pub(super) fn chunk(self, chunk: usize) -> DrawKey {
         DrawKey { seed: self.seed, round: self.round, pass: self.pass, chunk: chunk as u64 }
     }
 }
@@ -72,52 +84,101 @@ pub struct JointDraw {
 ///
 /// ```text
 /// first chunk     probability ∝ exp(gain · S[x, x])
-/// later chunks    probability ∝ exp(gain · (S[x, x] + Σ_{k drawn} (S[k, x] + S[x, k])))
+/// later chunks    probability ∝ exp(gain · logit[x])
+/// sigmoid         logit[x] = S[x, x] + Σ_{k drawn} (S[k, x] + S[x, k])
+/// softmax         logit[x] = −l_xx + ½ (ln Σ_{k drawn} e^(l_xk) + ln Σ_{k drawn} e^(l_kx))
+///                            learner minus reference, or one of them
 /// ```
 ///
-/// The second exponent is `F(A ∪ {x}) − F(A)`: what x adds to the learnability of the drawn A. A high
+/// The sigmoid logit is `F(A ∪ {x}) − F(A)`: what x adds to the learnability of the drawn A. The softmax logit is
+/// what the batch loss of x would be without its own pair in it, an approximation without such an identity. A high
 /// `conditional_score` says that the sample was worth learning together with those before it. Ties go by
 /// sample id.
 ///
 /// # Shapes and units
 ///
-/// `ids[i]` belongs to row i of the models. One running logit a sample in f64, in nats; the terms are losses
-/// in f32. Work: 4·B·b·d FLOPs a model for B samples and b drawn; memory O(B) beside the embeddings.
+/// `ids[i]` belongs to row i of the models. Running sums (or log-sum-exps) a sample, model and direction in f64, in
+/// nats; the terms are losses and logits in f32. Work: 4·B·b·d FLOPs a model for B samples and b drawn; memory O(B)
+/// beside the embeddings.
 ///
 /// # Source
 ///
-/// JEST, arXiv:2406.17711, §3 and Algorithm 1, sigmoid objective. The paper draws with `exp` and `choice`;
-/// Gumbel noise gives the same law and cannot overflow.
+/// JEST, arXiv:2406.17711, §3 and Algorithm 1; softmax as its public re-implementation. The paper draws with `exp`
+/// and `choice`; Gumbel noise gives the same law and cannot overflow.
 pub fn draw(ids: &[SampleId], scoring: &Scoring, plan: &DrawPlan) -> JointDraw {
+    draw_remaining(ids, scoring, &vec![false; ids.len()], plan)
+}
+
+/// [`draw`] from those samples that are not taken already, say by an earlier pass.
+pub fn draw_remaining(ids: &[SampleId], scoring: &Scoring, is_taken: &[bool], plan: &DrawPlan) -> JointDraw {
     let n_samples = scoring.n_samples();
-    assert_eq!(ids.len(), n_samples, "one id a sample");
-    assert!(plan.sub_batch_size <= n_samples, "{} of {n_samples} samples to draw", plan.sub_batch_size);
+    assert!(ids.len() == n_samples && is_taken.len() == n_samples, "one id a sample");
     assert!(plan.gain.is_finite() && plan.gain > 0.0, "gain {}", plan.gain);
 
+    let mut conditional = scoring.map(Conditional::new);
     let scores = scoring.scores();
     let mut logits = scores.clone();
-    let mut is_drawn = vec![false; n_samples];
+    let mut is_taken = is_taken.to_vec();
     let mut drawn = Vec::with_capacity(plan.sub_batch_size);
     let sizes = chunk_sizes(plan.sub_batch_size, plan.n_chunks);
     for (chunk, &size) in sizes.iter().enumerate() {
         let key = plan.key.chunk(chunk);
-        let rows = largest(ids, &is_drawn, size, |row| match plan.chance {
-            Chance::Gumbel => plan.gain * logits[row] + gumbel(key, ids[row].shard, ids[row].sample_idx),
-            Chance::TopK => plan.gain * logits[row],
-        });
+        let rows =
+            largest(ids, &is_taken, size, |row| plan.chance.value(plan.gain * logits[row], key, ids[row]));
         for &row in &rows {
-            is_drawn[row] = true;
+            is_taken[row] = true;
             drawn.push(Drawn { row, chunk, draw_rank: drawn.len(), conditional_score: logits[row] });
         }
         if chunk + 1 < sizes.len() {
-            let added = marginals(scoring, &rows);
-            for (logit, added) in logits.iter_mut().zip(added) {
-                *logit += added;
-            }
+            conditional = conditional.map(|model| model.given(&rows));
+            logits = conditional.as_ref().map(Conditional::losses).scores();
         }
     }
     assert_eq!(drawn.len(), plan.sub_batch_size);
     JointDraw { scores, drawn }
+}
+
+/// What every sample would add to the loss of what is drawn, under one model.
+struct Conditional<'a> {
+    model: PairModel<'a>,
+    own_losses: Vec<f64>,
+    /// Of each sample's image with the captions of the drawn, as [`reduce`] has it; nats.
+    images: Vec<f64>,
+    /// Of each sample's caption with the images of the drawn.
+    captions: Vec<f64>,
+}
+
+impl<'a> Conditional<'a> {
+    fn new(model: PairModel<'a>) -> Conditional<'a> {
+        let nothing = vec![model.loss().objective.nothing(); model.n_samples()];
+        let own_losses = model.diagonal().losses;
+        Conditional { model, own_losses, images: nothing.clone(), captions: nothing }
+    }
+
+    /// After these rows were drawn too. The entries of the drawn themselves mean nothing.
+    fn given(mut self, rows: &[usize]) -> Conditional<'a> {
+        let drawn = self.model.gather(rows);
+        let sets = [self.model.images_with(drawn.view()), self.model.captions_with(drawn.view())];
+        let added = reduce(&sets, Mask::Nothing);
+        for (totals, added) in [&mut self.images, &mut self.captions].into_iter().zip(added) {
+            for (total, added) in totals.iter_mut().zip(added) {
+                *total = self.model.loss().objective.merge(*total, added);
+            }
+        }
+        self
+    }
+
+    /// The part of the logits that is this model's, nats; some samples must be drawn.
+    fn losses(&self) -> Vec<f64> {
+        let both = self.images.iter().zip(&self.captions);
+        let samples = self.own_losses.iter().zip(both);
+        match self.model.loss().objective {
+            Objective::Sigmoid => samples.map(|(own, (image, caption))| own + (image + caption)).collect(),
+            Objective::Softmax => {
+                samples.map(|(own, (image, caption))| own + 0.5 * (image + caption)).collect()
+            }
+        }
+    }
 }
 
 /// Draws uniformly without replacement: the control, in one chunk, with `conditional_score` 0.
@@ -130,15 +191,15 @@ pub fn draw_uniform(ids: &[SampleId], sub_batch_size: usize, key: PassKey) -> Ve
     ranks.map(|(draw_rank, row)| Drawn { row, chunk: 0, draw_rank, conditional_score: 0.0 }).collect()
 }
 
-/// The `size` rows of largest value among those not drawn, in decreasing order, ties by sample id.
-fn largest(
+/// The `size` rows of largest value among those not taken, in decreasing order, ties by sample id.
+pub(super) fn largest(
     ids: &[SampleId],
-    is_drawn: &[bool],
+    is_taken: &[bool],
     size: usize,
     value: impl Fn(usize) -> f64 + Sync,
 ) -> Vec<usize> {
     let mut candidates: Vec<(f64, usize)> =
-        (0..ids.len()).into_par_iter().filter(|&row| !is_drawn[row]).map(|row| (value(row), row)).collect();
+        (0..ids.len()).into_par_iter().filter(|&row| !is_taken[row]).map(|row| (value(row), row)).collect();
     assert!(size <= candidates.len(), "{size} of {} samples to draw", candidates.len());
     let order = |left: &(f64, usize), right: &(f64, usize)| {
         let by_value = right.0.partial_cmp(&left.0).expect("logits of unit embeddings are numbers");
@@ -156,12 +217,13 @@ fn largest(
 mod tests {
     use super::*;
     use crate::matrix::Matrix;
-    use crate::select::score::{Learner, PairModel, Reference, batch_learnability};
-    use crate::select::{SigmoidLoss, similarity};
+    use crate::select::score::{Learner, Reference, batch_learnability};
+    use crate::select::{PairLoss, log_add_exp, similarity, softplus};
     use crate::tile::random_unit_rows;
 
-    const LEARNER: SigmoidLoss = SigmoidLoss { logit_scale: 12.0, logit_bias: -6.0 };
-    const REFERENCE: SigmoidLoss = SigmoidLoss { logit_scale: 30.0, logit_bias: -9.0 };
+    const LEARNER: PairLoss = PairLoss { logit_scale: 12.0, logit_bias: -6.0, objective: Objective::Sigmoid };
+    const REFERENCE: PairLoss =
+        PairLoss { logit_scale: 30.0, logit_bias: -9.0, objective: Objective::Sigmoid };
 
     /// Images and captions of the learner, then of the reference.
     struct Embeddings([Matrix; 4]);
@@ -171,16 +233,19 @@ mod tests {
             Embeddings([1, 2, 3, 4].map(|seed| random_unit_rows(n, 10, seed)))
         }
 
-        fn learner(&self) -> PairModel<'_> {
-            PairModel::new(&self.0[0], &self.0[1], LEARNER)
+        fn learner(&self, objective: Objective) -> PairModel<'_> {
+            PairModel::new(&self.0[0], &self.0[1], PairLoss { objective, ..LEARNER })
         }
 
-        fn reference(&self) -> PairModel<'_> {
-            PairModel::new(&self.0[2], &self.0[3], REFERENCE)
+        fn reference(&self, objective: Objective) -> PairModel<'_> {
+            PairModel::new(&self.0[2], &self.0[3], PairLoss { objective, ..REFERENCE })
         }
 
-        fn learnability(&self) -> Scoring<'_> {
-            Scoring::Learnability { learner: Learner(self.learner()), reference: Reference(self.reference()) }
+        fn learnability(&self, objective: Objective) -> Scoring<'_> {
+            Scoring::Learnability {
+                learner: Learner(self.learner(objective)),
+                reference: Reference(self.reference(objective)),
+            }
         }
     }
 
@@ -193,36 +258,63 @@ mod tests {
         DrawPlan { sub_batch_size, n_chunks, gain: 0.5, chance: Chance::Gumbel, key }
     }
 
-    /// `S[i, j]` in f64, all at once.
-    fn dense(embeddings: &Embeddings, weights: [f64; 2]) -> Vec<Vec<f64>> {
-        let [x, y, x_reference, y_reference] = &embeddings.0;
-        let loss = |loss: SigmoidLoss, images: &Matrix, captions: &Matrix, i: usize, j: usize| {
-            let similarity = similarity(images.row(i), captions.row(j));
-            if i == j { loss.positive(similarity) } else { loss.negative(similarity) }
-        };
-        let n = x.n_rows();
-        let score = |i, j| {
-            weights[0] * loss(LEARNER, x, y, i, j)
-                + weights[1] * loss(REFERENCE, x_reference, y_reference, i, j)
-        };
-        (0..n).map(|i| (0..n).map(|j| score(i, j)).collect()).collect()
+    /// `l[i, j]` of one model in f64, all at once.
+    struct Dense {
+        logits: Vec<Vec<f64>>,
+        objective: Objective,
     }
 
-    /// The definition: every marginal from all drawn so far. Positions in draw order with their logits.
-    fn draw_dense(scores: &[Vec<f64>], ids: &[SampleId], plan: &DrawPlan) -> Vec<(usize, f64)> {
-        let mut drawn: Vec<(usize, f64)> = Vec::new();
+    impl Dense {
+        fn new(images: &Matrix, captions: &Matrix, loss: PairLoss) -> Dense {
+            let n = images.n_rows();
+            let logit = |i, j| loss.logit(similarity(images.row(i), captions.row(j)));
+            let logits = (0..n).map(|i| (0..n).map(|j| logit(i, j)).collect()).collect();
+            Dense { logits, objective: loss.objective }
+        }
+
+        /// The model's part of the logit of x after these were drawn, and the sum of its terms' absolute values.
+        fn conditional(&self, x: usize, drawn: &[usize]) -> (f64, f64) {
+            let l = &self.logits;
+            match self.objective {
+                Objective::Sigmoid => {
+                    let negatives: f64 = drawn.iter().map(|&k| softplus(l[k][x]) + softplus(l[x][k])).sum();
+                    (softplus(-l[x][x]) + negatives, softplus(-l[x][x]) + negatives)
+                }
+                Objective::Softmax if drawn.is_empty() => (-l[x][x], l[x][x].abs()),
+                Objective::Softmax => {
+                    let image = drawn.iter().map(|&k| l[x][k]).fold(f64::NEG_INFINITY, log_add_exp);
+                    let caption = drawn.iter().map(|&k| l[k][x]).fold(f64::NEG_INFINITY, log_add_exp);
+                    (-l[x][x] + 0.5 * (image + caption), l[x][x].abs() + image.abs() + caption.abs())
+                }
+            }
+        }
+    }
+
+    /// The definition: every logit from all drawn so far. Positions in draw order, logits and their terms.
+    fn draw_dense(
+        models: &[(Dense, f64)],
+        ids: &[SampleId],
+        is_taken: &[bool],
+        plan: &DrawPlan,
+    ) -> Vec<(usize, f64, f64)> {
+        let mut drawn: Vec<(usize, f64, f64)> = Vec::new();
         for (chunk, size) in chunk_sizes(plan.sub_batch_size, plan.n_chunks).into_iter().enumerate() {
-            let mut rest: Vec<(f64, usize, f64)> = (0..scores.len())
-                .filter(|x| drawn.iter().all(|(row, _)| row != x))
+            let before: Vec<usize> = drawn.iter().map(|(row, ..)| *row).collect();
+            let mut rest: Vec<(f64, usize, f64, f64)> = (0..ids.len())
+                .filter(|x| !before.contains(x) && !is_taken[*x])
                 .map(|x| {
-                    let marginal: f64 = drawn.iter().map(|&(k, _)| scores[k][x] + scores[x][k]).sum();
-                    let logit = scores[x][x] + marginal;
+                    let (mut logit, mut terms) = (0.0, 0.0);
+                    for (model, sign) in models {
+                        let (part, part_terms) = model.conditional(x, &before);
+                        logit += sign * part;
+                        terms += part_terms;
+                    }
                     let noise = gumbel(plan.key.chunk(chunk), ids[x].shard, ids[x].sample_idx);
-                    (plan.gain * logit + noise, x, logit)
+                    (plan.gain * logit + noise, x, logit, terms)
                 })
                 .collect();
             rest.sort_by(|left, right| right.0.total_cmp(&left.0));
-            drawn.extend(rest.iter().take(size).map(|&(_, x, logit)| (x, logit)));
+            drawn.extend(rest.iter().take(size).map(|&(_, x, logit, terms)| (x, logit, terms)));
         }
         drawn
     }
@@ -231,30 +323,38 @@ mod tests {
     fn the_draw_is_that_of_the_dense_definition() {
         let n = 700; // three strips, the last one short
         let (embeddings, ids) = (Embeddings::random(n), ids(n));
-        let scorings = [
-            (embeddings.learnability(), [1.0, -1.0]),
-            (Scoring::HardLearner { learner: Learner(embeddings.learner()) }, [1.0, 0.0]),
-            (Scoring::EasyReference { reference: Reference(embeddings.reference()) }, [0.0, -1.0]),
-        ];
-        for (scoring, weights) in scorings {
-            let scores = dense(&embeddings, weights);
-            for plan in [plan(300, 5), plan(17, 1), plan(n, 3), plan(4, 9)] {
-                let expected = draw_dense(&scores, &ids, &plan);
-                let JointDraw { scores: own_scores, drawn } = draw(&ids, &scoring, &plan);
-                assert!(
-                    own_scores
-                        .iter()
-                        .enumerate()
-                        .all(|(row, score)| (score - scores[row][row]).abs() < 1e-12)
-                );
-                assert_eq!(drawn.len(), plan.sub_batch_size);
-                for (rank, (drawn_here, (row, logit))) in drawn.iter().zip(&expected).enumerate() {
-                    assert_eq!((drawn_here.row, drawn_here.draw_rank), (*row, rank));
-                    let terms: f64 = expected[..rank]
-                        .iter()
-                        .map(|&(k, _)| scores[k][*row].abs() + scores[*row][k].abs())
-                        .sum();
-                    assert!((drawn_here.conditional_score - logit).abs() <= 2e-6 * (1.0 + terms));
+        for objective in [Objective::Sigmoid, Objective::Softmax] {
+            let [x, y, x_reference, y_reference] = &embeddings.0;
+            let learner = || Dense::new(x, y, PairLoss { objective, ..LEARNER });
+            let reference = || Dense::new(x_reference, y_reference, PairLoss { objective, ..REFERENCE });
+            let scorings = [
+                (embeddings.learnability(objective), vec![(learner(), 1.0), (reference(), -1.0)]),
+                (
+                    Scoring::HardLearner { learner: Learner(embeddings.learner(objective)) },
+                    vec![(learner(), 1.0)],
+                ),
+                (
+                    Scoring::EasyReference { reference: Reference(embeddings.reference(objective)) },
+                    vec![(reference(), -1.0)],
+                ),
+            ];
+            let none = vec![false; n];
+            let some: Vec<bool> = (0..n).map(|row| row % 3 == 1).collect();
+            for (scoring, models) in scorings {
+                for (plan, is_taken) in
+                    [(plan(300, 5), &none), (plan(17, 1), &none), (plan(n, 3), &none), (plan(90, 4), &some)]
+                {
+                    let expected = draw_dense(&models, &ids, is_taken, &plan);
+                    let JointDraw { scores, drawn } = draw_remaining(&ids, &scoring, is_taken, &plan);
+                    for (row, score) in scores.iter().enumerate() {
+                        let own = |(model, sign): &(Dense, f64)| sign * model.conditional(row, &[]).0;
+                        assert!((score - models.iter().map(own).sum::<f64>()).abs() < 1e-12);
+                    }
+                    assert_eq!(drawn.len(), plan.sub_batch_size);
+                    for (rank, (drawn, (row, logit, terms))) in drawn.iter().zip(&expected).enumerate() {
+                        assert_eq!((drawn.row, drawn.draw_rank), (*row, rank));
+                        assert!((drawn.conditional_score - logit).abs() <= 2e-6 * (1.0 + terms));
+                    }
                 }
             }
         }
@@ -263,7 +363,7 @@ mod tests {
     #[test]
     fn a_logit_is_what_the_sample_adds_to_the_batch() {
         let (embeddings, ids) = (Embeddings::random(120), ids(120));
-        let scoring = embeddings.learnability();
+        let scoring = embeddings.learnability(Objective::Sigmoid);
         let drawn = draw(&ids, &scoring, &plan(40, 40)).drawn;
         let rows: Vec<usize> = drawn.iter().map(|drawn| drawn.row).collect();
         for n in [1, 7, 39] {
@@ -276,12 +376,14 @@ mod tests {
     #[test]
     fn equal_models_leave_nothing_to_learn() {
         let (embeddings, ids) = (Embeddings::random(300), ids(300));
-        let (learner, reference) = (Learner(embeddings.learner()), Reference(embeddings.learner()));
-        let scoring = Scoring::Learnability { learner, reference };
-        let JointDraw { scores, drawn } = draw(&ids, &scoring, &plan(100, 4));
-        assert!(scores.iter().all(|score| *score == 0.0));
-        assert!(drawn.iter().all(|drawn| drawn.conditional_score == 0.0));
-        assert_eq!(batch_learnability(&scoring, &[3, 5, 250]), 0.0);
+        for objective in [Objective::Sigmoid, Objective::Softmax] {
+            let model = embeddings.learner(objective);
+            let scoring = Scoring::Learnability { learner: Learner(model), reference: Reference(model) };
+            let JointDraw { scores, drawn } = draw(&ids, &scoring, &plan(100, 4));
+            assert!(scores.iter().all(|score| *score == 0.0));
+            assert!(drawn.iter().all(|drawn| drawn.conditional_score == 0.0));
+            assert_eq!(batch_learnability(&scoring, &[3, 5, 250]), 0.0);
+        }
     }
 
     #[test]
@@ -291,10 +393,14 @@ mod tests {
         let order: Vec<usize> = (0..n).map(|row| row * 171 % n).collect();
         let permuted = Embeddings(embeddings.0.each_ref().map(|matrix| matrix.gather(&order)));
         let permuted_ids: Vec<SampleId> = order.iter().map(|row| straight_ids[*row]).collect();
-        for chance in [Chance::Gumbel, Chance::TopK] {
+        for (chance, objective) in [
+            (Chance::Gumbel, Objective::Sigmoid),
+            (Chance::TopK, Objective::Sigmoid),
+            (Chance::Gumbel, Objective::Softmax),
+        ] {
             let plan = DrawPlan { chance, ..plan(90, 6) };
-            let straight = draw(&straight_ids, &embeddings.learnability(), &plan).drawn;
-            let permuted = draw(&permuted_ids, &permuted.learnability(), &plan).drawn;
+            let straight = draw(&straight_ids, &embeddings.learnability(objective), &plan).drawn;
+            let permuted = draw(&permuted_ids, &permuted.learnability(objective), &plan).drawn;
             for (straight, permuted) in straight.iter().zip(&permuted) {
                 assert_eq!(straight.row, order[permuted.row]);
                 assert!((straight.conditional_score - permuted.conditional_score).abs() < 1e-3);
@@ -307,7 +413,7 @@ mod tests {
         let (embeddings, ids) = (Embeddings::random(1100), ids(1100));
         let draw_with = |n_threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-            pool.install(|| draw(&ids, &embeddings.learnability(), &plan(500, 8)))
+            pool.install(|| draw(&ids, &embeddings.learnability(Objective::Softmax), &plan(500, 8)))
         };
         assert_eq!(draw_with(1), draw_with(2));
     }

@@ -1,9 +1,6 @@
-//! Similarities in, sigmoid pair losses out: of one pair in f64, of a whole tile of negative pairs in f32.
+//! Similarities in, losses of single pairs out, in f64: a model's objective, its logit scale and its logit bias.
 
-use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
-
-use crate::tile::{Tile, exp_nonpositive, horner};
 
 /// The loss of a pair, by which models were trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -34,86 +31,121 @@ pub fn softplus(logit: f64) -> f64 {
     logit.max(0.0) + (-logit.abs()).exp().ln_1p()
 }
 
-/// [`softplus`] in f32 for loops over tiles, by arithmetic alone so that they vectorise.
-///
-/// The relative error is below 1e-6 for every logit above −87, where the loss is 1.6e-38; below, the loss
-/// stays there.
-///
-/// # Source
-///
-/// `max(l, 0) + ln(1 + e^−|l|)` with `ln(1 + z) = z·P(z)`, P our own minimax fit on 0..1 (relative error 3e-8).
-#[inline(always)]
-fn softplus_f32(logit: f32) -> f32 {
-    const LN_1P_OVER_Z: [f32; 9] = [
-        0.999_999_94,
-        -0.499_994_93,
-        0.333_190_95,
-        -0.248_429_64,
-        0.191_059_35,
-        -0.136_630_95,
-        0.078_224_175,
-        -0.029_504_146,
-        0.005_232_421_7,
-    ];
-    let z = exp_nonpositive(-logit.abs());
-    logit.max(0.0) + z * horner(z, LN_1P_OVER_Z)
+/// `ln(e^a + e^b)`, exact to f64; minus infinity is the sum of nothing.
+pub fn log_add_exp(a: f64, b: f64) -> f64 {
+    let (larger, smaller) = if a > b { (a, b) } else { (b, a) };
+    if smaller == f64::NEG_INFINITY { larger } else { larger + (smaller - larger).exp().ln_1p() }
 }
 
-/// A model's sigmoid loss: how it turns the similarity of an image and a caption into nats.
+/// How a model turns the similarity of an image and a caption into nats.
 ///
 /// ```text
-/// logit = logit_scale · similarity + logit_bias
-/// positive(similarity) = softplus(−logit)      the pair (i, i)
-/// negative(similarity) = softplus(logit)       the pairs (i, j), i ≠ j
+/// logit                l = logit_scale · similarity + logit_bias
+/// positive, sigmoid    softplus(−l)      the pair (i, i)
+/// positive, softmax    −l                what of the loss is the pair's own; the rest is its batch's
 /// ```
 ///
-/// Both are high where the model is wrong: the positive loss where image and caption are far apart, the
-/// negative loss where an image is close to another sample's caption.
+/// The positive loss is high where the model holds image and caption for a poor match. The losses of other
+/// pairs are softplus(l) with the sigmoid objective; with softmax they are under one logarithm in the loss of
+/// the sample, see [`batch_learnability`](super::batch_learnability).
 ///
 /// # Source
 ///
-/// SigLIP, arXiv:2303.15343, with its sign of the bias (about −10 at the start of training). JEST,
-/// arXiv:2406.17711, writes the logit `−α·s + β`: its β is minus this bias.
+/// Sigmoid: SigLIP, arXiv:2303.15343, with its sign of the bias (about −10 at the start of training). JEST,
+/// arXiv:2406.17711, writes the logit `−α·s + β`: its β is minus this bias. Softmax: CLIP, arXiv:2103.00020;
+/// the bias cancels in every loss of a batch, and stays in the positive alone.
 ///
 /// # Example
 ///
 /// ```
-/// use superbatch::select::SigmoidLoss;
-/// let loss = SigmoidLoss { logit_scale: 10.0, logit_bias: -10.0 };
+/// use superbatch::select::{Objective, PairLoss};
+/// let loss = PairLoss { logit_scale: 10.0, logit_bias: -10.0, objective: Objective::Sigmoid };
 /// assert_eq!(loss.positive(1.0), 2f64.ln()); // logit 0
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SigmoidLoss {
+pub struct PairLoss {
     /// Linear (checkpoints store its logarithm), above 0.
     pub logit_scale: f64,
     pub logit_bias: f64,
+    pub objective: Objective,
 }
 
-impl SigmoidLoss {
-    /// The loss of a sample's own pair, in nats.
-    pub fn positive(&self, similarity: f64) -> f64 {
-        softplus(-self.logit(similarity))
-    }
+impl PairLoss {
+    /// ActiveCLIP's scoring loss, minus the similarity: the own part of a softmax loss at scale 1 and bias 0.
+    ///
+    /// Learner minus reference is then `reference_similarity − learner_similarity`.
+    ///
+    /// # Source
+    ///
+    /// arXiv:2312.05328.
+    pub const DOT_PRODUCT: PairLoss =
+        PairLoss { logit_scale: 1.0, logit_bias: 0.0, objective: Objective::Softmax };
 
-    /// The loss of an image with another sample's caption, in nats.
-    pub fn negative(&self, similarity: f64) -> f64 {
-        softplus(self.logit(similarity))
-    }
-
-    fn logit(&self, similarity: f64) -> f64 {
+    /// `logit_scale · similarity + logit_bias`.
+    pub fn logit(&self, similarity: f64) -> f64 {
         self.logit_scale * similarity + self.logit_bias
     }
 
-    /// Replaces each similarity of a tile by the loss of the negative pair times `weight`.
-    pub(super) fn weigh_negatives(&self, tile: &mut Tile, weight: f32) {
-        weigh_negatives(tile.values_mut(), self.logit_scale as f32, self.logit_bias as f32, weight);
+    /// The loss of a sample's own pair, in nats.
+    pub fn positive(&self, similarity: f64) -> f64 {
+        let logit = self.logit(similarity);
+        match self.objective {
+            Objective::Sigmoid => softplus(-logit),
+            Objective::Softmax => -logit,
+        }
+    }
+
+    pub(super) fn is_usable(&self) -> bool {
+        self.logit_scale.is_finite() && self.logit_scale > 0.0 && self.logit_bias.is_finite()
     }
 }
 
-#[multiversion(targets = "simd")]
-fn weigh_negatives(similarities: &mut [f32], logit_scale: f32, logit_bias: f32, weight: f32) {
-    for value in similarities {
-        *value = weight * softplus_f32(logit_scale * *value + logit_bias);
+/// A sample among negatives under one model: from it follows its share in a sub-batch of any size.
+///
+/// | | sigmoid | softmax |
+/// |---|---|---|
+/// | `image` | mean_j softplus(l_ij) | ln mean_j e^(l_ij) − l_ii |
+/// | `caption` | mean_j softplus(l_ji) | ln mean_j e^(l_ji) − l_ii |
+///
+/// Nats; high where the image (the caption) of sample i is close to the captions (the images) of the negatives j.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AmongNegatives {
+    pub image: f64,
+    pub caption: f64,
+}
+
+impl Objective {
+    /// A sample's share in the loss of a sub-batch with `sub_batch_size − 1` negatives like these, in nats.
+    ///
+    /// ```text
+    /// sigmoid    own_loss + (b − 1) · ½ (image + caption)
+    /// softmax    ½ [softplus(ln(b − 1) + image) + softplus(ln(b − 1) + caption)]
+    ///          = ½ Σ_directions [ln(e^(l_ii) + (b − 1)·mean_j e^(l_ij)) − l_ii]
+    /// ```
+    ///
+    /// `own_loss` is the model's positive loss; the softmax form has it inside `image` and `caption`.
+    ///
+    /// # Source
+    ///
+    /// The contrastive per-sample score of ActiveCLIP, arXiv:2312.05328, and the share of x in F(A) of JEST,
+    /// arXiv:2406.17711, §3, for negatives that stand for those of a batch.
+    pub fn share(self, own_loss: f64, among: AmongNegatives, sub_batch_size: usize) -> f64 {
+        assert!(sub_batch_size > 0, "a sub-batch without samples");
+        let n_negatives = (sub_batch_size - 1) as f64;
+        match self {
+            Objective::Sigmoid => own_loss + n_negatives * 0.5 * (among.image + among.caption),
+            Objective::Softmax => {
+                0.5 * (softplus(n_negatives.ln() + among.image) + softplus(n_negatives.ln() + among.caption))
+            }
+        }
+    }
+
+    /// The share of a sample that is alone in its sub-batch.
+    pub(super) fn share_alone(self, own_loss: f64) -> f64 {
+        match self {
+            Objective::Sigmoid => own_loss,
+            Objective::Softmax => 0.0,
+        }
     }
 }
 
@@ -123,42 +155,38 @@ mod tests {
 
     #[test]
     fn losses_by_hand() {
-        let loss = SigmoidLoss { logit_scale: 2.0, logit_bias: -1.0 };
-        // logits 1 and −2: ln(1 + e^−1), ln(1 + e^1), ln(1 + e^2), ln(1 + e^−2)
+        let loss = PairLoss { logit_scale: 2.0, logit_bias: -1.0, objective: Objective::Sigmoid };
+        // logits 1 and −2: ln(1 + e^−1), ln(1 + e^2)
         assert!((loss.positive(1.0) - 0.313_261_687_518_222_8).abs() < 1e-15);
-        assert!((loss.negative(1.0) - 1.313_261_687_518_222_8).abs() < 1e-15);
         assert!((loss.positive(-0.5) - 2.126_928_011_042_972_7).abs() < 1e-15);
-        assert!((loss.negative(-0.5) - 0.126_928_011_042_972_6).abs() < 1e-15);
+        let loss = PairLoss { objective: Objective::Softmax, ..loss };
+        assert_eq!((loss.positive(1.0), loss.positive(-0.5)), (-1.0, 2.0));
+        assert_eq!(PairLoss::DOT_PRODUCT.positive(0.25), -0.25);
         assert_eq!(softplus(1e4), 1e4);
         assert_eq!(softplus(-1e4), 0.0);
         assert_eq!(similarity(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], &[1.0; 9]), 45.0);
     }
 
     #[test]
-    fn softplus_f32_has_its_stated_error() {
-        for step in -870_000..=1_200_000 {
-            let logit = step as f32 * 1e-4;
-            let error = f64::from(softplus_f32(logit)) / softplus(f64::from(logit)) - 1.0;
-            assert!(error.abs() < 1e-6, "relative error {error:e} at {logit}");
-        }
-        assert!(softplus_f32(-1e6) < 2e-38);
-        assert_eq!(softplus_f32(1e6), 1e6);
+    fn log_add_exp_by_hand() {
+        assert!((log_add_exp(2f64.ln(), 3f64.ln()) - 5f64.ln()).abs() < 1e-15);
+        assert_eq!(log_add_exp(1e4, -1e4), 1e4);
+        assert_eq!(log_add_exp(f64::NEG_INFINITY, -3.0), -3.0);
+        assert_eq!(log_add_exp(-3.0, f64::NEG_INFINITY), -3.0);
+        assert_eq!(log_add_exp(f64::NEG_INFINITY, f64::NEG_INFINITY), f64::NEG_INFINITY);
     }
 
     #[test]
-    fn a_tile_becomes_the_losses_of_its_pairs() {
-        let loss = SigmoidLoss { logit_scale: 30.0, logit_bias: -7.0 };
-        let (rows, columns) = (
-            crate::matrix::Matrix::new((-20..=20).map(|i| i as f32 / 20.0).collect(), 1),
-            crate::matrix::Matrix::new(vec![1.0, -0.5], 1),
-        );
-        let mut tile = Tile::default();
-        tile.fill(&rows, 0..41, &columns, 0..2);
-        let similarities = tile.clone();
-        loss.weigh_negatives(&mut tile, -1.0);
-        for (value, similarity) in tile.values().iter().zip(similarities.values()) {
-            let expected = -loss.negative(f64::from(*similarity));
-            assert!((f64::from(*value) - expected).abs() <= 2e-5 * expected.abs());
+    fn shares_by_hand() {
+        // two negatives in both directions
+        let among = AmongNegatives { image: 0.25, caption: 0.75 };
+        assert_eq!(Objective::Sigmoid.share(2.0, among, 5), 2.0 + 4.0 * 0.5);
+        // own logit ln 2, negatives' mean e^l 3 and 5, b − 1 = 4: ½[ln(14/2) + ln(22/2)]
+        let among = AmongNegatives { image: 1.5f64.ln(), caption: 2.5f64.ln() };
+        let expected = 0.5 * (7f64.ln() + 11f64.ln());
+        assert!((Objective::Softmax.share(-(2f64.ln()), among, 5) - expected).abs() < 1e-15);
+        for objective in [Objective::Sigmoid, Objective::Softmax] {
+            assert_eq!(objective.share(2.0, among, 1), objective.share_alone(2.0));
         }
     }
 }

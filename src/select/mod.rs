@@ -3,14 +3,17 @@
 mod counts;
 mod quotas;
 mod loss;
+mod reduce;
 mod score;
+mod share;
 mod joint;
 
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
-pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_uniform};
-pub use loss::{Objective, SigmoidLoss, similarity, softplus};
+pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_remaining, draw_uniform};
+pub use loss::{AmongNegatives, Objective, PairLoss, log_add_exp, similarity, softplus};
 pub use quotas::Quota;
-pub use score::{Diagonal, Learner, PairModel, Reference, Scoring, batch_learnability, hard_learnability};
+pub use score::{Diagonal, Learner, PairModel, Reference, ScoredBy, Scoring, batch_learnability};
+pub use share::{SeededNegatives, among_bank, contrastive_scores, full_loss_scores, hard_learnability};
 
 mod scored;
 mod deal;

@@ -17,8 +17,9 @@ use crate::settings::{DivideSettings, EmbeddingDtype, ModelRole, ScoreKind};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
-use super::loss::SigmoidLoss;
-use super::score::{Learner, PairModel, Reference, Scoring, hard_learnability};
+use super::loss::PairLoss;
+use super::score::{Learner, PairModel, Reference, Scoring};
+use super::share::hard_learnability;
 
 /// Counts of one task of `select.score`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub fn score_counts(run: &RunFolder, task: usize) -> Result<ScoreCounts, Error> 
 
 /// Both towers of each model of the plan over the same samples.
 pub struct ScoredModels {
-    models: Vec<(ModelRole, Matrix, Matrix, SigmoidLoss)>,
+    models: Vec<(ModelRole, Matrix, Matrix, PairLoss)>,
 }
 
 impl ScoredModels {
@@ -49,7 +50,8 @@ impl ScoredModels {
     ) -> ScoredModels {
         let with_loss = models.into_iter().map(|(role, images, captions)| {
             let model = run.plan().models.get(role).expect("a model of the plan");
-            let loss = SigmoidLoss { logit_scale: model.logit_scale, logit_bias: model.logit_bias };
+            let objective = run.plan().select.objective;
+            let loss = PairLoss { logit_scale: model.logit_scale, logit_bias: model.logit_bias, objective };
             (role, images, captions, loss)
         });
         ScoredModels { models: with_loss.collect() }
