@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use parquet::errors::ParquetError;
 
 use crate::divide::FitError;
-use crate::embed::ModelError;
+use crate::embed::{ModelError, ModelKind};
 use crate::settings::{ModelRole, SettingsError};
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
@@ -37,6 +37,15 @@ pub enum Error {
     UnknownShard { shard: String },
     #[error("cannot load model `{folder}`")]
     Model { folder: PathBuf, source: ModelError },
+    #[error("model `{folder}`, the {model}, is of kind `{kind}`, but must be {wanted}")]
+    ModelKind { model: ModelRole, folder: PathBuf, kind: ModelKind, wanted: &'static str },
+    #[error("no file of model `{folder}`, the {model}, states its logit scale")]
+    ScaleMissing {
+        model: ModelRole,
+        folder: PathBuf,
+        /// The linear value that training began with, if a file says so.
+        initial: Option<f64>,
+    },
     #[error("model `{folder}`, the {model}, has no logit bias, which the sigmoid objective needs")]
     BiasMissing { model: ModelRole, folder: PathBuf },
     #[error("cannot find the ONNX Runtime library")]
@@ -128,7 +137,27 @@ impl Error {
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
             Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
-            Error::BiasMissing { .. } => "state `logit_bias` in its `model.toml`".to_owned(),
+            Error::ModelKind { .. } => {
+                "`kind` in its `model.toml` says what of a folder is taken: \"pair\", \"image\", \"text\" or \
+                 \"classifier\""
+                    .to_owned()
+            }
+            Error::ScaleMissing { model, initial, .. } => {
+                let initial = initial.map(|scale| {
+                    format!(
+                        "; the {scale:.4} that its `config.json` leads to is only what training began with"
+                    )
+                });
+                format!(
+                    "state `logit_scale` in its `model.toml`, the linear value, exp of what the checkpoint stores; or \
+                     set `calibrate = true` in `[models.{model}]` to fit it to the pool{}",
+                    initial.unwrap_or_default()
+                )
+            }
+            Error::BiasMissing { model, .. } => format!(
+                "set `calibrate = true` in `[models.{model}]` to fit it to the pool, or `objective = \"softmax\"` in \
+                 `[select]`, or state `logit_bias` in its `model.toml`"
+            ),
             Error::RuntimeMissing { searched } => {
                 let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
                 format!(
@@ -212,6 +241,8 @@ impl Error {
                 | Error::ShardOutsideRoot { .. }
                 | Error::PathNotUtf8 { .. }
                 | Error::Model { .. }
+                | Error::ModelKind { .. }
+                | Error::ScaleMissing { .. }
                 | Error::BiasMissing { .. }
                 | Error::RuntimeMissing { .. }
                 | Error::RuntimeLoad { .. }

@@ -63,6 +63,8 @@ pub enum Purpose {
     Control,
     /// The samples from which the report takes deciles.
     Summary,
+    /// The tasks that are audited by a full model.
+    Audit,
 }
 
 impl Purpose {
@@ -77,6 +79,7 @@ impl Purpose {
             Purpose::Reshuffle => "reshuffle",
             Purpose::Control => "control",
             Purpose::Summary => "summary",
+            Purpose::Audit => "audit",
         }
     }
 }

@@ -51,10 +51,11 @@ pub fn commit_fit(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -
         samples.sort_unstable();
         let (embedded, file) = read_embeddings(run, settings.model, task)?;
         read.push(file);
-        let points = points.get_or_insert_with(|| Matrix::zeros(0, embedded.images.n_cols()));
+        let images = embedded.rows.images().expect("the plan checked that the model embeds images");
+        let points = points.get_or_insert_with(|| Matrix::zeros(0, images.n_cols()));
         for (row, sample) in embedded.samples.iter().enumerate() {
-            if embedded.is_present[row] && samples.binary_search(sample).is_ok() {
-                points.push_row(embedded.images.row(row));
+            if embedded.is_present(row) && samples.binary_search(sample).is_ok() {
+                points.push_row(images.row(row));
             }
         }
     }

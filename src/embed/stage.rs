@@ -20,7 +20,7 @@ use crate::read::ReadSample;
 use crate::run_folder::{RunFolder, Stage};
 use crate::settings::ModelRole;
 
-use super::decoded::{DecodedSample, Encoders, ModelInputs, embed_batch};
+use super::decoded::{DecodedSample, Encoders, ModelInputs, rejections};
 use super::feed::{self, Block, Event, TaskWork};
 use super::loaded::LoadedModel;
 use super::session::{Device, SessionSettings};
@@ -55,9 +55,9 @@ pub fn run(run: &RunFolder, executor: &Executor, device: Device) -> Result<Vec<F
     let mut loaded = Vec::with_capacity(models.len());
     for model in &models {
         let planned = run.plan().models.get(model.role).expect("the plan names the model");
-        loaded.push(LoadedModel::open(&planned.folder, planned.variant, &settings)?);
+        loaded.push(LoadedModel::open(&planned.folder, planned.choice(), &settings)?);
     }
-    let encoders = Encoders::new(&loaded, run.plan().read.limits.clone())?;
+    let encoders = Encoders::new(loaded.iter().map(|loaded| &loaded.model), run.plan().read.limits.clone())?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(executor.n_threads)
         .build()
@@ -71,7 +71,8 @@ pub fn run(run: &RunFolder, executor: &Executor, device: Device) -> Result<Vec<F
         scope.spawn(move || feed::read_tasks(run, work, &read_sender));
         scope.spawn(move || decode_blocks(pool, encoders, &read_receiver, &decoded_sender));
         let writer = scope.spawn(move || write_tasks(run, models, progress, &embedded_receiver));
-        let inferred = infer_tasks(run, work, &mut loaded, &decoded_receiver, &embedded_sender, progress);
+        let mut models = Inference { loaded: &mut loaded, encoders };
+        let inferred = infer_tasks(run, work, &mut models, &decoded_receiver, &embedded_sender, progress);
         // with both ends dropped the other threads end, whether or not inference did its share
         drop((decoded_receiver, embedded_sender));
         let written = writer.join().expect("the writer does not panic");
@@ -88,11 +89,10 @@ fn task_bytes(run: &RunFolder, task: usize) -> u64 {
 
 /// The models with undone tasks; one that is learner and reference at once is run once.
 fn needed_models(run: &RunFolder, executor: &Executor) -> Result<Vec<NeededModel>, Error> {
-    let tasks: Vec<usize> = (0..run.plan().pool.n_tasks()).collect();
     let mut needed: Vec<NeededModel> = Vec::new();
     for (role, _) in run.plan().models.iter() {
         let stage = run.embeddings(role).expect("the plan names the model");
-        let todo = executor.todo(run, &stage, &tasks)?;
+        let todo = executor.todo(run, &stage, &run.plan().tasks_of(role))?;
         if !todo.is_empty() && needed.iter().all(|present| present.stage != stage) {
             needed.push(NeededModel { role, stage, todo });
         }
@@ -134,7 +134,7 @@ fn decode_blocks(
 fn infer_tasks(
     run: &RunFolder,
     work: &[TaskWork],
-    models: &mut [LoadedModel],
+    models: &mut Inference,
     receiver: &Receiver<Event<DecodedSample>>,
     sender: &SyncSender<EmbeddedTask>,
     progress: &Progress,
@@ -145,7 +145,7 @@ fn infer_tasks(
     let mut current: Option<TaskInference> = None;
     for event in receiver {
         match event {
-            Event::Start { work_idx } => current = Some(TaskInference::new(&work[work_idx], models)),
+            Event::Start { work_idx } => current = Some(TaskInference::new(&work[work_idx], models.loaded)),
             Event::Samples(block) => {
                 let inference = current.as_mut().expect("a task starts before its samples");
                 for sample in block.samples {
@@ -172,6 +172,12 @@ fn infer_tasks(
     Ok(failed)
 }
 
+/// The models, and what prepares their batches.
+struct Inference<'a> {
+    loaded: &'a mut [LoadedModel],
+    encoders: &'a Encoders,
+}
+
 /// One task on its way through the models.
 struct TaskInference {
     task: EmbeddedTask,
@@ -181,8 +187,8 @@ struct TaskInference {
 
 impl TaskInference {
     fn new(work: &TaskWork, models: &[LoadedModel]) -> TaskInference {
-        let dims = work.models.iter().map(|&model| models[model].embedding_dim).collect();
-        TaskInference { task: EmbeddedTask::new(work.clone(), dims), waiting: Vec::new() }
+        let rows = work.models.iter().map(|&model| models[model].no_rows());
+        TaskInference { task: EmbeddedTask::new(work.clone(), rows), waiting: Vec::new() }
     }
 
     fn push(&mut self, shard_idx: usize, sample: DecodedSample) {
@@ -191,12 +197,13 @@ impl TaskInference {
     }
 
     /// Runs every model of the task over the waiting samples; returns how many they were.
-    fn run_batch(&mut self, models: &mut [LoadedModel]) -> Result<usize, Error> {
+    fn run_batch(&mut self, models: &mut Inference) -> Result<usize, Error> {
         let batch = std::mem::take(&mut self.waiting);
         if !batch.is_empty() {
             for (slot, model_idx) in self.task.work.models.clone().into_iter().enumerate() {
-                let pairs = embed_batch(&mut models[model_idx], model_idx, &batch)?;
-                self.task.push_embeddings(slot, &pairs, models[model_idx].numerics());
+                let model = &mut models.loaded[model_idx];
+                let outputs = model.towers.embed(&models.encoders.batch(model_idx, &batch))?;
+                self.task.push_outputs(slot, &outputs, rejections(&outputs, &batch), model.numerics());
             }
         }
         Ok(batch.len())

@@ -4,6 +4,7 @@
 //! that it reads. Threads, device, memory and output paths are in none of them.
 
 mod pool;
+mod model;
 mod planted;
 
 use std::collections::BTreeMap;
@@ -13,13 +14,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::digest::Digest;
-use crate::embed::{Device, LoadedModel, SessionSettings, Variant};
+use crate::embed::{Device, LoadedModel, SessionSettings};
 use crate::error::Error;
+use crate::noise::{Purpose, keyed_hash};
 use crate::settings::{
     DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, SelectSettings, Settings,
     WriteSettings,
 };
 
+pub use model::PlannedModel;
 pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
 
@@ -49,23 +52,6 @@ pub struct Plan {
     pub digests: Digests,
 }
 
-/// A model as the plan fixes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlannedModel {
-    pub folder: PathBuf,
-    pub variant: Variant,
-    /// Graphs, preprocessing, tokenizer, precision and inference batch size; names the folder of its embeddings.
-    pub digest: Digest,
-    /// Width of an embedding.
-    pub embedding_dim: usize,
-    /// Linear, not its logarithm.
-    pub logit_scale: f64,
-    pub logit_scale_source: String,
-    /// SigLIP's sign; 0 where the model has none.
-    pub logit_bias: f64,
-    pub logit_bias_source: String,
-}
-
 /// The digest of every stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digests {
@@ -89,10 +75,11 @@ impl Plan {
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
-            let loaded = LoadedModel::open(&model.folder, model.variant, &session)?;
-            planned.push((role, PlannedModel::new(&loaded, role, settings)?));
+            let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
+            planned.push((role, PlannedModel::new(&loaded, model, &settings.embed)));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
+        model::check(settings, &models)?;
         let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let mut divide = settings.divide.clone();
         let mut select = settings.select.clone();
@@ -119,39 +106,37 @@ impl Plan {
         })
     }
 
+    /// The tasks that a model embeds: all, or the audited ones if it only audits.
+    pub fn tasks_of(&self, role: ModelRole) -> Vec<usize> {
+        let of_model = |other: ModelRole| {
+            self.models.get(other).map(|model| &model.digest)
+                == self.models.get(role).map(|model| &model.digest)
+        };
+        // one model may have several roles
+        let audits_only = self.models.iter().all(|(other, _)| other.is_audit() || !of_model(other));
+        if audits_only { self.audited_tasks() } else { (0..self.pool.n_tasks()).collect() }
+    }
+
+    /// The tasks that full models audit, in order: the fraction `report.audit_fraction` of all, rounded up, with the
+    /// smallest keyed hashes of their first shards.
+    pub fn audited_tasks(&self) -> Vec<usize> {
+        let n_tasks = self.pool.n_tasks();
+        let n_audited = ((self.report.audit_fraction * n_tasks as f64).ceil() as usize).clamp(1, n_tasks);
+        let hash =
+            |task: usize| keyed_hash(Purpose::Audit, self.seed, 0, &self.pool.shards_of(task)[0].id, 0);
+        let mut tasks: Vec<usize> = (0..n_tasks).collect();
+        tasks.sort_by_key(|&task| (hash(task), task));
+        tasks.truncate(n_audited);
+        tasks.sort_unstable();
+        tasks
+    }
+
     /// What another plan says differently, a line each: `path: here → there`.
     pub fn differences(&self, other: &Plan) -> Vec<String> {
         let mut lines = Vec::new();
         let (here, there) = (json!(self), json!(other));
         collect_differences("", &here, &there, &mut lines);
         lines
-    }
-}
-
-impl PlannedModel {
-    fn new(loaded: &LoadedModel, role: ModelRole, settings: &Settings) -> Result<PlannedModel, Error> {
-        let model = &loaded.model;
-        let (logit_bias, logit_bias_source) = match &model.logit_bias {
-            Some(bias) => (bias.value.get(), bias.source.clone()),
-            None if settings.select.draw.pair_score().is_some() => {
-                return Err(Error::BiasMissing { model: role, folder: model.folder.clone() });
-            }
-            None => (0.0, "none: the model has no bias".to_owned()),
-        };
-        Ok(PlannedModel {
-            folder: model.folder.clone(),
-            variant: model.variant,
-            digest: Digest::of_json(&json!({
-                "model": model.digest,
-                "inference_batch_size": settings.embed.inference_batch_size,
-                "embedding_dtype": settings.embed.embedding_dtype,
-            })),
-            embedding_dim: loaded.embedding_dim,
-            logit_scale: model.logit_scale.value.get(),
-            logit_scale_source: model.logit_scale.source.clone(),
-            logit_bias,
-            logit_bias_source,
-        })
     }
 }
 
@@ -174,6 +159,8 @@ impl Digests {
                 "shards": shards,
                 "shards_per_task": pool.shards_per_task,
                 "limits": settings.read.limits,
+                "samples": settings.read.samples,
+                "label_field": settings.read.label_field,
             }),
         );
         let embeddings: BTreeMap<String, Digest> = models
@@ -188,13 +175,18 @@ impl Digests {
             let embeddings = &embeddings[&divide.model.to_string()];
             stage("divide", json!({"settings": divide, "seed": settings.seed, "embeddings": embeddings, "failed_shards_max": failed}))
         });
-        let scales: Vec<_> = models.iter().map(|(_, model)| (model.logit_scale, model.logit_bias)).collect();
+        // what audits comes in when samples are chosen already
+        let chosen_by = || models.iter().filter(|(role, _)| !role.is_audit());
+        let embeddings_read: BTreeMap<String, &Digest> =
+            chosen_by().map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()])).collect();
+        let scales: Vec<_> =
+            chosen_by().map(|(_, model)| (model.logit_scale, model.logit_bias, model.calibrate)).collect();
         let select = stage(
             "select",
             json!({
                 "settings": select,
                 "seed": settings.seed,
-                "embeddings": embeddings,
+                "embeddings": embeddings_read,
                 "logit_scales_and_biases": scales,
                 "divide": divide,
                 "failed_shards_max": failed,
@@ -202,7 +194,23 @@ impl Digests {
         );
         let write = stage("write", json!({"settings": settings.write, "select": select}));
         let planted = planted.as_ref().map(PlantedSamples::digest);
-        let report = stage("report", json!({"planted": planted, "select": select, "write": write}));
+        let audits: BTreeMap<String, &Digest> = models
+            .iter()
+            .filter(|(role, _)| role.is_audit())
+            .map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()]))
+            .collect();
+        // without audits their fraction changes nothing
+        let audit_fraction = (!audits.is_empty()).then_some(settings.report.audit_fraction);
+        let report = stage(
+            "report",
+            json!({
+                "planted": planted,
+                "select": select,
+                "write": write,
+                "audits": audits,
+                "audit_fraction": audit_fraction,
+            }),
+        );
         Digests { samples, embeddings, divide, select, write, report }
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::divide::{
     Bank, HardnessParams, LoadedBanks, Samples, Texts, exclusions, read_banks, read_divided,
 };
-use crate::embed::{EmbeddedRows, read_embeddings};
+use crate::embed::{EmbeddedRows, ModelKind, read_embeddings};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::run_folder::{Done, RunFolder};
@@ -51,7 +51,12 @@ impl ScoredModels {
         let with_loss = models.into_iter().map(|(role, images, captions)| {
             let model = run.plan().models.get(role).expect("a model of the plan");
             let objective = run.plan().select.objective;
-            let loss = PairLoss { logit_scale: model.logit_scale, logit_bias: model.logit_bias, objective };
+            // no bias where no draw looks at pairs
+            let loss = PairLoss {
+                logit_scale: model.logit_scale.unwrap_or(1.0),
+                logit_bias: model.logit_bias.unwrap_or(0.0),
+                objective,
+            };
             (role, images, captions, loss)
         });
         ScoredModels { models: with_loss.collect() }
@@ -97,7 +102,7 @@ impl ScoredModels {
 
     /// Takes the embeddings back out of such a table.
     pub fn of_rows(run: &RunFolder, rows: &Rows) -> ScoredModels {
-        let models = run.plan().models.iter().map(|(role, _)| {
+        let models = pair_models(run).map(|role| {
             let tower = |tower: &str| rows.embeddings(&format!("{}_{tower}", role.to_string())).0;
             (role, tower("image"), tower("text"))
         });
@@ -132,11 +137,17 @@ pub struct UsableRows {
     pub read: Vec<FileRecord>,
 }
 
+/// The models that choose samples by both of their towers.
+fn pair_models(run: &RunFolder) -> impl Iterator<Item = ModelRole> {
+    let models = run.plan().models.iter();
+    models.filter(|(role, model)| !role.is_audit() && model.kind == ModelKind::Pair).map(|(role, _)| role)
+}
+
 /// Reads the embeddings of every model of the plan and keeps the samples that all of them have.
 pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     let mut embedded: Vec<(ModelRole, EmbeddedRows)> = Vec::new();
     let mut read = Vec::new();
-    for (role, _) in run.plan().models.iter() {
+    for role in pair_models(run) {
         let (rows, file) = read_embeddings(run, role, task)?;
         read.push(file);
         embedded.push((role, rows));
@@ -146,10 +157,11 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
         assert_eq!(rows.samples, samples, "every model embeds the same samples");
     }
     let usable: Vec<usize> =
-        (0..samples.len()).filter(|&row| embedded.iter().all(|(_, rows)| rows.is_present[row])).collect();
-    let gathered = embedded
-        .iter()
-        .map(|(role, rows)| (*role, rows.images.gather(&usable), rows.captions.gather(&usable)));
+        (0..samples.len()).filter(|&row| embedded.iter().all(|(_, rows)| rows.is_present(row))).collect();
+    let gathered = embedded.iter().map(|(role, rows)| {
+        let tower = |rows: Option<&Matrix>| rows.expect("a pair model has both").gather(&usable);
+        (*role, tower(rows.rows.images()), tower(rows.rows.captions()))
+    });
     Ok(UsableRows {
         samples: usable.iter().map(|&row| samples[row]).collect(),
         models: ScoredModels::new(run, gathered),

@@ -123,7 +123,7 @@ fn push_with_images(
         if wanted.get(n_found).is_none_or(|sample| sample.shard_idx != shard_idx) {
             continue; // nothing of this shard is kept
         }
-        for sample in open_shard(pool, shard, &run.plan().read.limits)? {
+        for sample in open_shard(pool, shard, &run.plan().read)? {
             let sample = sample.map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
             let ReadSample::Sample(sample) = sample else { continue };
             let found = SampleRef { shard_idx, sample_idx: sample.sample_idx };

@@ -5,8 +5,9 @@
 Needs transformers 5 (whose `Siglip2Tokenizer` lower-cases as SigLIP 2 was trained), sentencepiece and the tokenizers of
 tests/golden/models/, which tiny_models.py writes. Captions are cut and padded to the context length, as the processors
 do. For SigLIP the ids come from the `tokenizers` library with the canonical normaliser; the sentencepiece class is held
-against them, and may differ only where it is known to: it keeps white space at the start, takes `▁` for a space,
-lower-cases a final sigma by Python's rule, and lets special tokens swallow the white space around them.
+against them, and may differ only where it is known to: it keeps white space at the start, takes `▁` for a space
+and the control characters 1c to 1f for white space, lower-cases a final sigma by Python's rule, and lets special tokens
+swallow the white space around them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CAPTIONS = [
     "nul \0 inside", "controls \x01\x02\x1b[31m bell\x07 del\x7f", "zero\u200bwidth\u200djoiner\ufeffbom\u00adhyphen",
     "\u202eright to left override\u202c and \u2066isolates\u2069", "line\u2028separator\u2029paragraph\x85next\xa0nbsp\u3000wide",
     "<|endoftext|> and <|startoftext|> inside", "</s> <unk> <pad> </S> <eos> <bos>", "[CLS] [SEP] [MASK] [PAD] [cls]",
-    "▁lower▁one▁eighth", "http://example.com/a?b=c&d=%20#e", "#hashtag @user $100 50% C++ a_b-c/d\\e|f~g`h^i{j}[k]<l>",
+    "▁lower▁one▁eighth", "file\x1cgroup\x1drecord\x1eunit\x1f vertical\x0btab form\x0cfeed \u180emongolian \u2003em", "http://example.com/a?b=c&d=%20#e", "#hashtag @user $100 50% C++ a_b-c/d\\e|f~g`h^i{j}[k]<l>",
     "1234567890 0.5 1,000,000 ²³", "ＦＵＬＬ ｗｉｄｔｈ", "\U0001d54f\U0001d4d0 math alphanumerics \U00010348", "\ufffd\ufffe\uffff noncharacters",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "word " * 2000, "x" * 10_000, "🍏" * 300, "a\u0301" * 500, "! ? . , ; :", "🍏",
@@ -46,7 +47,7 @@ def siglip_ids() -> list[list[int]]:
     fast = ids(PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="</s>"), 64)
     slow = ids(SiglipTokenizer(str(folder / "spiece.model")), 64)
     differ = [caption for caption, left, right in zip(CAPTIONS, fast, slow) if left != right]
-    known = [caption for caption in differ if caption[:1].isspace() or "Σ" in caption or "▁" in caption]
+    known = [caption for caption in differ if caption[:1].isspace() or "Σ" in caption or "▁" in caption or "\x1c" in caption]
     print("the sentencepiece class differs on", [caption[:40] for caption in differ])
     assert set(differ) - set(known) <= {"</s> <unk> <pad> </S> <eos> <bos>"}, set(differ) - set(known)
     return fast

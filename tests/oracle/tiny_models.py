@@ -4,11 +4,11 @@
 
 Each folder is laid out as Hugging Face's ONNX exports are, by the field's own tools: transformers 4.57 makes the model
 and its configuration files, optimum-onnx the combined graph, torch the split ones (with the names of the hub's ONNX
-community), onnxconverter-common the fp16 ones. Names of values inside the graphs are shortened to keep the files small;
+community), ONNX Runtime the fp16 ones. Names of values inside the graphs are shortened to keep the files small;
 inputs, outputs and weights keep theirs. `expected.json` holds what transformers computes in float32 from the same
 folder's processor and tokenizer: unit embeddings of six images and six captions, and the logits of all pairs.
 
-Needs torch, transformers 4.57, optimum-onnx, onnxconverter-common, sentencepiece, open_clip (for CLIP's merges), Pillow.
+Needs torch, transformers 4.57, optimum-onnx, onnxruntime, sentencepiece, open_clip (for CLIP's merges), Pillow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import open_clip
 import sentencepiece
 import torch
 import transformers
-from onnxconverter_common import float16
+from onnxruntime.transformers import float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from optimum.exporters.onnx import main_export
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -192,9 +193,18 @@ def shortened(graph_file: Path) -> None:
     onnx.save(model, graph_file)
 
 
+FLOAT = onnx.TensorProto.FLOAT
+
+
 def finish(graph_file: Path, with_half: bool) -> None:
     if with_half:  # before names are shortened, since the converter goes by them
-        model = float16.convert_float_to_float16(onnx.load(graph_file), keep_io_types=True)
+        model = onnx.load(graph_file)
+        casts = {node.name for node in model.graph.node if node.op_type == "Cast" and node.attribute[0].i == FLOAT}
+        model = float16.convert_float_to_float16(model, keep_io_types=True)
+        for node in model.graph.node:  # the converter leaves them, and what they give would not fit the rest
+            if node.name in casts:
+                node.attribute[0].i = onnx.TensorProto.FLOAT16
+        OnnxModel(model).topological_sort()
         half_file = graph_file.with_name(f"{graph_file.stem}_fp16.onnx")
         onnx.save(model, half_file)
         shortened(half_file)

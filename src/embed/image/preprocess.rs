@@ -73,7 +73,8 @@ impl Preprocessing {
 pub fn preprocess(image: &RgbImage, preprocessing: &Preprocessing, out: &mut [f32]) {
     assert_eq!(out.len(), preprocessing.n_values());
     let (out_width, out_height) = preprocessing.size();
-    let Placed { width, height, columns, rows, fill } = preprocessing.resize.place(image.width(), image.height());
+    let Placed { width, height, columns, rows, fill } =
+        preprocessing.resize.place(image.width(), image.height());
     let window = Window { columns: columns.taken.clone(), rows: rows.taken.clone() };
     let resized = resize(image, width, height, preprocessing.resample, &window);
     let plane = out_width as usize * out_height as usize;
@@ -140,7 +141,8 @@ fn shortest_side_to(side: u32, width: u32, height: u32) -> (u32, u32) {
 
 /// Width and height after the image has just come to fit into the field.
 fn fitted(width: u32, height: u32, field_width: u32, field_height: u32) -> (u32, u32) {
-    let [width, height, field_width, field_height] = [width, height, field_width, field_height].map(f64::from);
+    let [width, height, field_width, field_height] =
+        [width, height, field_width, field_height].map(f64::from);
     let ratio = (width / field_width).max(height / field_height);
     let side = |length: f64, field: f64| (length / ratio).round_ties_even().clamp(1.0, field) as u32;
     (side(width, field_width), side(height, field_height))

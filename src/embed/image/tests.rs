@@ -102,7 +102,13 @@ fn resizing_equals_pillow() {
     for row in &golden.resized {
         let (width, height) = row.size;
         let image = resize(&sources[row.source.as_str()], width, height, row.resample, &whole(width, height));
-        assert_eq!(digest(image.as_raw()), row.pixels, "{} to {width}×{height}, {:?}", row.source, row.resample);
+        assert_eq!(
+            digest(image.as_raw()),
+            row.pixels,
+            "{} to {width}×{height}, {:?}",
+            row.source,
+            row.resample
+        );
     }
 }
 
