@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::embed::image::{Preprocessing, Resize};
 use crate::embed::{
-    DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings, LoadedModel, Model, ModelChoice, ModelKind,
+    CaptionForm, DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings, LoadedModel, Model, ModelChoice, ModelKind,
     SessionSettings, Sessions, StatedLogits,
 };
 use crate::error::Error;
@@ -62,8 +62,12 @@ fn describe(findings: &mut Findings, loaded: &LoadedModel) {
     }
     if let Some(text) = model.parts.text() {
         let text = &text.preparation;
-        let case = if text.lower_case { "lower-cased" } else { "as they are" };
-        let finding = format!("{case}, {} tokens, padded with `{}`", text.context_length, text.pad_token);
+        let form = match text.form {
+            CaptionForm::AsIs => "as they are",
+            CaptionForm::LowerCase => "lower-cased",
+            CaptionForm::Siglip => "lower-cased, without punctuation",
+        };
+        let finding = format!("{form}, {} tokens, padded with `{}`", text.context_length, text.pad_token);
         findings.say("captions", finding);
     }
 }
@@ -83,6 +87,7 @@ fn preprocessing(rule: &Preprocessing) -> String {
         Resize::ShortestSide { side, crop_width, crop_height } => {
             format!("shorter side to {side}, then the central {crop_width}×{crop_height}")
         }
+        Resize::LongestSide { width, height, fill } => format!("fitted into {width}×{height} of {fill:?}"),
     };
     // as settings name it
     let resample = serde_json::json!(rule.resample);

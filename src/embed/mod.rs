@@ -23,8 +23,8 @@ pub use feed::open_shard;
 pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing};
 pub use loaded::LoadedModel;
 pub use model::{
-    ImageSide, LogitBias, LogitScale, Model, ModelChoice, ModelError, ModelKind, ModelParts, Sourced,
-    StatedLogits, TextPreparation, TextSide, Variant,
+    CaptionForm, ImageSide, LogitBias, LogitScale, Model, ModelChoice, ModelError, ModelKind, ModelParts,
+    Sourced, StatedLogits, TextPreparation, TextSide, Variant,
 };
 pub use rate::Sessions;
 pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};

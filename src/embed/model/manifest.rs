@@ -23,7 +23,8 @@ pub(super) const MANIFEST: &str = "model.toml";
 /// image_input = "pixel_values"
 /// image_output = "image_embeds"
 /// image_size = 224               # or [width, height]
-/// resize = "squash"              # or "shortest_side", then the centre
+/// resize = "squash"              # or "shortest_side", then the centre; or "longest_side", on a field of `fill`
+/// fill = [0, 0, 0]               # red, green, blue
 /// resample = "bicubic"           # or "bilinear", "lanczos"
 /// image_mean = [0.5, 0.5, 0.5]
 /// image_std = [0.5, 0.5, 0.5]
@@ -48,6 +49,8 @@ pub(super) struct Manifest {
     /// The shorter side before the crop, if it is not the crop's.
     pub shortest_side: Option<u32>,
     pub resize: Option<ResizeRule>,
+    /// Colour around an image that was fitted by its longest side; black if absent.
+    pub fill: Option<[u8; 3]>,
     pub resample: Option<Resample>,
     pub rescale_factor: Option<f64>,
     pub image_mean: Option<[f64; 3]>,
@@ -73,6 +76,7 @@ pub(super) enum Size {
 pub(super) enum ResizeRule {
     Squash,
     ShortestSide,
+    LongestSide,
 }
 
 impl Manifest {

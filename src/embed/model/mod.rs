@@ -59,6 +59,17 @@ pub struct TextSide {
     pub output: Option<String>,
 }
 
+/// What is done to a caption before its `tokenizer.json` takes it, special tokens in it left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptionForm {
+    AsIs,
+    /// SigLIP 2.
+    LowerCase,
+    /// SigLIP's canonical text: lower case, without ASCII punctuation, white space as single spaces, none at the ends.
+    Siglip,
+}
+
 /// How captions become token ids.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TextPreparation {
@@ -66,8 +77,9 @@ pub struct TextPreparation {
     pub context_length: usize,
     /// The token that fills a short caption up.
     pub pad_token: String,
-    /// Whether captions are lower-cased before the tokenizer sees them.
-    pub lower_case: bool,
+    /// Whether padding comes before the caption.
+    pub pads_left: bool,
+    pub form: CaptionForm,
 }
 
 /// What a model is made of.
@@ -263,11 +275,33 @@ fn text_preparation(
     Ok(TextPreparation {
         context_length: context_length as usize,
         pad_token,
-        lower_case: manifest
-            .lower_case
-            .or_else(|| tokenizer_config["do_lower_case"].as_bool())
-            .unwrap_or(is_siglip),
+        pads_left: tokenizer_config["padding_side"] == "left",
+        form: caption_form(manifest, is_siglip, &tokenizer_config, &tokenizer),
     })
+}
+
+/// What the model's tokenizer class does to captions before the tokenizer that `tokenizer.json` describes.
+///
+/// Only SigLIP's classes do anything: those of other models leave it to the normaliser that is in `tokenizer.json`, even
+/// where `do_lower_case` is stated. A SigLIP 2 checkpoint calls itself `siglip`, and its tokenizer Gemma's.
+fn caption_form(
+    manifest: &Manifest,
+    is_siglip: bool,
+    tokenizer_config: &Value,
+    tokenizer: &Value,
+) -> CaptionForm {
+    let lower_case_if = |is_lower| if is_lower { CaptionForm::LowerCase } else { CaptionForm::AsIs };
+    if let Some(is_lower) = manifest.lower_case {
+        return lower_case_if(is_lower);
+    }
+    let class = tokenizer_config["tokenizer_class"].as_str().unwrap_or_default();
+    match class.trim_end_matches("Fast") {
+        "SiglipTokenizer" => CaptionForm::Siglip,
+        "Siglip2Tokenizer" => CaptionForm::LowerCase,
+        "" if is_siglip && tokenizer["model"]["type"] == "Unigram" => CaptionForm::Siglip,
+        _ if is_siglip => lower_case_if(tokenizer_config["do_lower_case"] != Value::Bool(false)),
+        _ => CaptionForm::AsIs,
+    }
 }
 
 /// Tokenizers without a limit state 10³⁰ for it; no text tower of an image–text model has more positions than

@@ -67,6 +67,13 @@ fn resize_rule(processor: &Value, manifest: &Manifest) -> Result<Resize, ModelEr
     let rule = match manifest.resize {
         Some(rule) => rule,
         None if is_shortest => ResizeRule::ShortestSide,
+        // where processors pad, and with what, is not one rule
+        None if size["longest_edge"].is_u64() => {
+            return Err(ModelError::Unsupported {
+                setting: "resize by the longest edge",
+                value: size.to_string(),
+            });
+        }
         None if is_cropped && !size.is_null() => {
             return Err(ModelError::Unsupported {
                 setting: "resize to a fixed size before a crop",
@@ -81,7 +88,7 @@ fn resize_rule(processor: &Value, manifest: &Manifest) -> Result<Resize, ModelEr
     });
     let missing = ModelError::MissingSetting { setting: "image_size" };
     let (side, (width, height)) = match rule {
-        ResizeRule::Squash => {
+        ResizeRule::Squash | ResizeRule::LongestSide => {
             let (width, height) = given.or_else(|| width_height(size)).ok_or(missing)?;
             (width.min(height), (width, height))
         }
@@ -102,6 +109,9 @@ fn resize_rule(processor: &Value, manifest: &Manifest) -> Result<Resize, ModelEr
     Ok(match rule {
         ResizeRule::Squash => Resize::Squash { width, height },
         ResizeRule::ShortestSide => Resize::ShortestSide { side, crop_width: width, crop_height: height },
+        ResizeRule::LongestSide => {
+            Resize::LongestSide { width, height, fill: manifest.fill.unwrap_or([0; 3]) }
+        }
     })
 }
 
@@ -114,6 +124,7 @@ fn resized(resize: Resize, size: u32) -> Result<Resize, ModelError> {
     }
     match resize {
         Resize::Squash { .. } => Ok(Resize::Squash { width: size, height: size }),
+        Resize::LongestSide { fill, .. } => Ok(Resize::LongestSide { width: size, height: size, fill }),
         Resize::ShortestSide { side, crop_width, crop_height } => {
             // lengths are at most 2^12, so that nothing here overflows
             let crop = crop_width.min(crop_height);

@@ -90,7 +90,10 @@ fn both_forms_of_the_processor_are_read() {
 fn the_class_defaults_of_siglip_hold() {
     let model = open(&siglip("logit_scale = 117.3\nlogit_bias = -12.9", &[])).unwrap();
     let text = preparation(&model);
-    assert_eq!((text.context_length, text.lower_case, text.pad_token.as_str()), (64, true, "<pad>"));
+    assert_eq!(
+        (text.context_length, text.form, text.pad_token.as_str()),
+        (64, CaptionForm::LowerCase, "<pad>")
+    );
     assert_eq!(model.parts.image().unwrap().preprocessing.resample, Resample::Bilinear);
     let scale = Sourced { value: LogitScale::linear(117.3).unwrap(), source: "model.toml".to_owned() };
     assert_eq!(model.logits.scale, Some(scale));
@@ -107,12 +110,17 @@ fn the_manifest_goes_before_the_other_files() {
     let model = open(&siglip("logit_scale = 100.0", &files)).unwrap();
     let text = preparation(&model);
     assert_eq!((text.context_length, text.pad_token.as_str()), (77, "<|endoftext|>"));
-    assert_eq!((text.lower_case, &model.logits.bias), (false, &None));
+    assert_eq!((text.form, &model.logits.bias), (CaptionForm::AsIs, &None));
     let manifest = "logit_scale = 100.0\ncontext_length = 32\npad_token = \"!\"\nlower_case = true";
     let model = open(&siglip(manifest, &files)).unwrap();
     assert_eq!(
         *preparation(&model),
-        TextPreparation { context_length: 32, pad_token: "!".to_owned(), lower_case: true }
+        TextPreparation {
+            context_length: 32,
+            pad_token: "!".to_owned(),
+            pads_left: false,
+            form: CaptionForm::LowerCase
+        }
     );
 }
 
