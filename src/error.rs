@@ -6,9 +6,11 @@ use std::path::PathBuf;
 
 use parquet::errors::ParquetError;
 
-use crate::divide::FitError;
-use crate::embed::ModelError;
+use crate::divide::{CentroidsError, FitError};
+use crate::embed::{ModelError, ModelKind};
+use crate::npy::NpyError;
 use crate::runtime::{DeviceError, pin};
+use crate::select::CalibrationError;
 use crate::settings::{ModelRole, SettingsError};
 use crate::setup::SetupError;
 
@@ -39,6 +41,15 @@ pub enum Error {
     UnknownShard { shard: String },
     #[error("cannot load model `{folder}`")]
     Model { folder: PathBuf, source: ModelError },
+    #[error("model `{folder}`, the {model}, is of kind `{kind}`, but must be {wanted}")]
+    ModelKind { model: ModelRole, folder: PathBuf, kind: ModelKind, wanted: &'static str },
+    #[error("no file of model `{folder}`, the {model}, states its logit scale")]
+    ScaleMissing {
+        model: ModelRole,
+        folder: PathBuf,
+        /// The linear value that training began with, if a file says so.
+        initial: Option<f64>,
+    },
     #[error("model `{folder}`, the {model}, has no logit bias, which the sigmoid objective needs")]
     BiasMissing { model: ModelRole, folder: PathBuf },
     #[error("cannot find the ONNX Runtime library")]
@@ -73,10 +84,20 @@ pub enum Error {
     OtherParts { stage: String, n_missing: usize },
     #[error("no sample could be embedded")]
     NothingEmbedded,
+    #[error("cannot fit logit scale and bias of the {model} to the pool")]
+    Calibrate { model: ModelRole, source: CalibrationError },
+    #[error("there is no `models.expert_{cluster}`, but cluster {cluster} has samples")]
+    ExpertMissing { cluster: u32 },
+    #[error("the experts' embeddings differ in width")]
+    ExpertsDiffer,
+    #[error("cannot use target embeddings `{path}`")]
+    Targets { path: PathBuf, source: NpyError },
     #[error("no sample could be scored")]
     NothingScored,
     #[error("cannot fit centroids")]
     Fit { source: FitError },
+    #[error("cannot take the centroids of `{path}`")]
+    Centroids { path: PathBuf, source: CentroidsError },
     #[error("two attempts at task {task} of `{stage}` gave different bytes")]
     Diverged { stage: String, task: usize },
     #[error("`{path}` is damaged: it is not what its marker says")]
@@ -134,7 +155,27 @@ impl Error {
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
             Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
-            Error::BiasMissing { .. } => "state `logit_bias` in its `model.toml`".to_owned(),
+            Error::ModelKind { .. } => {
+                "`kind` in its `model.toml` says what of a folder is taken: \"pair\", \"image\", \"text\" or \
+                 \"classifier\""
+                    .to_owned()
+            }
+            Error::ScaleMissing { model, initial, .. } => {
+                let initial = initial.map(|scale| {
+                    format!(
+                        "; the {scale:.4} that its `config.json` leads to is only what training began with"
+                    )
+                });
+                format!(
+                    "state `logit_scale` in its `model.toml`, the linear value, exp of what the checkpoint stores; or \
+                     set `calibrate = true` in `[models.{model}]` to fit it to the pool{}",
+                    initial.unwrap_or_default()
+                )
+            }
+            Error::BiasMissing { model, .. } => format!(
+                "set `calibrate = true` in `[models.{model}]` to fit it to the pool, or `objective = \"softmax\"` in \
+                 `[select]`, or state `logit_bias` in its `model.toml`"
+            ),
             Error::RuntimeMissing { searched } => {
                 let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
                 format!(
@@ -171,6 +212,11 @@ impl Error {
                 "the `rejection` column of `samples/` says why each sample was left out".to_owned()
             }
             Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
+            Error::Centroids { .. } => {
+                "`divide.centroids` takes the `divide/centroids.parquet` of a run with the same model; leave it out to \
+                 fit centroids"
+                    .to_owned()
+            }
             Error::Damaged { .. } | Error::VerifyFailed { .. } => {
                 "`superbatch repair RUN` drops damaged files and what was made from them; then run again"
                     .to_owned()
@@ -216,6 +262,7 @@ impl Error {
                 | Error::ReadSetting { .. }
                 | Error::Planted { .. }
                 | Error::Fit { .. }
+                | Error::Centroids { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
                 | Error::ShardMissing { .. }
@@ -223,7 +270,12 @@ impl Error {
                 | Error::ShardOutsideRoot { .. }
                 | Error::PathNotUtf8 { .. }
                 | Error::Model { .. }
+                | Error::ModelKind { .. }
+                | Error::ScaleMissing { .. }
                 | Error::BiasMissing { .. }
+                | Error::ExpertMissing { .. }
+                | Error::ExpertsDiffer
+                | Error::Targets { .. }
                 | Error::RuntimeMissing { .. }
                 | Error::RuntimeLoad { .. }
                 | Error::Device { .. }

@@ -8,9 +8,9 @@ use std::mem::MaybeUninit;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::embed::{Model, Sessions, open_shard};
+use crate::embed::{Model, ModelKind, Sessions, open_shard};
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedModel};
 use crate::settings::{EmbeddingDtype, Settings};
 use crate::storage::Storage;
 
@@ -81,7 +81,7 @@ impl Estimate {
     pub fn measure_inference(&mut self, plan: &Plan, settings: &Settings) -> Result<(), Error> {
         let mut secs = 0.0;
         for (_, model) in plan.models.iter() {
-            let model = Model::open(&model.folder, model.variant)?;
+            let model = Model::open(&model.folder, model.choice())?;
             let batch_size = plan.embed.inference_batch_size;
             let mut sessions = Sessions::open(&model, &settings.inference(), self.n_threads, batch_size)?;
             secs += self.n_samples as f64 / sessions.samples_per_sec()?;
@@ -117,17 +117,7 @@ impl Estimate {
             format!("{} shards, {}, about {} samples", self.n_shards, bytes(self.pool_bytes), self.n_samples);
         let _ = writeln!(text, "pool      {shards}");
         for (role, model) in plan.models.iter() {
-            let _ = writeln!(
-                text,
-                "{:9} {}: {} dimensions, logit scale {:.3} ({}), bias {:.3} ({})",
-                role.to_string(),
-                model.folder.display(),
-                model.embedding_dim,
-                model.logit_scale,
-                model.logit_scale_source,
-                model.logit_bias,
-                model.logit_bias_source
-            );
+            let _ = writeln!(text, "{:9} {}: {}", role.to_string(), model.folder.display(), describe(model));
         }
         if let Some(divide) = &plan.divide {
             let _ = writeln!(text, "divide    {} clusters, banks of {}", divide.n_clusters, divide.bank_size);
@@ -166,6 +156,24 @@ impl Estimate {
     }
 }
 
+/// What a model is, in a few words.
+fn describe(model: &PlannedModel) -> String {
+    let number = |value: Option<f64>| value.map_or("null".to_owned(), |value| format!("{value:.3}"));
+    match model.kind {
+        ModelKind::Pair => format!(
+            "{} dimensions, logit scale {} ({}), bias {} ({})",
+            model.embedding_dim,
+            number(model.logit_scale),
+            model.logit_scale_source,
+            number(model.logit_bias),
+            model.logit_bias_source
+        ),
+        ModelKind::Image => format!("images alone, {} dimensions", model.embedding_dim),
+        ModelKind::Text => format!("captions alone, {} dimensions", model.embedding_dim),
+        ModelKind::Classifier => format!("a classifier, {} classes", model.embedding_dim),
+    }
+}
+
 /// Mean bytes of tar for each sample, over three shards spread over the pool.
 fn mean_sample_bytes(plan: &Plan) -> u64 {
     let pool = &plan.pool;
@@ -176,7 +184,7 @@ fn mean_sample_bytes(plan: &Plan) -> u64 {
     for shard in counted.into_iter().map(|shard_idx| &pool.shards[shard_idx]) {
         let (mut n_of_shard, mut image_bytes) = (0, 0);
         // what cannot be read now may be readable when its turn comes
-        let Ok(samples) = open_shard(pool, shard, &plan.read.limits) else { continue };
+        let Ok(samples) = open_shard(pool, shard, &plan.read) else { continue };
         for sample in samples.take(SAMPLES_COUNTED_MAX).flatten() {
             n_of_shard += 1;
             image_bytes += sample.image_size();

@@ -12,6 +12,7 @@ pub mod rejection;
 pub mod digest;
 pub mod storage;
 pub mod matrix;
+pub mod npy;
 pub mod tile;
 pub mod noise;
 pub mod smallest;

@@ -18,9 +18,11 @@ pub fn run(run: &RunFolder, executor: &Executor, inference: &InferenceSettings) 
 /// With `--tasks`: the stages after `embed` stand on what every part has embedded.
 fn wait_for_other_embeddings(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let plan = run.plan();
-    let others: Vec<usize> = (0..plan.pool.n_tasks()).filter(|&task| !executor.part.holds(task)).collect();
-    let embeddings = plan.models.iter().filter_map(|(role, _)| run.embeddings(role));
-    for stage in std::iter::once(run.samples()).chain(embeddings) {
+    let embeddings =
+        plan.models.iter().filter_map(|(role, _)| Some((run.embeddings(role)?, plan.tasks_of(role))));
+    let samples = (run.samples(), (0..plan.pool.n_tasks()).collect());
+    for (stage, mut others) in std::iter::once(samples).chain(embeddings) {
+        others.retain(|&task| !executor.part.holds(task));
         match executor.wait_for_others(run, &stage, &others) {
             // what others failed at is left out, as far as it may be
             Err(Error::OtherParts { .. }) if plan.read.failed_shards_max > 0 => return Ok(()),

@@ -190,9 +190,30 @@ pub fn exp_nonpositive(x: f32) -> f32 {
     polynomial * power_of_two
 }
 
+/// `ln(1 + z)` for `0 ≤ z ≤ 1`, with a relative error below 3e-7.
+///
+/// # Source
+///
+/// `z·P(z)`, P our own minimax fit (relative error 3e-8).
+#[inline(always)]
+pub fn ln_1p(z: f32) -> f32 {
+    const LN_1P_OVER_Z: [f32; 9] = [
+        0.999_999_94,
+        -0.499_994_93,
+        0.333_190_95,
+        -0.248_429_64,
+        0.191_059_35,
+        -0.136_630_95,
+        0.078_224_175,
+        -0.029_504_146,
+        0.005_232_421_7,
+    ];
+    z * horner(z, LN_1P_OVER_Z)
+}
+
 /// `coefficients[0] + coefficients[1]·x + …`
 #[inline(always)]
-pub fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     let mut sum = coefficients[N - 1];
     for coefficient in coefficients[..N - 1].iter().rev() {
         sum = sum * x + coefficient;
@@ -285,5 +306,14 @@ mod tests {
             assert!(error.abs() < 3e-7, "relative error {error:e} at {x}");
         }
         assert!(exp_nonpositive(f32::NEG_INFINITY) < 2e-38);
+    }
+
+    #[test]
+    fn ln_1p_has_its_stated_error() {
+        for step in 1..=1_000_000 {
+            let z = step as f32 * 1e-6;
+            let error = f64::from(ln_1p(z)) / f64::from(z).ln_1p() - 1.0;
+            assert!(error.abs() < 3e-7, "relative error {error:e} at {z}");
+        }
     }
 }

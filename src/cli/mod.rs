@@ -143,7 +143,7 @@ fn compare(args: &CompareArgs) -> Result<Exit, Error> {
             left: &left,
             right: &right,
             pool: &Pool::find(&read)?,
-            limits: &read.limits,
+            read: &read,
             n_samples: args.samples,
             inference: InferenceSettings {
                 device: args.device,

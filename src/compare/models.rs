@@ -9,13 +9,15 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::embed::{Encoders, InferenceSettings, Model, ModelInputs, Sessions, Variant, open_shard};
+use crate::embed::{
+    Encoders, InferenceSettings, Model, ModelChoice, ModelInputs, ModelRows, Sessions, Variant, open_shard,
+};
 use crate::error::Error;
 use crate::matrix::{Matrix, dot};
 use crate::noise::{Purpose, keyed_hash};
 use crate::plan::Pool;
 use crate::rank::{Overlap, spearman};
-use crate::read::Limits;
+use crate::settings::{ReadSettings, SampleContents};
 
 use super::{Cosines, SharedPart, number};
 
@@ -76,14 +78,16 @@ pub struct ModelsComparison {
     /// Samples that both embedded.
     pub n_samples: usize,
     pub n_rejected: usize,
-    /// Of both models' embeddings of an image; null where the models have embeddings of different widths.
+    /// Of both models' embeddings of an image; null where one has none, or where their widths differ.
     pub image_cosines: Option<Cosines>,
     /// The same of a caption.
     pub caption_cosines: Option<Cosines>,
-    /// Spearman's rank correlation of the similarity of each image and its caption.
+    /// Spearman's rank correlation of the similarity of each image and its caption; null where a model has no such.
     pub similarity_rank_correlation: Option<f64>,
     /// The fifth of the samples whose image and caption are the most similar.
-    pub top_fifth: SharedPart,
+    pub top_fifth: Option<SharedPart>,
+    /// Of classifiers: the share of samples that both put into the same class.
+    pub same_class: Option<f64>,
 }
 
 /// What a comparison of models takes.
@@ -92,7 +96,8 @@ pub struct ModelsRequest<'a> {
     pub left: &'a ModelName,
     pub right: &'a ModelName,
     pub pool: &'a Pool,
-    pub limits: &'a Limits,
+    /// Captions are read where a model takes them, whatever it says.
+    pub read: &'a ReadSettings,
     pub n_samples: usize,
     pub inference: InferenceSettings,
     pub n_threads: usize,
@@ -105,15 +110,20 @@ pub struct ModelsRequest<'a> {
 ///
 /// Those of opening models and shards; [`Error::NothingEmbedded`] if no sample can be decoded.
 pub fn compare_models(request: &ModelsRequest) -> Result<ModelsComparison, Error> {
-    let open = |name: &ModelName| Model::open(&name.folder, name.variant);
+    let open = |name: &ModelName| {
+        Model::open(&name.folder, ModelChoice { variant: name.variant, ..ModelChoice::default() })
+    };
     let models = [open(request.left)?, open(request.right)?];
-    let encoders = Encoders::new(&models, request.limits.clone())?;
+    let takes_captions = models.iter().any(|model| model.kind().takes_captions());
+    let samples = if takes_captions { SampleContents::ImageText } else { SampleContents::Image };
+    let read = ReadSettings { samples, label_field: None, ..request.read.clone() };
+    let encoders = Encoders::new(&models, read.limits.clone())?;
     let [mut left, mut right] = [Measured::open(request, &models[0])?, Measured::open(request, &models[1])?];
     let (mut n_rejected, mut n_left) = (0, request.n_samples);
     // decoding and inference take turns, so that each model has the machine for itself while it is timed
     for shard_idx in shards_in_keyed_order(request.pool) {
         let shard = &request.pool.shards[shard_idx];
-        let mut samples = open_shard(request.pool, shard, request.limits)?.peekable();
+        let mut samples = open_shard(request.pool, shard, &read)?.peekable();
         while n_left > 0 && samples.peek().is_some() {
             let block: Vec<_> = samples
                 .by_ref()
@@ -142,8 +152,7 @@ fn shards_in_keyed_order(pool: &Pool) -> Vec<usize> {
 /// A model with what it made so far.
 struct Measured {
     sessions: Sessions,
-    images: Matrix,
-    captions: Matrix,
+    rows: ModelRows,
     is_present: Vec<bool>,
     secs: f64,
     n_timed: usize,
@@ -153,9 +162,8 @@ impl Measured {
     fn open(request: &ModelsRequest, model: &Model) -> Result<Measured, Error> {
         let (inference, batch_size) = (&request.inference, request.inference_batch_size);
         let sessions = Sessions::open(model, inference, request.n_threads, batch_size)?;
-        let dim = sessions.model().embedding_dim;
-        let (images, captions) = (Matrix::zeros(0, dim), Matrix::zeros(0, dim));
-        Ok(Measured { sessions, images, captions, is_present: Vec::new(), secs: 0.0, n_timed: 0 })
+        let rows = sessions.model().no_rows();
+        Ok(Measured { sessions, rows, is_present: Vec::new(), secs: 0.0, n_timed: 0 })
     }
 
     fn embed(&mut self, model_idx: usize, inputs: &[ModelInputs]) -> Result<(), Error> {
@@ -166,19 +174,27 @@ impl Measured {
         let embedded = self.sessions.embed(model_idx, inputs)?;
         self.secs += start.elapsed().as_secs_f64();
         self.n_timed += inputs.len();
-        for pairs in embedded {
-            let is_degenerate =
-                |row: &usize| pairs.image.degenerate.contains(row) || pairs.text.degenerate.contains(row);
-            self.is_present.extend((0..pairs.image.rows.n_rows()).map(|row| !is_degenerate(&row)));
-            self.images.append(&pairs.image.rows);
-            self.captions.append(&pairs.text.rows);
+        for batch in embedded {
+            self.rows.append(&batch.outputs);
+            self.is_present.extend(batch.rejections.iter().map(Option::is_none));
         }
         Ok(())
     }
 
-    /// The similarity of each image and its caption, of these rows.
-    fn similarities(&self, rows: &[usize]) -> Vec<f64> {
-        rows.iter().map(|&row| f64::from(dot(self.images.row(row), self.captions.row(row)))).collect()
+    /// The similarity of each image and its caption, of these rows, if the model has both towers.
+    fn similarities(&self, rows: &[usize]) -> Option<Vec<f64>> {
+        let (images, captions) = (self.rows.images()?, self.rows.captions()?);
+        Some(rows.iter().map(|&row| f64::from(dot(images.row(row), captions.row(row)))).collect())
+    }
+
+    /// The class of the largest logit of each of these rows, if the model is a classifier.
+    fn classes(&self, rows: &[usize]) -> Option<Vec<usize>> {
+        let logits = self.rows.logits()?;
+        let largest = |&row: &usize| {
+            let classes = logits.row(row).iter().enumerate();
+            classes.max_by(|left, right| left.1.total_cmp(right.1)).map_or(0, |(class, _)| class)
+        };
+        Some(rows.iter().map(largest).collect())
     }
 
     fn summary(self, name: &ModelName) -> ModelMeasured {
@@ -203,19 +219,28 @@ impl Measured {
         if rows.is_empty() {
             return Err(Error::NothingEmbedded);
         }
-        let cosines = |of_left: &Matrix, of_right: &Matrix| {
+        let cosines = |of_left: Option<&Matrix>, of_right: Option<&Matrix>| {
+            let (of_left, of_right) = (of_left?, of_right?);
             let cosine = |&row: &usize| f64::from(dot(of_left.row(row), of_right.row(row)));
             (of_left.n_cols() == of_right.n_cols()).then(|| Cosines::of(rows.iter().map(cosine).collect()))?
         };
-        let (similar_left, similar_right) = (left.similarities(&rows), right.similarities(&rows));
-        let top = Overlap::of_largest(&similar_left, &similar_right, rows.len().div_ceil(TOP_FIFTH));
+        let similarities = left.similarities(&rows).zip(right.similarities(&rows));
+        let top_fifth = similarities.as_ref().map(|(left, right)| {
+            let top = Overlap::of_largest(left, right, rows.len().div_ceil(TOP_FIFTH));
+            SharedPart::of(top, rows.len())
+        });
+        let same_class = left.classes(&rows).zip(right.classes(&rows)).map(|(left, right)| {
+            let n_same = left.iter().zip(&right).filter(|(left, right)| left == right).count();
+            n_same as f64 / rows.len() as f64
+        });
         Ok(ModelsComparison {
             n_samples: rows.len(),
             n_rejected,
-            image_cosines: cosines(&left.images, &right.images),
-            caption_cosines: cosines(&left.captions, &right.captions),
-            similarity_rank_correlation: spearman(&similar_left, &similar_right),
-            top_fifth: SharedPart::of(top, rows.len()),
+            image_cosines: cosines(left.rows.images(), right.rows.images()),
+            caption_cosines: cosines(left.rows.captions(), right.rows.captions()),
+            similarity_rank_correlation: similarities.and_then(|(left, right)| spearman(&left, &right)),
+            top_fifth,
+            same_class,
             left: left.summary(request.left),
             right: right.summary(request.right),
         })
@@ -235,7 +260,7 @@ impl ModelsComparison {
         let _ = writeln!(text, "{} samples, {} rejected", self.n_samples, self.n_rejected);
         for (what, cosines) in [("image", &self.image_cosines), ("caption", &self.caption_cosines)] {
             let shown = match cosines {
-                None => "the embeddings have different widths".to_owned(),
+                None => "not to be compared".to_owned(),
                 Some(cosines) => format!(
                     "mean {:.6}, lowest {:.6}, 1 % {:.6}, 5 % {:.6}, median {:.6}",
                     cosines.mean, cosines.min, cosines.percentile_1, cosines.percentile_5, cosines.median
@@ -248,7 +273,11 @@ impl ModelsComparison {
             "rank correlation of image-caption similarities (Spearman) {}",
             number(self.similarity_rank_correlation)
         );
-        let _ = write!(text, "most similar fifth in both  {}", self.top_fifth.text());
+        let top_fifth = self.top_fifth.as_ref().map_or(number(None), SharedPart::text);
+        let _ = write!(text, "most similar fifth in both  {top_fifth}");
+        if let Some(same_class) = self.same_class {
+            let _ = write!(text, "\nsamples in the same class of both  {same_class:.4}");
+        }
         text
     }
 }

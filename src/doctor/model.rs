@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::embed::image::{Preprocessing, Resize};
 use crate::embed::{
-    DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings, LoadedModel, Model, SessionSettings, Sessions, Variant,
+    CaptionForm, DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings, LoadedModel, Model, ModelChoice, ModelKind,
+    SessionSettings, Sessions, StatedLogits,
 };
 use crate::error::Error;
 use crate::runtime::Device;
@@ -22,7 +23,7 @@ pub enum Bench {
 }
 
 pub fn examine(findings: &mut Findings, folder: &Path, device: Device, bench: Bench) -> Result<(), Error> {
-    let model = Model::open(folder, Variant::default())?;
+    let model = Model::open(folder, ModelChoice::default())?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let loaded = LoadedModel::load(model, &SessionSettings { device, n_threads })?;
     describe(findings, &loaded);
@@ -51,16 +52,33 @@ pub fn examine(findings: &mut Findings, folder: &Path, device: Device, bench: Be
 fn describe(findings: &mut Findings, loaded: &LoadedModel) {
     let model: &Model = &loaded.model;
     findings.say("model", format!("{}, digest {}", model.folder.display(), model.digest));
-    let (scale, bias) = (&model.logit_scale, &model.logit_bias);
-    findings.say("", format!("logit scale {} from {}", scale.value.get(), scale.source));
-    let bias = bias.as_ref().map(|bias| format!("logit bias {} from {}", bias.value.get(), bias.source));
+    if model.kind() == ModelKind::Pair {
+        describe_logits(findings, &model.logits);
+    }
+    let what = if model.kind() == ModelKind::Classifier { "classes" } else { "dimensions" };
+    findings.say("", format!("kind `{}`, {} {what}", model.kind(), loaded.embedding_dim));
+    if let Some(image) = model.parts.image() {
+        findings.say("images", preprocessing(&image.preprocessing));
+    }
+    if let Some(text) = model.parts.text() {
+        let text = &text.preparation;
+        let form = match text.form {
+            CaptionForm::AsIs => "as they are",
+            CaptionForm::LowerCase => "lower-cased",
+            CaptionForm::Siglip => "lower-cased, without punctuation",
+        };
+        let finding = format!("{form}, {} tokens, padded with `{}`", text.context_length, text.pad_token);
+        findings.say("captions", finding);
+    }
+}
+
+fn describe_logits(findings: &mut Findings, logits: &StatedLogits) {
+    let scale = logits.scale.as_ref();
+    let scale = scale.map(|scale| format!("logit scale {} from {}", scale.value.get(), scale.source));
+    findings.say("", scale.unwrap_or_else(|| "no logit scale: it has to be calibrated".to_owned()));
+    let bias = logits.bias.as_ref();
+    let bias = bias.map(|bias| format!("logit bias {} from {}", bias.value.get(), bias.source));
     findings.say("", bias.unwrap_or_else(|| "no logit bias, which the sigmoid objective needs".to_owned()));
-    findings.say("", format!("embeddings of {} dimensions", loaded.embedding_dim));
-    findings.say("images", preprocessing(&model.preprocessing));
-    let text = &model.text;
-    let case = if text.lower_case { "lower-cased" } else { "as they are" };
-    findings
-        .say("captions", format!("{case}, {} tokens, padded with `{}`", text.context_length, text.pad_token));
 }
 
 fn preprocessing(rule: &Preprocessing) -> String {
@@ -69,6 +87,7 @@ fn preprocessing(rule: &Preprocessing) -> String {
         Resize::ShortestSide { side, crop_width, crop_height } => {
             format!("shorter side to {side}, then the central {crop_width}×{crop_height}")
         }
+        Resize::LongestSide { width, height, fill } => format!("fitted into {width}×{height} of {fill:?}"),
     };
     // as settings name it
     let resample = serde_json::json!(rule.resample);

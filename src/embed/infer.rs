@@ -18,12 +18,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use crate::error::Error;
 use crate::runtime::{Place, Provider, is_out_of_memory};
 
-use super::decoded::{DecodedSample, ModelInputs, SampleRow, embed_batch};
+use super::decoded::{DecodedSample, EmbeddedBatch, ModelInputs, SampleRow, embed_batch};
 use super::feed::{Event, ShardTimes, TaskWork};
 use super::loaded::LoadedModel;
 use super::model::Model;
 use super::session::SessionSettings;
-use super::tower::PairEmbeddings;
 
 /// Samples of an inference batch where the settings do not say: enough for a GPU.
 pub const DEFAULT_INFERENCE_BATCH_SIZE: usize = 64;
@@ -171,7 +170,7 @@ pub struct Job {
 /// One model's embeddings of a job's samples.
 pub struct InferredRows {
     /// Of runs of adjacent samples, in order.
-    pub pieces: Vec<PairEmbeddings>,
+    pub pieces: Vec<EmbeddedBatch>,
     pub rows_at_once: usize,
 }
 

@@ -6,29 +6,40 @@ use std::path::Path;
 use crate::error::Error;
 use crate::runtime::Driver;
 
-use super::model::{Model, Variant};
+use super::model::{Model, ModelChoice};
 use super::session::SessionSettings;
 use super::tower::Towers;
+use super::values::ModelRows;
 
 /// A model that is ready to embed.
 pub struct LoadedModel {
     pub model: Model,
     pub towers: Towers,
-    /// Width of an embedding, the same for both towers.
+    /// Width of an embedding, the same for both towers; of a classifier, the number of its classes.
     pub embedding_dim: usize,
 }
 
 impl LoadedModel {
-    pub fn open(folder: &Path, variant: Variant, settings: &SessionSettings) -> Result<LoadedModel, Error> {
-        LoadedModel::load(Model::open(folder, variant)?, settings)
+    pub fn open(
+        folder: &Path,
+        choice: ModelChoice,
+        settings: &SessionSettings,
+    ) -> Result<LoadedModel, Error> {
+        LoadedModel::load(Model::open(folder, choice)?, settings)
     }
 
-    /// Loads the graphs of a model whose folder was read.
+    /// Loads the graphs of a model whose folder was read, and runs them over a blank batch of two, so that what cannot
+    /// work fails before work starts.
     pub fn load(model: Model, settings: &SessionSettings) -> Result<LoadedModel, Error> {
         let mut towers = Towers::open(&model, settings)?;
         let embedding_dim =
-            towers.embedding_dim().map_err(|source| Error::Model { folder: model.folder.clone(), source })?;
+            towers.width().map_err(|source| Error::Model { folder: model.folder.clone(), source })?;
         Ok(LoadedModel { model, towers, embedding_dim })
+    }
+
+    /// No rows yet of what the model gives.
+    pub fn no_rows(&self) -> ModelRows {
+        ModelRows::empty(self.model.kind(), self.embedding_dim)
     }
 
     /// What the embeddings depend on beside the model and its inputs.

@@ -8,13 +8,12 @@ use crate::error::Error;
 use crate::read::Limits;
 use crate::runtime::Place;
 
-use super::decoded::{Encoders, ModelInputs, embed_batch};
+use super::decoded::{EmbeddedBatch, Encoders, ModelInputs, embed_batch};
 use super::infer::{Sharing, rows_at_once};
 use super::loaded::LoadedModel;
 use super::model::Model;
 use super::session::SessionSettings;
 use super::stage::InferenceSettings;
-use super::tower::PairEmbeddings;
 
 /// Long enough for a rate that is right within a few per cent.
 const TIMED_MIN: Duration = Duration::from_millis(300);
@@ -35,7 +34,7 @@ impl Sessions {
     ) -> Result<Sessions, Error> {
         let places = inference.device.places()?;
         let (provider, n_threads) = (places[0].provider, (n_threads / places.len()).max(1));
-        let graph_bytes = model.graph_bytes() * places.len() as u64;
+        let graph_bytes = model.graph_bytes * places.len() as u64;
         let sharing =
             Sharing::of(provider, n_threads, graph_bytes, inference.memory_limit_bytes, inference.sessions);
         Sessions::open_on(model, &places, sharing, rows_at_once(provider, inference_batch_size))
@@ -61,7 +60,7 @@ impl Sessions {
 
     /// Embeds samples on all sessions at once; the results are in order. `model_idx` is the model's position in the
     /// encoders that made the inputs.
-    pub fn embed(&mut self, model_idx: usize, inputs: &[ModelInputs]) -> Result<Vec<PairEmbeddings>, Error> {
+    pub fn embed(&mut self, model_idx: usize, inputs: &[ModelInputs]) -> Result<Vec<EmbeddedBatch>, Error> {
         let runs: Vec<&[ModelInputs]> = inputs.chunks(self.rows_at_once).collect();
         let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(runs.len())));
         std::thread::scope(|scope| {

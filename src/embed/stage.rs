@@ -72,7 +72,7 @@ pub fn run(
     let mut models = Vec::with_capacity(needed.len());
     for model in &needed {
         let planned = run.plan().models.get(model.role).expect("the plan names the model");
-        models.push(Model::open(&planned.folder, planned.variant)?);
+        models.push(Model::open(&planned.folder, planned.choice())?);
     }
     let encoders = Encoders::new(&models, run.plan().read.limits.clone())?;
     let mut workers = open_workers(run, executor, settings, &models)?;
@@ -124,7 +124,7 @@ fn open_workers(
 ) -> Result<Vec<Worker>, Error> {
     let places = settings.device.places()?;
     let n_threads = (executor.n_threads / places.len()).max(1);
-    let graph_bytes = models.iter().map(Model::graph_bytes).sum::<u64>() * places.len() as u64;
+    let graph_bytes = models.iter().map(|model| model.graph_bytes).sum::<u64>() * places.len() as u64;
     let provider = places[0].provider;
     let sharing =
         Sharing::of(provider, n_threads, graph_bytes, settings.memory_limit_bytes, settings.sessions);
@@ -144,11 +144,10 @@ fn task_bytes(run: &RunFolder, task: usize) -> u64 {
 
 /// The models with undone tasks; one that is learner and reference at once is run once.
 fn needed_models(run: &RunFolder, executor: &Executor) -> Result<Vec<NeededModel>, Error> {
-    let tasks: Vec<usize> = (0..run.plan().pool.n_tasks()).collect();
     let mut needed: Vec<NeededModel> = Vec::new();
     for (role, _) in run.plan().models.iter() {
         let stage = run.embeddings(role).expect("the plan names the model");
-        let todo = executor.todo(run, &stage, &tasks)?;
+        let todo = executor.todo(run, &stage, &run.plan().tasks_of(role))?;
         if !todo.is_empty() && needed.iter().all(|present| present.stage != stage) {
             needed.push(NeededModel { role, stage, todo });
         }

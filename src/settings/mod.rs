@@ -10,8 +10,9 @@ use toml::Value;
 
 use crate::embed::{DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings};
 use crate::error::Error;
-use crate::read::Limits;
+use crate::read::{LabelSource, Limits, SampleKind};
 use crate::runtime::Device;
+use crate::select::FilterRatio;
 
 mod models;
 mod divide;
@@ -19,7 +20,7 @@ mod filter;
 mod select;
 mod write;
 
-pub use divide::DivideSettings;
+pub use divide::{DivideSettings, FitKind};
 pub use filter::{
     AtLeast, AtMost, Best, ClipScoreFilter, DecontaminateFilter, EvaluationSet, Filter, FractionOf,
     JsonBound, Keep, MetadataFilter, NamedFilter, NegClipLossFilter, Norm, NormSimFilter, SemdedupFilter,
@@ -72,6 +73,12 @@ pub struct ReadSettings {
     pub shards: Vec<String>,
     /// Folder below which shard ids are paths; the longest common folder if absent.
     pub root: Option<PathBuf>,
+    /// What a sample has beside its image: a caption, a label or nothing.
+    #[serde(default)]
+    pub samples: SampleContents,
+    /// The field of the JSON member with a sample's label, a whole number; dots go into objects. Absent: labels are
+    /// members `cls`.
+    pub label_field: Option<String>,
     /// Shards in one task; absent: so many that there are at most 100,000 tasks.
     pub shards_per_task: Option<usize>,
     /// How many tasks' shards may be left out after their retries failed.
@@ -85,6 +92,45 @@ pub struct ReadSettings {
     pub rejection_ratio_max: f64,
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// What the samples of a pool are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SampleContents {
+    #[default]
+    ImageText,
+    ImageClass,
+    Image,
+}
+
+impl ReadSettings {
+    /// What a sample must have so that it is not rejected.
+    pub fn sample_kind(&self) -> SampleKind {
+        match (self.samples, &self.label_field) {
+            (SampleContents::ImageText, _) => SampleKind::ImageText,
+            (SampleContents::Image, _) => SampleKind::Image,
+            (SampleContents::ImageClass, None) => SampleKind::ImageClass(LabelSource::Member),
+            (SampleContents::ImageClass, Some(field)) => {
+                SampleKind::ImageClass(LabelSource::JsonField(field.clone()))
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        for (key, ratio) in [
+            ("read.rejection_ratio_max_shard", self.rejection_ratio_max_shard),
+            ("read.rejection_ratio_max", self.rejection_ratio_max),
+        ] {
+            if !(0.0..=1.0).contains(&ratio) {
+                return Err(out_of_range(key, ratio, "between 0 and 1"));
+            }
+        }
+        if self.label_field.is_some() && self.samples != SampleContents::ImageClass {
+            return Err(SettingsError::NoLabels);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -171,6 +217,12 @@ pub enum SettingsError {
         "experts take the reference's place: they need super-batches within clusters and no `models.reference`"
     )]
     Experts,
+    #[error(
+        "{n_passes} passes of what remains are more than a filter ratio of {filter_ratio} leaves samples for"
+    )]
+    Passes { n_passes: usize, filter_ratio: FilterRatio },
+    #[error("`read.label_field` needs `read.samples` = `image_class`")]
+    NoLabels,
     #[error("a quota over clusters needs super-batches within clusters")]
     Quota,
 }
@@ -210,14 +262,7 @@ impl Settings {
         if !(1..=THREADS_MAX).contains(&self.sessions.unwrap_or(1)) {
             return Err(out_of_range("sessions", self.sessions.unwrap_or(1), "between 1 and 1024"));
         }
-        for (key, ratio) in [
-            ("read.rejection_ratio_max_shard", self.read.rejection_ratio_max_shard),
-            ("read.rejection_ratio_max", self.read.rejection_ratio_max),
-        ] {
-            if !(0.0..=1.0).contains(&ratio) {
-                return Err(out_of_range(key, ratio, "between 0 and 1"));
-            }
-        }
+        self.read.check()?;
         if self.models.iter().next().is_none() {
             return Err(SettingsError::NoModel);
         }
@@ -346,6 +391,8 @@ mod tests {
         );
         assert!(message(PIPELINE, &["divide.n_clusters=9223372036854775807"]).contains("n_clusters"));
         assert!(message(PIPELINE, &["threads=100000"]).contains("threads"));
+        assert!(message(PIPELINE, &["read.label_field=label"]).contains("image_class"));
+        assert!(message(PIPELINE, &["read.rejection_ratio_max=2"]).contains("read.rejection_ratio_max"));
         assert!(message(PIPELINE, &["select.step=[]"]).contains("0 steps"));
         let no_learner = PIPELINE.replace("[models.learner]\n        folder = \"l\"", "");
         assert!(message(&no_learner, &[]).contains("`models.learner`"));

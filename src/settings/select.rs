@@ -483,6 +483,12 @@ impl Deal {
         if !is_within && self.quota != Quota::Size {
             return Err(SettingsError::Quota);
         }
+        // of 10¹⁸ samples, so that no filter ratio is rounded
+        const POOL: u64 = 1_000_000_000_000_000_000;
+        let n_drawn = u128::from(self.filter_ratio.kept(POOL)) * self.n_passes as u128;
+        if self.pass_pool == PassPool::Remaining && n_drawn > u128::from(POOL) {
+            return Err(SettingsError::Passes { n_passes: self.n_passes, filter_ratio: self.filter_ratio });
+        }
         Ok(())
     }
 }
