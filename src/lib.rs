@@ -29,6 +29,7 @@ pub mod progress;
 pub mod executor;
 pub mod exchange;
 pub mod runtime;
+pub mod algebra;
 
 // the stages
 pub mod read;
