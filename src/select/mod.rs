@@ -59,6 +59,7 @@ mod audit;
 pub use audit::{Audit, audit};
 pub use draw::{DrawCounts, SuperBatchCounts, WeightCounts};
 pub use draw_plan::{DrawPlans, SuperBatch};
+pub use hard_negatives::needs_bank;
 pub use losses::{CalibratedLogits, OwnLoss, calibrated_models, pair_score};
 pub use pool_draw::PoolCuts;
 pub use reach::{ReachCounts, reach_counts};
