@@ -12,6 +12,7 @@ mod calibrate;
 mod joint;
 mod independent;
 
+pub use crate::fold::Precision;
 pub use calibrate::{Calibration, CalibrationError, calibrate};
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
 pub use cross_entropy::cross_entropies;
