@@ -93,6 +93,11 @@ fn n_tasks(run: &RunFolder, stage: &Stage) -> Result<Option<usize>, Error> {
         "select.draw" => run.stage_plan_if_present::<DrawPlans>(stage)?.map(|plan| plan.groups.len()),
         "write" => run.stage_plan_if_present::<OutputPlan>(stage)?.map(|plan| plan.shards.len()),
         name if name.contains(".merge") => None,
+        name if name.starts_with("embeddings/") => {
+            let mut roles = run.plan().models.iter().map(|(role, _)| role);
+            let role = roles.find(|role| run.embeddings(*role).as_ref() == Some(stage));
+            role.map(|role| run.plan().tasks_of(role).len())
+        }
         _ => Some(run.plan().pool.n_tasks()),
     })
 }

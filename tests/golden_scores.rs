@@ -1,5 +1,5 @@
 //! The softmax objective, the scores and draws that are not joint, and calibration against those of independent Python:
-//! `oracle/golden_scores.py` writes what is read here, from the formulas and in f64.
+//! `oracle/golden_objectives.py` writes what is read here, from the formulas and in f64.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

@@ -29,8 +29,9 @@ pub fn commit_assignments(
     centroids: &Centroids,
 ) -> Result<(), Error> {
     let (embedded, file) = read_embeddings(run, model, task)?;
-    let rows: Vec<usize> = (0..embedded.samples.len()).filter(|&row| embedded.is_present[row]).collect();
-    let assignments = assign(&embedded.images.gather(&rows), &centroids.rows);
+    let rows: Vec<usize> = (0..embedded.samples.len()).filter(|&row| embedded.is_present(row)).collect();
+    let images = embedded.rows.images().expect("the plan checked that the model embeds images");
+    let assignments = assign(&images.gather(&rows), &centroids.rows);
     let mut clusters = BTreeMap::new();
     for assignment in &assignments {
         *clusters.entry(assignment.cluster).or_default() += 1;

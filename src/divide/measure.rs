@@ -63,12 +63,14 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
         let positions: Vec<usize> = wanted.iter().map(|&row| position(row)).collect();
         let ids: Vec<_> = wanted.iter().map(|&row| samples[row].id(&run.plan().pool)).collect();
         let caption_hashes: Vec<u128> = wanted.iter().map(|&row| texts.of(samples[row]).1).collect();
-        let (images, captions) = (embedded.images.gather(&positions), embedded.captions.gather(&positions));
+        let images = embedded.rows.images().expect("the plan checked that the model embeds images");
+        let images = images.gather(&positions);
+        let captions = embedded.rows.captions().map(|captions| captions.gather(&positions));
         let queries = Samples {
             ids: &ids,
             images: &images,
-            captions: Some(&captions),
-            caption_hashes: Some(&caption_hashes),
+            captions: captions.as_ref(),
+            caption_hashes: captions.as_ref().map(|_| &caption_hashes[..]),
         };
         let banks = Banks { cluster: bank.view(&bank_ids), pool: measure.banks.pool.view(&pool_ids) };
         let (hardnesses, _) = hardness(&queries, &banks, &measure.params);
@@ -141,6 +143,11 @@ pub struct DividedTask {
 impl DividedTask {
     pub fn cluster(&self, sample: SampleRef) -> u32 {
         self.clusters[self.row(sample)]
+    }
+
+    /// The cluster of a sample, if the divide model embedded it.
+    pub fn cluster_of(&self, sample: SampleRef) -> Option<u32> {
+        self.samples.binary_search(&sample).ok().map(|row| self.clusters[row])
     }
 
     /// The sample's row in the table; every embedded sample has one.

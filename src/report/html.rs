@@ -9,6 +9,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 
+use crate::divide::FitCounts;
 use crate::embed::Variant;
 use crate::plan::Plan;
 use crate::settings::{
@@ -103,14 +104,19 @@ struct Divide {
     n_clusters: usize,
     bank_size: String,
     is_hardness_exact: bool,
-    n_points: String,
-    n_iterations: usize,
-    objective_mean: String,
+    fit: Fit,
     effective_clusters: [String; 2],
     gain_standard_errors: Option<String>,
     sizes: Option<Bars>,
     n_drawn_max: usize,
     clusters: Cut<Cluster>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "source", rename_all = "snake_case")]
+enum Fit {
+    Fitted { n_points: String, n_iterations: usize, objective_mean: String },
+    Taken { path: PathBuf },
 }
 
 #[derive(Serialize)]
@@ -212,6 +218,19 @@ impl<T> Cut<T> {
     }
 }
 
+impl Fit {
+    fn new(counts: &FitCounts) -> Fit {
+        match counts {
+            FitCounts::Fitted { n_points, objective, n_iterations } => Fit::Fitted {
+                n_points: whole(*n_points),
+                n_iterations: *n_iterations,
+                objective_mean: number(objective / (*n_points).max(1) as f64),
+            },
+            FitCounts::Taken(centroids) => Fit::Taken { path: centroids.path.clone() },
+        }
+    }
+}
+
 impl Divide {
     fn new(report: &DivideReport, settings: &DivideSettings) -> Divide {
         let clusters = report.cluster_sizes.iter().map(|(&cluster, &n)| {
@@ -223,9 +242,7 @@ impl Divide {
             n_clusters: settings.n_clusters,
             bank_size: whole(settings.bank_size as u64),
             is_hardness_exact: report.is_hardness_exact,
-            n_points: whole(report.fit.n_points),
-            n_iterations: report.fit.n_iterations,
-            objective_mean: number(report.fit.objective / report.fit.n_points.max(1) as f64),
+            fit: Fit::new(&report.fit),
             effective_clusters: [report.effective_clusters, report.effective_clusters_kept].map(number),
             gain_standard_errors: report.hardness_gain_standard_errors.map(number),
             sizes: Bars::new(&report.cluster_sizes, &report.kept_cluster_sizes),
@@ -254,9 +271,9 @@ fn models(plan: &Plan) -> Vec<Model<'_>> {
         variant: model.variant,
         digest: model.digest.to_string(),
         embedding_dim: model.embedding_dim,
-        logit_scale: number(model.logit_scale),
+        logit_scale: model.logit_scale.map_or(String::new(), number),
         logit_scale_source: &model.logit_scale_source,
-        logit_bias: number(model.logit_bias),
+        logit_bias: model.logit_bias.map_or(String::new(), number),
         logit_bias_source: &model.logit_bias_source,
     });
     models.collect()

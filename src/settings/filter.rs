@@ -11,7 +11,7 @@ use super::select::{check_column, parse, table_of};
 use super::{ModelRole, ModelSettings, Models, Ranking, SettingsError, check_sizes, out_of_range};
 
 /// A filter under the name by which verdicts and columns call it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct NamedFilter {
     /// The method's name, unless the step has a `name`.
     pub name: String,
