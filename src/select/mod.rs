@@ -19,6 +19,7 @@ mod joint;
 mod independent;
 mod cutoff;
 
+pub use crate::fold::Precision;
 pub use balanced::balanced_counts;
 pub use calibrate::{Calibration, CalibrationError, calibrate};
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
