@@ -37,14 +37,15 @@ pub mod embed;
 pub mod divide;
 pub mod select;
 pub mod write;
+pub mod compare;
 pub mod report;
 
 // what looks at a run or a machine
+pub mod cost;
 pub mod estimate;
 pub mod status;
 pub mod verify;
 pub mod inspect;
-pub mod compare;
 pub mod doctor;
 pub mod setup;
 pub mod cli;

@@ -6,6 +6,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type};
 use serde::{Deserialize, Serialize};
 
+use crate::compare::{RankCorrelation, RunsComparison, SharedPart, compare_runs};
 use crate::divide::{AssignCounts, FitCounts};
 use crate::embed::{CompleteTasks, SamplesCounts, ShardCounts, complete_tasks};
 use crate::error::Error;
@@ -13,7 +14,8 @@ use crate::noise::{Purpose, keyed_hash};
 use crate::plan::FORMAT_VERSION;
 use crate::run_folder::{Marker, RunFolder};
 use crate::select::{
-    CalibratedLogits, DrawCounts, DrawPlans, SuperBatchCounts, Verdict, VerdictCounts, calibrated_models,
+    Audit, CalibratedLogits, DrawCounts, DrawPlans, SuperBatchCounts, Verdict, VerdictCounts, audit,
+    calibrated_models,
 };
 use crate::smallest::Smallest;
 use crate::table::{self, Rows};
@@ -45,8 +47,23 @@ pub struct Report {
     pub kept_scores: BTreeMap<String, Distribution>,
     pub divide: Option<DivideReport>,
     pub select: SelectReport,
+    /// Where cheaper models scored in the place of full ones.
+    pub audit: Option<Audit>,
     pub planted: Option<Planted>,
+    /// With the run that a round belongs to, and with the rounds before it.
+    pub rounds: Vec<RoundComparison>,
     pub curated: Vec<CuratedShard>,
+}
+
+/// How far a round agrees with an earlier one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundComparison {
+    /// The earlier one; 0 for the run itself.
+    pub round: u64,
+    pub n_common: usize,
+    pub kept: SharedPart,
+    /// Of each score, Spearman's: how stale the earlier round's are by now.
+    pub rank_correlations: BTreeMap<String, RankCorrelation>,
 }
 
 /// read = kept + not drawn + filtered + rejected.
@@ -146,7 +163,9 @@ impl Report {
             divide: divide_report(run, &complete, &columns)?,
             left_out_shards: complete.left_out_shards,
             select: select_report(run)?,
+            audit: audit(run)?,
             planted: planted.map(PlantedCounts::finish),
+            rounds: compare_rounds(run)?,
             curated: curated_shards(run)?,
             scores: columns.distributions(false),
             kept_scores: columns.distributions(true),
@@ -298,6 +317,14 @@ fn effective(sizes: &BTreeMap<u32, u64>) -> f64 {
     let total: u64 = sizes.values().sum();
     let shares = sizes.values().map(|&n| n as f64 / total.max(1) as f64);
     shares.map(|share| -share * share.ln()).sum::<f64>().exp()
+}
+
+fn compare_rounds(run: &RunFolder) -> Result<Vec<RoundComparison>, Error> {
+    let compared = run.rounds_before()?.into_iter().map(|earlier| {
+        let RunsComparison { n_common, kept, rank_correlations, .. } = compare_runs(&earlier, run)?;
+        Ok(RoundComparison { round: earlier.plan().round, n_common, kept, rank_correlations })
+    });
+    compared.collect()
 }
 
 fn select_report(run: &RunFolder) -> Result<SelectReport, Error> {

@@ -54,7 +54,9 @@ mod draw;
 mod pool_draw;
 mod verdict;
 mod stage;
+mod audit;
 
+pub use audit::{Audit, audit};
 pub use draw::{DrawCounts, SuperBatchCounts, WeightCounts};
 pub use draw_plan::{DrawPlans, SuperBatch};
 pub use losses::{CalibratedLogits, OwnLoss, calibrated_models, pair_score};
