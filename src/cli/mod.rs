@@ -170,8 +170,13 @@ fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
     let Ok(ModelName { folder, variant }) = learner.parse();
     let base = RunFolder::open(Storage::new(run))?;
     let former = base.plan().models.get(ModelRole::Learner).ok_or(Error::NoLearner)?;
-    let learner =
-        ModelSettings { folder, variant, image_size_px: former.image_size_px, calibrate: former.calibrate };
+    let learner = ModelSettings {
+        folder,
+        variant,
+        image_size_px: former.image_size_px,
+        jpeg_decoding: former.jpeg_decoding,
+        calibrate: former.calibrate,
+    };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run = pipeline::open_round(&base, &learner, &SessionSettings { device, n_threads })?;
     let executor = Executor { part: Part::WHOLE, n_threads, wait: Duration::ZERO };
