@@ -244,8 +244,8 @@ impl RunFolder {
         for step in ["select.calibrate", "select.bank", "select.score"] {
             stages.push(self.score(step));
         }
-        for position in 0..self.plan.select.filters.len() {
-            for step in [".deal", ".group", ""] {
+        for (position, filter) in self.plan.select.filters.iter().enumerate() {
+            for step in filter.filter.steps() {
                 self.push_with_merges(&mut stages, self.filter(position, step))?;
             }
         }
