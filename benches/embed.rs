@@ -43,7 +43,7 @@ fn decoded(model: &Model) -> Vec<ModelInputs> {
     let read = ReadSettings::of_shards(&[shard.display().to_string()]);
     let pool = Pool::find(&read).unwrap();
     let encoders = Encoders::new([model], read.limits.clone()).unwrap();
-    let samples = open_shard(&pool, &pool.shards[0], &read.limits).unwrap();
+    let samples = open_shard(&pool, &pool.shards[0], &read).unwrap();
     let inputs = samples.filter_map(|sample| encoders.decode(sample.unwrap()).unwrap().inputs);
     inputs.take(N_SAMPLES).collect()
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::compare::ModelName;
 use crate::executor::Part;
 use crate::runtime::Device;
 
@@ -89,9 +90,9 @@ pub enum Command {
     Compare(CompareArgs),
     /// Shows what this machine offers: runtime library, GPUs, threads; with a model, whether and how fast it runs.
     Doctor {
-        /// A model folder to load and time.
+        /// A model to load and time: a folder, or a folder and one of its exports, `models/a@fp16`.
         #[arg(long)]
-        model: Option<PathBuf>,
+        model: Option<ModelName>,
         /// Time the model with several sessions, threads and rows at once, and suggest settings.
         #[arg(long, requires = "model")]
         bench: bool,

@@ -126,7 +126,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         }
         Command::Doctor { model, bench, device } => {
             let bench = if bench { Bench::Full } else { Bench::Default };
-            let model = model.as_deref().map(|folder| ExaminedModel { folder, device, bench });
+            let model = model.as_ref().map(|name| ExaminedModel { name, device, bench });
             let (text, is_well) = doctor::examine(model);
             Output::stdout().line(&text)?;
             Ok(if is_well { Exit::Done } else { Exit::Failed })
