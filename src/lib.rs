@@ -37,6 +37,7 @@ pub mod divide;
 pub mod select;
 pub mod write;
 pub mod report;
+pub mod export;
 
 // what looks at a run or a machine
 pub mod estimate;

@@ -127,6 +127,14 @@ impl Plan {
         pair_score(&self.select, &self.models)
     }
 
+    /// The model that stands as reference of a cluster's samples: its expert, where the run has experts.
+    pub fn reference_of(&self, cluster: u32) -> ModelRole {
+        match self.models.experts().next() {
+            Some(_) => ModelRole::Expert(cluster),
+            None => ModelRole::Reference,
+        }
+    }
+
     /// The tasks that a model embeds: all, or the audited ones if it only audits.
     pub fn tasks_of(&self, role: ModelRole) -> Vec<usize> {
         let of_model = |other: ModelRole| {

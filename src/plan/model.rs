@@ -89,6 +89,7 @@ pub(super) fn check(
     let folder = || planned.folder.clone();
     let samples = settings.read.samples;
     let divides = settings.divide.as_ref().is_some_and(|divide| divide.model == role);
+    let is_expert = matches!(role, ModelRole::Reference | ModelRole::Expert(_));
     let scored_as = scored_as(&settings.select.draw, role);
     let wanted = if kind.takes_captions() && samples != SampleContents::ImageText {
         Some("one that takes images alone: the pool promises no captions")
@@ -96,6 +97,8 @@ pub(super) fn check(
         Some("one that gives embeddings: the pool has no labels")
     } else if divides && !kind.embeds_images() {
         Some("one that embeds images, which are to be clustered")
+    } else if settings.write.distil && is_expert && !kind.embeds_images() {
+        Some("one that embeds images, which `write.distil` writes")
     } else if scored_as == Some(ModelKind::Pair) && kind != ModelKind::Pair {
         Some("one with an image and a text tower, which the draw scores with")
     } else if scored_as == Some(ModelKind::Classifier) && kind != ModelKind::Classifier {
