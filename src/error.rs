@@ -89,6 +89,10 @@ pub enum Error {
     Calibrate { model: ModelRole, source: CalibrationError },
     #[error("there is no `models.expert_{cluster}` for cluster {cluster}")]
     ExpertMissing { cluster: u32 },
+    #[error("`{folder}` is not complete, which a run must be before its next round")]
+    RunIncomplete { folder: PathBuf },
+    #[error("the run has no `models.learner`, whose next checkpoint a round scores with")]
+    NoLearner,
     #[error("the experts' embeddings differ in width")]
     ExpertsDiffer,
     #[error("cannot use target embeddings `{path}`")]
@@ -204,6 +208,7 @@ impl Error {
                 "runs are compared sample by sample: both need the same shards and the same `read.shards_per_task`"
                     .to_owned()
             }
+            Error::RunIncomplete { .. } => "`superbatch run` goes on where it stopped".to_owned(),
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
                 "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
@@ -284,6 +289,8 @@ impl Error {
                 | Error::ExpertMissing { .. }
                 | Error::ExpertsDiffer
                 | Error::Export { .. }
+                | Error::NoLearner
+                | Error::RunIncomplete { .. }
                 | Error::Targets { .. }
                 | Error::RuntimeMissing { .. }
                 | Error::RuntimeLoad { .. }

@@ -13,7 +13,9 @@ pub mod digest;
 pub mod storage;
 pub mod matrix;
 pub mod npy;
+pub mod vector;
 pub mod tile;
+pub mod fold;
 pub mod noise;
 pub mod smallest;
 pub mod rank;
@@ -29,6 +31,7 @@ pub mod progress;
 pub mod executor;
 pub mod exchange;
 pub mod runtime;
+pub mod algebra;
 
 // the stages
 pub mod read;
@@ -36,15 +39,16 @@ pub mod embed;
 pub mod divide;
 pub mod select;
 pub mod write;
+pub mod compare;
 pub mod report;
 pub mod export;
 
 // what looks at a run or a machine
+pub mod cost;
 pub mod estimate;
 pub mod status;
 pub mod verify;
 pub mod inspect;
-pub mod compare;
 pub mod doctor;
 pub mod setup;
 pub mod cli;

@@ -1,9 +1,10 @@
 //! The run on one screen: a plan in, curated shards and a report out.
 
-use crate::embed::{FailedTask, InferenceSettings};
+use crate::embed::{FailedTask, InferenceSettings, SessionSettings};
 use crate::error::Error;
 use crate::executor::Executor;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{OtherPlan, RunFolder};
+use crate::settings::ModelSettings;
 use crate::{divide, embed, select, write};
 
 /// Does every undone stage, in the order of the flow.
@@ -13,6 +14,29 @@ pub fn run(run: &RunFolder, executor: &Executor, inference: &InferenceSettings) 
     divide::run(run, executor)?;
     select::run(run, executor)?;
     write::run(run, executor)
+}
+
+/// Opens the run folder of the next round: the last one if it is not complete and has this learner, else a new one.
+///
+/// # Errors
+///
+/// A run that is not complete, or a learner that cannot be used.
+pub fn open_round(
+    run: &RunFolder,
+    learner: &ModelSettings,
+    session: &SessionSettings,
+) -> Result<RunFolder, Error> {
+    if !run.is_complete()? {
+        return Err(Error::RunIncomplete { folder: run.run().root().to_owned() });
+    }
+    let rounds = run.rounds()?;
+    let n_complete = match rounds.last() {
+        Some(last) if !last.is_complete()? => rounds.len() - 1,
+        _ => rounds.len(),
+    };
+    let round = n_complete as u64 + 1;
+    let plan = run.plan().next_round(round, learner, session)?;
+    RunFolder::create(run.round_folder(round), plan, OtherPlan::Refuse)
 }
 
 /// With `--tasks`: the stages after `embed` stand on what every part has embedded.

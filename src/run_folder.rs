@@ -5,6 +5,7 @@
 //! the digest of its stage, so that a task done under other settings does not count.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -138,8 +139,11 @@ impl RunFolder {
     }
 
     fn new(run: Storage, plan: Plan) -> RunFolder {
-        let store = plan.store.as_ref().map_or_else(|| run.clone(), Storage::new);
-        let base = plan.base.as_ref().map_or_else(|| run.clone(), Storage::new);
+        // relative folders, which a round has, are so to its own
+        let other = |folder: &Option<PathBuf>| {
+            folder.as_ref().map_or_else(|| run.clone(), |at| Storage::new(run.root().join(at)))
+        };
+        let (store, base) = (other(&plan.store), other(&plan.base));
         let plan_digest = Digest::of_json(&plan);
         RunFolder { run, store, base, plan, plan_digest }
     }
@@ -240,8 +244,8 @@ impl RunFolder {
         for step in ["select.calibrate", "select.bank", "select.score"] {
             stages.push(self.score(step));
         }
-        for position in 0..self.plan.select.filters.len() {
-            for step in [".deal", ".group", ""] {
+        for (position, filter) in self.plan.select.filters.iter().enumerate() {
+            for step in filter.filter.steps() {
                 self.push_with_merges(&mut stages, self.filter(position, step))?;
             }
         }
@@ -266,6 +270,36 @@ impl RunFolder {
             stages.push(level);
         }
         Ok(())
+    }
+
+    /// The run folder of a round of this run.
+    pub fn round_folder(&self, round: u64) -> Storage {
+        Storage::new(self.run.path(&format!("rounds/{round:03}")))
+    }
+
+    /// The rounds of this run that were begun, in order.
+    pub fn rounds(&self) -> Result<Vec<RunFolder>, Error> {
+        let mut rounds = Vec::new();
+        for round in 1.. {
+            match RunFolder::open(self.round_folder(round)) {
+                Ok(round) => rounds.push(round),
+                Err(Error::NotARun { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(rounds)
+    }
+
+    /// What a round follows: the run that it belongs to and the rounds before it, in order; nothing for a run.
+    pub fn rounds_before(&self) -> Result<Vec<RunFolder>, Error> {
+        if self.plan.base.is_none() {
+            return Ok(Vec::new());
+        }
+        let base = RunFolder::open(self.base.clone())?;
+        let mut before = base.rounds()?;
+        before.truncate(self.plan.round as usize - 1);
+        before.insert(0, base);
+        Ok(before)
     }
 
     /// The folders that hold the run's files.

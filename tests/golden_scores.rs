@@ -7,8 +7,9 @@ use superbatch::matrix::Matrix;
 use superbatch::noise::SampleId;
 use superbatch::select::{
     Chance, DrawPlan, EffectiveSamples, IndependentPlan, Learner, Objective, PairLoss, PairModel, PassKey,
-    Reference, Scoring, SeededNegatives, SoftCapPlan, batch_learnability, calibrate, contrastive_scores,
-    cross_entropies, draw_independent, draw_remaining, draw_soft_cap, full_loss_scores, neg_clip_scores,
+    Precision, Reference, Scoring, SeededNegatives, SoftCapPlan, batch_learnability, calibrate,
+    contrastive_scores, cross_entropies, draw_independent, draw_remaining, draw_soft_cap, full_loss_scores,
+    neg_clip_scores,
 };
 
 fn golden<T: DeserializeOwned>(name: &str) -> T {
@@ -239,7 +240,7 @@ fn neg_clip_scores_of_one_batch() {
     let pool = Pool::read(Objective::Softmax);
     let Scores { neg_clip, .. } = golden("scores");
     for (golden, (images, captions)) in neg_clip.iter().zip([&pool.learner, &pool.reference]) {
-        let scores = neg_clip_scores(images, captions, golden.temperature);
+        let scores = neg_clip_scores(images, captions, golden.temperature, Precision::F32);
         assert_eq!(scores.len(), golden.scores.len());
         for (score, expected) in scores.iter().zip(&golden.scores) {
             assert_close(*score, *expected, 5e-7);

@@ -44,6 +44,18 @@ pub enum Command {
     Write(StageArgs),
     /// Writes the report.
     Report(StageArgs),
+    /// Scores and selects anew with the next checkpoint of the learner, into RUN/rounds/NNN.
+    ///
+    /// Clusters and the embeddings of every other model are kept; the report compares the rounds.
+    Round {
+        run: PathBuf,
+        /// The folder of the new checkpoint, or a folder and one of its exports: `models/a@fp16`.
+        #[arg(long, value_name = "DIR")]
+        learner: String,
+        /// Where models run, as `device` in a pipeline file.
+        #[arg(long, default_value = "auto")]
+        device: Device,
+    },
     /// Shows what of a run is done.
     Status {
         run: PathBuf,

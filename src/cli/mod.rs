@@ -4,21 +4,24 @@ mod args;
 mod output;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
-use crate::compare::{self, ModelsRequest};
+use crate::compare::{self, ModelName, ModelsRequest};
 use crate::doctor::{Bench, ExaminedModel};
-use crate::embed::InferenceSettings;
+use crate::embed::{InferenceSettings, SessionSettings};
 use crate::error::Error;
 use crate::executor::{Executor, Part};
 use crate::plan::{Plan, Pool};
 use crate::rejection::Rejection;
 use crate::run_folder::{OtherPlan, RunFolder};
 use crate::runtime::Device;
-use crate::settings::{DEFAULT_MEMORY_LIMIT_BYTES, EmbedSettings, ReadSettings, Settings};
+use crate::settings::{
+    DEFAULT_MEMORY_LIMIT_BYTES, EmbedSettings, ModelRole, ModelSettings, ReadSettings, Settings,
+};
 use crate::setup::{self, Build};
 use crate::storage::Storage;
 use crate::{divide, select, write};
@@ -89,6 +92,7 @@ fn run(command: Command) -> Result<Exit, Error> {
             let (run, executor) = open(&stage, &settings_of(&stage.pipeline)?, Device::Cpu)?;
             finish(&run, &executor)
         }
+        Command::Round { run, learner, device } => round(run, &learner, device),
         Command::Status { run, json } => {
             let run = RunFolder::open(Storage::new(run))?;
             let status = status::Status::of(&run)?;
@@ -166,6 +170,21 @@ fn compare(args: &CompareArgs) -> Result<Exit, Error> {
     } else {
         text
     })
+}
+
+fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
+    let Ok(ModelName { folder, variant }) = learner.parse();
+    let base = RunFolder::open(Storage::new(run))?;
+    let former = base.plan().models.get(ModelRole::Learner).ok_or(Error::NoLearner)?;
+    let learner =
+        ModelSettings { folder, variant, image_size_px: former.image_size_px, calibrate: former.calibrate };
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = pipeline::open_round(&base, &learner, &SessionSettings { device, n_threads })?;
+    let executor = Executor { part: Part::WHOLE, n_threads, wait: Duration::ZERO };
+    let inference =
+        InferenceSettings { device, sessions: None, memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES };
+    pipeline::run(&run, &executor, &inference)?;
+    finish(&run, &executor)
 }
 
 fn stage_command(

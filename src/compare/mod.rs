@@ -3,15 +3,15 @@
 mod models;
 mod runs;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::rank::Overlap;
 
 pub use models::{ModelName, ModelsComparison, ModelsRequest, compare_models};
-pub use runs::{RunsComparison, compare_runs};
+pub use runs::{RankCorrelation, RunsComparison, compare_runs};
 
 /// What two sets have in common, with what blind draws of their sizes would.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SharedPart {
     pub n_left: usize,
     pub n_right: usize,

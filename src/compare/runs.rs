@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::embed::complete_tasks;
 use crate::error::Error;
@@ -25,7 +25,7 @@ use super::{SharedPart, number};
 const RANKED_MAX: usize = 200_000;
 
 /// How far two runs agree.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunsComparison {
     pub left: PathBuf,
     pub right: PathBuf,
@@ -37,7 +37,7 @@ pub struct RunsComparison {
 }
 
 /// How far two runs put samples in the same order.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankCorrelation {
     /// Spearman's; null where a run gives every sample the same score.
     pub spearman: Option<f64>,

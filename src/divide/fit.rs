@@ -88,7 +88,7 @@ pub fn commit_centroids(run: &RunFolder, settings: &DivideSettings, tasks: &[usi
     let stage = run.divide("divide.fit").expect("the plan has the stage");
     let description: Vec<_> =
         [("divide_digest", stage.digest.to_string())].into_iter().chain(description).collect();
-    let file = table::write(run.run(), CENTROIDS, &table, &description)?;
+    let file = table::write(run.storage(&stage), CENTROIDS, &table, &description)?;
     run.commit(&stage, 0, Done::new(vec![file], read, counts))?;
     Ok(())
 }
@@ -156,7 +156,7 @@ pub struct Centroids {
 pub fn read_centroids(run: &RunFolder) -> Result<Centroids, Error> {
     let stage = run.divide("divide.fit").expect("the plan has the stage");
     let marker: Marker<FitCounts> = run.committed(&stage, 0)?;
-    let batch = table::read(run.run(), marker.file(), &[])?;
+    let batch = table::read(run.storage(&stage), marker.file(), &[])?;
     let settings = run.plan().divide.as_ref().expect("the plan has the stage");
     Ok(Centroids {
         rows: Rows(&batch).embeddings("centroid").0,

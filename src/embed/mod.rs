@@ -4,6 +4,8 @@ pub mod image;
 mod model;
 mod tokenize;
 mod session;
+mod graph;
+mod graph_inputs;
 mod tower;
 mod loaded;
 mod feed;

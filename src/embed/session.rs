@@ -23,7 +23,9 @@ pub struct SessionSettings {
 /// graph.
 pub(super) fn open(model: &Model, graph: &Path, settings: &SessionSettings) -> Result<OpenSession, Error> {
     let place = settings.device.places()?[0];
-    let open_on = |place| runtime::open(graph, &SessionOptions { place, n_threads: settings.n_threads });
+    let open_on = |place| {
+        runtime::open(graph, &SessionOptions { n_threads: settings.n_threads, ..SessionOptions::on(place) })
+    };
     let in_model = |source| Error::Model {
         folder: model.folder.clone(),
         source: ModelError::Graph { graph: graph.to_owned(), source },

@@ -3,29 +3,30 @@
 //! The plan names each stage's digest: its settings, the version of its algorithm and the digests of the stages
 //! that it reads. Threads, device, memory and output paths are in none of them.
 
+mod digests;
 mod pool;
 mod model;
 mod planted;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::digest::Digest;
 use crate::divide::PlannedCentroids;
 use crate::embed::{LoadedModel, SessionSettings};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::runtime::Device;
-use crate::select::{OwnLoss, pair_score};
+use crate::select::pair_score;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, ScoreKind,
+    DivideSettings, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings, ScoreKind,
     SelectSettings, Settings, WriteSettings,
 };
 
+pub use digests::Digests;
 pub use model::PlannedModel;
+use model::Wants;
 pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
 
@@ -34,6 +35,9 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// Versions of the stages' algorithms; a change of one redoes the stage and those after it.
 const ALGORITHM_VERSION: u32 = 1;
+
+/// The run folder from the folder of one of its rounds, `RUN/rounds/NNN`.
+const BASE: &str = "../..";
 
 /// What a run will do, fixed before it does anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,22 +63,6 @@ pub struct Plan {
     pub digests: Digests,
 }
 
-/// The digest of every stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Digests {
-    pub samples: Digest,
-    /// By the role of the model.
-    pub embeddings: BTreeMap<String, Digest>,
-    pub divide: Option<Digest>,
-    /// What samples are worth by themselves.
-    pub score: Digest,
-    /// Of each filter, with those before it.
-    pub filters: Vec<Digest>,
-    pub select: Digest,
-    pub write: Digest,
-    pub report: Digest,
-}
-
 impl Plan {
     /// Finds the shards, opens the models and resolves what depends on them.
     ///
@@ -83,26 +71,30 @@ impl Plan {
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
+        let wants = Wants {
+            read: &settings.read,
+            divide: settings.divide.as_ref(),
+            select: &settings.select,
+            write: &settings.write,
+        };
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
             let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
             let model = PlannedModel::new(&loaded, model, &settings.embed);
-            model::check(settings, role, &model, &loaded.model)?;
+            model::check(&wants, role, &model, &loaded.model)?;
             planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
-        let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let mut divide = settings.divide.clone();
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
         check_experts(&models, &divide)?;
-        let digests = Digests::new(settings, &pool, &models, (&divide, &centroids), &select, &planted)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
-        Ok(Plan {
+        let mut plan = Plan {
             format_version: FORMAT_VERSION,
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             seed: settings.seed,
@@ -118,8 +110,44 @@ impl Plan {
             select,
             write: settings.write.clone(),
             report: settings.report.clone(),
-            digests,
-        })
+            digests: Digests::default(),
+        };
+        plan.digests = Digests::of(&plan, None)?;
+        Ok(plan)
+    }
+
+    /// The plan of a later round: a new learner checkpoint scores and selects anew, with the same clusters and the same
+    /// embeddings of every other model.
+    ///
+    /// # Errors
+    ///
+    /// A learner that cannot be used, or a run without one.
+    pub fn next_round(
+        &self,
+        round: u64,
+        learner: &ModelSettings,
+        session: &SessionSettings,
+    ) -> Result<Plan, Error> {
+        if !self.models.has(ModelRole::Learner) {
+            return Err(Error::NoLearner);
+        }
+        let loaded = LoadedModel::open(&learner.folder, learner.choice(), session)?;
+        let model = PlannedModel::new(&loaded, learner, &self.embed);
+        let wants = Wants {
+            read: &self.read,
+            divide: self.divide.as_ref(),
+            select: &self.select,
+            write: &self.write,
+        };
+        model::check(&wants, ModelRole::Learner, &model, &loaded.model)?;
+        let mut plan = self.clone();
+        plan.models.insert(ModelRole::Learner, model);
+        plan.round = round;
+        // both below the folder of the run, wherever that is moved
+        plan.base = Some(PathBuf::from(BASE));
+        plan.store.get_or_insert_with(|| PathBuf::from(BASE));
+        plan.digests = Digests::of(&plan, self.digests.divide.clone())?;
+        Ok(plan)
     }
 
     /// What pairs are scored by in `hard_learnability` and in batch learnability.
@@ -166,127 +194,6 @@ impl Plan {
         let (here, there) = (json!(self), json!(other));
         collect_differences("", &here, &there, &mut lines);
         lines
-    }
-}
-
-impl Digests {
-    fn new(
-        settings: &Settings,
-        pool: &Pool,
-        models: &Models<PlannedModel>,
-        (divide, centroids): (&Option<DivideSettings>, &Option<PlannedCentroids>),
-        select: &SelectSettings,
-        planted: &Option<PlantedSamples>,
-    ) -> Result<Digests, Error> {
-        let stage = |name: &str, content: Value| {
-            Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
-        };
-        let shards: Vec<_> = pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes)).collect();
-        let samples = stage(
-            "samples",
-            json!({
-                "shards": shards,
-                "shards_per_task": pool.shards_per_task,
-                "limits": settings.read.limits,
-                "samples": settings.read.samples,
-                "label_field": settings.read.label_field,
-            }),
-        );
-        let embeddings: BTreeMap<String, Digest> = models
-            .iter()
-            .map(|(role, model)| {
-                let digest = stage("embeddings", json!({"samples": samples, "model": model.digest}));
-                (role.to_string(), digest)
-            })
-            .collect();
-        let failed = settings.read.failed_shards_max;
-        let divide = divide.as_ref().map(|divide| {
-            // what centroids are, not where they lie
-            let centroids = centroids.as_ref().map(|centroids| &centroids.digest);
-            let content = json!({
-                "settings": DivideSettings { centroids: None, ..divide.clone() },
-                "centroids": centroids,
-                "seed": settings.seed,
-                "embeddings": embeddings[&divide.model.to_string()],
-                "failed_shards_max": failed,
-            });
-            stage("divide", content)
-        });
-        // what audits comes in when samples are chosen already
-        let chosen_by = || models.iter().filter(|(role, _)| !role.is_audit());
-        let embeddings_read: BTreeMap<String, &Digest> =
-            chosen_by().map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()])).collect();
-        let logits: Vec<_> =
-            chosen_by().map(|(_, model)| (model.logit_scale, model.logit_bias, model.calibrate)).collect();
-        let is_calibrated = models.iter().any(|(_, model)| model.calibrate);
-        let score = stage(
-            "score",
-            json!({
-                "embeddings": embeddings_read,
-                "logit_scales_and_biases": logits,
-                // the fit stands for a sub-batch
-                "calibrated_for": is_calibrated.then(|| select.draw.deal()),
-                "objective": select.objective,
-                "own_loss": OwnLoss::of(select),
-                "pair_score": pair_score(select, models),
-                "seed": settings.seed,
-                "divide": divide,
-                "failed_shards_max": failed,
-            }),
-        );
-        let mut filters: Vec<Digest> = Vec::with_capacity(select.filters.len());
-        for filter in &select.filters {
-            let mut files = Vec::new();
-            for path in filter.filter.files() {
-                let bytes = std::fs::read(path);
-                let bytes = bytes.map_err(|source| Error::ReadSetting { path: path.clone(), source })?;
-                files.push(Digest::of_bytes(&bytes));
-            }
-            let before = filters.last().unwrap_or(&score);
-            filters.push(stage("filter", json!({"settings": filter, "files": files, "before": before})));
-        }
-        let select = stage(
-            "select",
-            json!({
-                "settings": select,
-                "seed": settings.seed,
-                "score": score,
-                "filters": filters,
-            }),
-        );
-        let write = stage("write", json!({"settings": settings.write, "select": select}));
-        let planted = planted.as_ref().map(PlantedSamples::digest);
-        let audits: BTreeMap<String, &Digest> = models
-            .iter()
-            .filter(|(role, _)| role.is_audit())
-            .map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()]))
-            .collect();
-        // without audits their fraction changes nothing
-        let audit_fraction = (!audits.is_empty()).then_some(settings.report.audit_fraction);
-        let report = stage(
-            "report",
-            json!({
-                "planted": planted,
-                "select": select,
-                "write": write,
-                "audits": audits,
-                "audit_fraction": audit_fraction,
-            }),
-        );
-        Ok(Digests { samples, embeddings, divide, score, filters, select, write, report })
-    }
-
-    /// By stage, from the first to `select`.
-    pub fn up_to_select(&self) -> Value {
-        let Digests { samples, embeddings, divide, select, .. } = self;
-        json!({"samples": samples, "embeddings": embeddings, "divide": divide, "select": select})
-    }
-
-    /// By stage, from the first to `write`.
-    pub fn up_to_write(&self) -> Value {
-        let mut digests = self.up_to_select();
-        digests["write"] = json!(self.write);
-        digests
     }
 }
 

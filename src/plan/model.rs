@@ -10,8 +10,8 @@ use crate::embed::{LoadedModel, LogitScale, Model, ModelChoice, ModelKind, Varia
 use crate::error::Error;
 use crate::select::Objective;
 use crate::settings::{
-    ActiveClipScore, Draw, EmbedSettings, ModelRole, ModelSettings, SampleContents, Settings,
-    SuperBatchMethod,
+    ActiveClipScore, DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, ReadSettings,
+    SampleContents, SelectSettings, SuperBatchMethod, WriteSettings,
 };
 
 /// A model as the plan fixes it.
@@ -78,26 +78,34 @@ impl PlannedModel {
     }
 }
 
+/// What of the settings says which models can be used.
+pub(super) struct Wants<'a> {
+    pub read: &'a ReadSettings,
+    pub divide: Option<&'a DivideSettings>,
+    pub select: &'a SelectSettings,
+    pub write: &'a WriteSettings,
+}
+
 /// Whether a model is of a kind that the pool and its role want, and states what its loss takes.
 pub(super) fn check(
-    settings: &Settings,
+    wants: &Wants,
     role: ModelRole,
     planned: &PlannedModel,
     model: &Model,
 ) -> Result<(), Error> {
     let kind = planned.kind;
     let folder = || planned.folder.clone();
-    let samples = settings.read.samples;
-    let divides = settings.divide.as_ref().is_some_and(|divide| divide.model == role);
+    let samples = wants.read.samples;
+    let divides = wants.divide.is_some_and(|divide| divide.model == role);
     let is_expert = matches!(role, ModelRole::Reference | ModelRole::Expert(_));
-    let scored_as = scored_as(&settings.select.draw, role);
+    let scored_as = scored_as(&wants.select.draw, role);
     let wanted = if kind.takes_captions() && samples != SampleContents::ImageText {
         Some("one that takes images alone: the pool promises no captions")
     } else if kind == ModelKind::Classifier && samples != SampleContents::ImageClass {
         Some("one that gives embeddings: the pool has no labels")
     } else if divides && !kind.embeds_images() {
         Some("one that embeds images, which are to be clustered")
-    } else if settings.write.distil && is_expert && !kind.embeds_images() {
+    } else if wants.write.distil && is_expert && !kind.embeds_images() {
         Some("one that embeds images, which `write.distil` writes")
     } else if scored_as == Some(ModelKind::Pair) && kind != ModelKind::Pair {
         Some("one with an image and a text tower, which the draw scores with")
@@ -109,12 +117,12 @@ pub(super) fn check(
     if let Some(wanted) = wanted {
         return Err(Error::ModelKind { model: role, folder: folder(), kind, wanted });
     }
-    let takes_logits = role != ModelRole::Base && takes_logits(&settings.select.draw);
+    let takes_logits = role != ModelRole::Base && takes_logits(&wants.select.draw);
     if takes_logits && !planned.calibrate && planned.logit_scale.is_none() {
         let initial = model.initial_logit_scale.map(LogitScale::get);
         return Err(Error::ScaleMissing { model: role, folder: folder(), initial });
     }
-    let needs_bias = takes_logits && settings.select.objective == Objective::Sigmoid;
+    let needs_bias = takes_logits && wants.select.objective == Objective::Sigmoid;
     if needs_bias && !planned.calibrate && planned.logit_bias.is_none() {
         return Err(Error::BiasMissing { model: role, folder: folder() });
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::digest::Digest;
 
 /// The plan of the quickstart on the fixtures, with as many shards as wanted.
 fn plan(n_shards: usize, audit_fraction: f64) -> Plan {

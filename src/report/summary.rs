@@ -6,18 +6,21 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type};
 use serde::{Deserialize, Serialize};
 
+use crate::compare::{RankCorrelation, RunsComparison, SharedPart, compare_runs};
 use crate::divide::{AssignCounts, FitCounts};
 use crate::embed::{CompleteTasks, SamplesCounts, ShardCounts, complete_tasks};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::plan::FORMAT_VERSION;
+use crate::plan::Plan;
 use crate::run_folder::{Marker, RunFolder};
 use crate::select::{
-    CalibratedLogits, DrawCounts, DrawPlans, SuperBatchCounts, Verdict, VerdictCounts, calibrated_models,
+    Audit, CalibratedLogits, DrawCounts, DrawPlans, SuperBatchCounts, Verdict, VerdictCounts, audit,
+    calibrated_models,
 };
 use crate::smallest::Smallest;
 use crate::table::{self, Rows};
-use crate::write::{Distribution, SCORES};
+use crate::write::{Distribution, score_columns};
 
 use super::planted::{Planted, PlantedCounts};
 
@@ -45,8 +48,23 @@ pub struct Report {
     pub kept_scores: BTreeMap<String, Distribution>,
     pub divide: Option<DivideReport>,
     pub select: SelectReport,
+    /// Where cheaper models scored in the place of full ones.
+    pub audit: Option<Audit>,
     pub planted: Option<Planted>,
+    /// With the run that a round belongs to, and with the rounds before it.
+    pub rounds: Vec<RoundComparison>,
     pub curated: Vec<CuratedShard>,
+}
+
+/// How far a round agrees with an earlier one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundComparison {
+    /// The earlier one; 0 for the run itself.
+    pub round: u64,
+    pub n_common: usize,
+    pub kept: SharedPart,
+    /// Of each score, Spearman's: how stale the earlier round's are by now.
+    pub rank_correlations: BTreeMap<String, RankCorrelation>,
 }
 
 /// read = kept + not drawn + filtered + rejected.
@@ -121,7 +139,7 @@ impl Report {
                     worst = Some((ratio, shard.shard.clone()));
                 }
             }
-            columns.add(&verdicts, run.plan().seed);
+            columns.add(&verdicts, run.plan());
             if let Some(planted) = &mut planted {
                 planted.add(&verdicts);
             }
@@ -146,7 +164,9 @@ impl Report {
             divide: divide_report(run, &complete, &columns)?,
             left_out_shards: complete.left_out_shards,
             select: select_report(run)?,
+            audit: audit(run)?,
             planted: planted.map(PlantedCounts::finish),
+            rounds: compare_rounds(run)?,
             curated: curated_shards(run)?,
             scores: columns.distributions(false),
             kept_scores: columns.distributions(true),
@@ -181,7 +201,7 @@ fn rejection_ratio(shard: &ShardCounts, verdicts: &RecordBatch) -> f64 {
 /// Running summaries of every score column, of all rows and of the kept, in bounded memory.
 #[derive(Default)]
 struct ColumnSummaries {
-    columns: BTreeMap<(&'static str, bool), ColumnSummary>,
+    columns: BTreeMap<(String, bool), ColumnSummary>,
     cluster_sizes: BTreeMap<u32, u64>,
     kept_cluster_sizes: BTreeMap<u32, u64>,
 }
@@ -194,7 +214,7 @@ struct ColumnSummary {
 }
 
 impl ColumnSummaries {
-    fn add(&mut self, verdicts: &RecordBatch, seed: u64) {
+    fn add(&mut self, verdicts: &RecordBatch, plan: &Plan) {
         let rows = Rows(verdicts);
         let verdict = rows.text("verdict");
         let is_kept = |row: usize| verdict.value(row) == Verdict::Kept.text();
@@ -202,21 +222,24 @@ impl ColumnSummaries {
             .map(|row| {
                 keyed_hash(
                     Purpose::Summary,
-                    seed,
+                    plan.seed,
                     0,
                     rows.text("shard").value(row),
                     rows.u64("sample_idx").value(row),
                 )
             })
             .collect();
-        for name in SCORES {
+        for name in score_columns(plan) {
             let column = verdicts.column_by_name(name).expect("`select/` has these columns");
             let column = arrow::compute::cast(column, &DataType::Float64).expect("a number");
             let values = column.as_primitive::<Float64Type>();
             for row in (0..values.len()).filter(|&row| values.is_valid(row)) {
-                self.columns.entry((name, false)).or_default().add(hashes[row], values.value(row));
+                self.columns.entry((name.to_owned(), false)).or_default().add(hashes[row], values.value(row));
                 if is_kept(row) {
-                    self.columns.entry((name, true)).or_default().add(hashes[row], values.value(row));
+                    self.columns
+                        .entry((name.to_owned(), true))
+                        .or_default()
+                        .add(hashes[row], values.value(row));
                 }
             }
         }
@@ -231,7 +254,7 @@ impl ColumnSummaries {
 
     fn distributions(self: &ColumnSummaries, of_kept: bool) -> BTreeMap<String, Distribution> {
         let of_kind = self.columns.iter().filter(|((_, is_kept), _)| *is_kept == of_kept);
-        of_kind.map(|((name, _), summary)| ((*name).to_owned(), summary.distribution())).collect()
+        of_kind.map(|((name, _), summary)| (name.clone(), summary.distribution())).collect()
     }
 }
 
@@ -281,7 +304,7 @@ fn divide_report(
             *assigned.entry(cluster).or_default() += n;
         }
     }
-    let gain = columns.columns.get(&("hardness_gain", false));
+    let gain = columns.columns.get(&("hardness_gain".to_owned(), false));
     Ok(Some(DivideReport {
         fit: fit.counts,
         effective_clusters: effective(&columns.cluster_sizes),
@@ -298,6 +321,14 @@ fn effective(sizes: &BTreeMap<u32, u64>) -> f64 {
     let total: u64 = sizes.values().sum();
     let shares = sizes.values().map(|&n| n as f64 / total.max(1) as f64);
     shares.map(|share| -share * share.ln()).sum::<f64>().exp()
+}
+
+fn compare_rounds(run: &RunFolder) -> Result<Vec<RoundComparison>, Error> {
+    let compared = run.rounds_before()?.into_iter().map(|earlier| {
+        let RunsComparison { n_common, kept, rank_correlations, .. } = compare_runs(&earlier, run)?;
+        Ok(RoundComparison { round: earlier.plan().round, n_common, kept, rank_correlations })
+    });
+    compared.collect()
 }
 
 fn select_report(run: &RunFolder) -> Result<SelectReport, Error> {

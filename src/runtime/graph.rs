@@ -51,11 +51,9 @@ impl GraphBytes {
         outputs: &[&str],
         attributes: &[(&str, i64)],
     ) -> &mut GraphBytes {
-        let mut node = Message::default();
+        let mut node = self.named_node(operator);
         inputs.iter().for_each(|input| node.bytes(1, input.as_bytes()));
         outputs.iter().for_each(|output| node.bytes(2, output.as_bytes()));
-        node.bytes(3, format!("{operator}_{}", self.n_nodes).as_bytes());
-        node.bytes(4, operator.as_bytes());
         for (name, value) in attributes {
             let mut attribute = Message::default();
             attribute.bytes(1, name.as_bytes());
@@ -63,8 +61,36 @@ impl GraphBytes {
             attribute.number(20, 2); // type INT
             node.message(5, &attribute);
         }
+        self.push_node(&node)
+    }
+
+    /// A reduction over axes that drops them, for operators that take axes as an attribute.
+    pub fn reduction(&mut self, operator: &str, input: &str, output: &str, axes: &[i64]) -> &mut GraphBytes {
+        let mut node = self.named_node(operator);
+        node.bytes(1, input.as_bytes());
+        node.bytes(2, output.as_bytes());
+        let (mut over, mut keep) = (Message::default(), Message::default());
+        over.bytes(1, b"axes");
+        axes.iter().for_each(|axis| over.number(8, *axis as u64)); // ints
+        over.number(20, 7); // type INTS
+        keep.bytes(1, b"keepdims");
+        keep.number(3, 0);
+        keep.number(20, 2);
+        node.message(5, &over);
+        node.message(5, &keep);
+        self.push_node(&node)
+    }
+
+    fn named_node(&self, operator: &str) -> Message {
+        let mut node = Message::default();
+        node.bytes(3, format!("{operator}_{}", self.n_nodes).as_bytes());
+        node.bytes(4, operator.as_bytes());
+        node
+    }
+
+    fn push_node(&mut self, node: &Message) -> &mut GraphBytes {
         self.n_nodes += 1;
-        self.graph.message(1, &node);
+        self.graph.message(1, node);
         self
     }
 
@@ -164,7 +190,7 @@ mod tests {
             .node("ReduceSum", &["product", "axes"], &["sums"], &[("keepdims", 0)])
             .output(operand("sums", &["2"]))
             .finish();
-        let mut opened = open_bytes(&bytes, &SessionOptions { place: Place::CPU, n_threads: 1 }).unwrap();
+        let mut opened = open_bytes(&bytes, &SessionOptions::on(Place::CPU)).unwrap();
         let (a, b) = (vec![1.0f32; 3 * 300], [vec![2.0f32; 300], vec![0.5f32; 300]].concat());
         let a = TensorRef::from_array_view(([3usize, 300], &a[..])).unwrap();
         let b = TensorRef::from_array_view(([300usize, 2], &b[..])).unwrap();

@@ -16,4 +16,4 @@ pub use device::{Device, DeviceError, GpuSet, Gpus, Place, Provider, UnknownDevi
 pub use driver::{Driver, DriverError, Gpu};
 pub use graph::{Element, GraphBytes, Operand};
 pub use pins::{Pin, pin};
-pub use session::{OpenSession, SessionOptions, is_out_of_memory, open, open_bytes};
+pub use session::{OpenSession, Products, SessionOptions, is_out_of_memory, open, open_bytes};

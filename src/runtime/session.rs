@@ -4,7 +4,7 @@
 //! - Threads inside an operator do not spin while they wait, since decoders and other sessions want the processors.
 //!   Several sessions with one thread each do better than one with several (`superbatch doctor --bench` measures
 //!   both), so one thread is the rule where memory allows it.
-//! - On a GPU neither TF32 nor convolution algorithms chosen by a stopwatch: precision is a setting, and the same
+//! - On a GPU neither TF32 (unless it is asked for) nor convolution algorithms chosen by a stopwatch: precision is a setting, and the same
 //!   inputs shall give the same bytes.
 
 use std::path::Path;
@@ -13,6 +13,8 @@ use ort::ep::{self, ArenaExtendStrategy};
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+
+use serde::{Deserialize, Serialize};
 
 use super::assignment::NodeCounts;
 use super::device::{Place, Provider};
@@ -25,6 +27,26 @@ pub struct SessionOptions {
     pub place: Place,
     /// Threads inside one operator.
     pub n_threads: usize,
+    pub products: Products,
+}
+
+impl SessionOptions {
+    /// One thread, products in the graph's own types.
+    pub fn on(place: Place) -> SessionOptions {
+        SessionOptions { place, n_threads: 1, products: Products::Exact }
+    }
+}
+
+/// How a GPU multiplies f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Products {
+    /// In f32.
+    #[default]
+    #[serde(rename = "f32")]
+    Exact,
+    /// With both operands rounded to 11 bits, several times as fast. The processor has none and stays exact.
+    Tf32,
 }
 
 /// A session that is ready to run.
@@ -61,7 +83,7 @@ pub(super) fn probe(place: Place) -> ort::Result<()> {
         .node("Add", &["a", "a"], &["b"], &[])
         .output(operand("b"))
         .finish();
-    open_bytes(&graph, &SessionOptions { place, n_threads: 1 }).map(|_| ())
+    open_bytes(&graph, &SessionOptions::on(place)).map(|_| ())
 }
 
 fn builder(options: &SessionOptions) -> ort::Result<SessionBuilder> {
@@ -78,7 +100,7 @@ fn builder(options: &SessionOptions) -> ort::Result<SessionBuilder> {
     let number = options.place.number as i32;
     let cuda = ep::CUDA::default()
         .with_device_id(number)
-        .with_tf32(false)
+        .with_tf32(options.products == Products::Tf32)
         .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic)
         // grows by what is needed, and not to the next power of two
         .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)

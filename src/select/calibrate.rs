@@ -1,9 +1,11 @@
 //! Matched embeddings of a model without a logit bias in, the scale and bias that the sigmoid loss would give it out.
 
 use multiversion::multiversion;
+use pulp::Scalar;
 
 use crate::matrix::Matrix;
-use crate::tile::{Tile, exp_nonpositive, ln_1p, map_strips, ranges};
+use crate::tile::{Tile, exp_nonpositive, map_strips, ranges};
+use crate::vector;
 
 use super::loss::{similarity, softplus};
 
@@ -229,7 +231,7 @@ fn add_moments(moments: &mut Moments, similarities: &[f32], logit_scale: f32, lo
                 let of_larger = 1.0 / (1.0 + z);
                 let p = if l > 0.0 { of_larger } else { z * of_larger };
                 let curvature = z * of_larger * of_larger;
-                sums[0][lane] += l.max(0.0) + ln_1p(z);
+                sums[0][lane] += l.max(0.0) + vector::ln_1p(Scalar, z);
                 sums[1][lane] += p;
                 sums[2][lane] += p * s;
                 sums[3][lane] += curvature;

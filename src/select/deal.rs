@@ -16,7 +16,7 @@ use crate::run_folder::{Done, RunFolder};
 use crate::settings::Deal;
 
 use super::draw_plan::Dealt;
-use super::group::{GroupRows, read_task};
+use super::group::read_task;
 use super::losses::has_experts;
 use super::reach::reach_counts;
 
@@ -89,6 +89,6 @@ fn commit(run: &RunFolder, partitions: &Partitions, task: usize) -> Result<(), E
         writer.push(partition, rows.gather(&members).table(run))?;
     }
     let written = writer.finish()?;
-    run.commit(&stage, task, Done::new(vec![written.file], GroupRows::files(rows), written.index))?;
+    run.commit(&stage, task, Done::new(vec![written.file], rows.read, written.index))?;
     Ok(())
 }

@@ -73,19 +73,19 @@ pub struct Drawer<'a> {
 }
 
 /// The samples of one super-batch, drawn in turn by every pass.
-struct Passes<'a> {
-    run: &'a RunFolder,
-    ids: Vec<SampleId<'a>>,
-    rows: GroupRows,
-    n_kept: usize,
+pub struct Passes<'a> {
+    pub run: &'a RunFolder,
+    pub ids: Vec<SampleId<'a>>,
+    pub rows: GroupRows,
+    pub n_kept: usize,
 }
 
 /// One pass over a super-batch.
-struct Pass {
+pub struct Pass {
     /// The log-weight of each sample at the start, before gain and noise.
-    scores: Vec<f64>,
+    pub scores: Vec<f64>,
     /// In the order of the draw, and how often each was drawn.
-    drawn: Vec<(Drawn, usize)>,
+    pub drawn: Vec<(Drawn, usize)>,
     /// What the scores were multiplied by; none for a uniform draw and for one without noise.
     gain: Option<f64>,
 }
@@ -128,7 +128,7 @@ impl Drawer<'_> {
             data.push(table::write(run.run(), &name, &draws_table(run, &outcomes), &entries)?);
         }
         let counts = DrawCounts { super_batches: counts, index: written.index };
-        run.commit(&stage, group_idx, Done::new(data, rows.files(), counts))?;
+        run.commit(&stage, group_idx, Done::new(data, rows.read, counts))?;
         Ok(())
     }
 
@@ -203,7 +203,8 @@ impl Passes<'_> {
         PassKey { seed: plan.seed, round: plan.round, pass: pass_idx as u64 }
     }
 
-    fn draw(&self, method: &SuperBatchMethod, pass_idx: usize, is_taken: &[bool]) -> Pass {
+    /// Draws once; none of the taken.
+    pub fn draw(&self, method: &SuperBatchMethod, pass_idx: usize, is_taken: &[bool]) -> Pass {
         let n_left = is_taken.iter().filter(|is_taken| !**is_taken).count();
         let n_kept = self.n_kept.min(n_left);
         match method {
@@ -343,7 +344,7 @@ fn weight_counts(pass: &Pass, rows: &[usize]) -> Option<WeightCounts> {
 }
 
 /// The rows of a group in the order of their keyed hashes, ties by sample id.
-fn ordered(run: &RunFolder, purpose: Purpose, samples: &[SampleRef]) -> Vec<usize> {
+pub fn ordered(run: &RunFolder, purpose: Purpose, samples: &[SampleRef]) -> Vec<usize> {
     let plan = run.plan();
     let mut order: Vec<(u64, SampleRef, usize)> = samples
         .iter()

@@ -22,7 +22,8 @@ pub struct GroupRows {
     pub models: ScoredModels,
     /// The log-weight of each where the draw takes it from a column, higher is better; minus infinity without one.
     pub weights: Option<Vec<f64>>,
-    read: Vec<FileRecord>,
+    /// The files that the rows came from.
+    pub read: Vec<FileRecord>,
 }
 
 impl GroupRows {
@@ -34,6 +35,16 @@ impl GroupRows {
             weights: self.weights.as_ref().map(|weights| rows.iter().map(|&row| weights[row]).collect()),
             read: Vec::new(),
         }
+    }
+
+    /// Adds the samples of another task after these.
+    pub fn append(&mut self, other: GroupRows) {
+        self.samples.extend(other.samples);
+        self.models.append(&other.models);
+        if let Some(weights) = other.weights {
+            self.weights.get_or_insert_default().extend(weights);
+        }
+        self.read.extend(other.read);
     }
 
     /// As a table of the exchange.
@@ -49,33 +60,17 @@ impl GroupRows {
         self.models.add_columns(&mut columns, run.plan().embed.embedding_dtype);
         columns.build()
     }
-
-    /// The files that the rows came from.
-    pub fn files(self) -> Vec<FileRecord> {
-        self.read
-    }
 }
 
 /// Reads the rows of a group.
 pub fn read_group(run: &RunFolder, group: &Group, dealt: Option<&Dealt>) -> Result<GroupRows, Error> {
     match &group.members {
         Members::Tasks(tasks) => {
-            let mut all: Option<GroupRows> = None;
+            let mut all = GroupRows::default();
             for &task in tasks {
-                let (rows, _) = read_task(run, task)?;
-                match &mut all {
-                    None => all = Some(rows),
-                    Some(all) => {
-                        all.samples.extend(rows.samples);
-                        all.models.append(&rows.models);
-                        if let (Some(all), Some(weights)) = (&mut all.weights, rows.weights) {
-                            all.extend(weights);
-                        }
-                        all.read.extend(rows.read);
-                    }
-                }
+                all.append(read_task(run, task)?.0);
             }
-            Ok(all.unwrap_or_default())
+            Ok(all)
         }
         Members::Partition { partition, cluster } => {
             let dealt = dealt.expect("partitions come from an exchange");

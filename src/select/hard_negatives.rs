@@ -62,15 +62,15 @@ pub fn read_among(rows: &Rows, role: &str) -> Vec<Option<AmongNegatives>> {
         .collect()
 }
 
-impl HardNegatives {
-    /// Whether the run has the `hard_learnability` column: clusters, and pairs with a loss.
-    pub fn is_needed(run: &RunFolder) -> bool {
-        let plan = run.plan();
-        plan.divide.is_some() && OwnLoss::of(&plan.select) == OwnLoss::Pair && plan.pair_score().is_some()
-    }
+/// Whether the run has the `hard_learnability` column: clusters, and pairs with a loss.
+pub fn needs_bank(run: &RunFolder) -> bool {
+    let plan = run.plan();
+    plan.divide.is_some() && OwnLoss::of(&plan.select) == OwnLoss::Pair && plan.pair_score().is_some()
+}
 
+impl HardNegatives {
     pub fn open_if_needed(run: &RunFolder) -> Result<Option<HardNegatives>, Error> {
-        if !HardNegatives::is_needed(run) {
+        if !needs_bank(run) {
             return Ok(None);
         }
         let plan = run.plan();

@@ -19,6 +19,7 @@ mod joint;
 mod independent;
 mod cutoff;
 
+pub use crate::fold::Precision;
 pub use balanced::balanced_counts;
 pub use calibrate::{Calibration, CalibrationError, calibrate};
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
@@ -54,9 +55,12 @@ mod draw;
 mod pool_draw;
 mod verdict;
 mod stage;
+mod audit;
 
+pub use audit::{Audit, audit};
 pub use draw::{DrawCounts, SuperBatchCounts, WeightCounts};
 pub use draw_plan::{DrawPlans, SuperBatch};
+pub use hard_negatives::needs_bank;
 pub use losses::{CalibratedLogits, OwnLoss, calibrated_models, pair_score};
 pub use pool_draw::PoolCuts;
 pub use reach::{ReachCounts, reach_counts};

@@ -1,5 +1,6 @@
 //! One batch of a model's embeddings in, each sample's similarity less what its batch offers instead out.
 
+use crate::fold::Precision;
 use crate::matrix::Matrix;
 
 use super::loss::{Objective, PairLoss, similarity};
@@ -29,12 +30,19 @@ pub const NEG_CLIP_TEMPERATURE: f64 = 0.01;
 ///
 /// negCLIPLoss, arXiv:2405.19547, which takes the mean of the scores in several random partitions of the pool into
 /// batches: this is one batch of one partition.
-pub fn neg_clip_scores(images: &Matrix, captions: &Matrix, temperature: f64) -> Vec<f64> {
+pub fn neg_clip_scores(
+    images: &Matrix,
+    captions: &Matrix,
+    temperature: f64,
+    precision: Precision,
+) -> Vec<f64> {
     assert_eq!(images.n_rows(), captions.n_rows(), "every image has its caption");
     let loss = PairLoss { logit_scale: temperature.recip(), logit_bias: 0.0, objective: Objective::Softmax };
     assert!(loss.is_usable(), "temperature {temperature}");
-    let sets =
-        [Pairs { rows: captions, columns: images, loss }, Pairs { rows: images, columns: captions, loss }];
+    let sets = [
+        Pairs { rows: captions, columns: images, loss, precision },
+        Pairs { rows: images, columns: captions, loss, precision },
+    ];
     let log_sums = reduce(&sets, Mask::Nothing);
     let size_term = (NEG_CLIP_BATCH_SIZE as f64 / images.n_rows() as f64).ln();
     let samples = log_sums[0].iter().zip(&log_sums[1]).enumerate();
@@ -55,7 +63,7 @@ mod tests {
         let images = Matrix::new(vec![1.0, 0.0, 0.0, 1.0], 2);
         let captions = Matrix::new(vec![1.0, 0.0, 0.6, 0.8], 2);
         // similarities [[1, 0.6], [0, 0.8]], temperature ½
-        let scores = neg_clip_scores(&images, &captions, 0.5);
+        let scores = neg_clip_scores(&images, &captions, 0.5, Precision::F32);
         let size_term = 16_384f64.ln();
         let log_sum = |a: f64, b: f64| (a.exp() + b.exp()).ln();
         let first = 1.0 - 0.5 * (0.5 * (log_sum(2.0, 1.2) + log_sum(2.0, 0.0)) + size_term);
@@ -70,8 +78,8 @@ mod tests {
         let (mut twice_images, mut twice_captions) = (images.clone(), captions.clone());
         twice_images.append(&images);
         twice_captions.append(&captions);
-        let once = neg_clip_scores(&images, &captions, NEG_CLIP_TEMPERATURE);
-        let twice = neg_clip_scores(&twice_images, &twice_captions, NEG_CLIP_TEMPERATURE);
+        let once = neg_clip_scores(&images, &captions, NEG_CLIP_TEMPERATURE, Precision::F32);
+        let twice = neg_clip_scores(&twice_images, &twice_captions, NEG_CLIP_TEMPERATURE, Precision::F32);
         for (once, twice) in once.iter().zip(&twice[300..]) {
             assert!((once - twice).abs() < 1e-6);
         }

@@ -24,7 +24,7 @@ use super::deal;
 use super::draw::{DrawCounts, Drawer};
 use super::draw_plan::{DrawPlans, plan_draws};
 use super::filter;
-use super::hard_negatives::{HardNegatives, commit_bank};
+use super::hard_negatives::{commit_bank, needs_bank};
 use super::losses::calibrated_models;
 use super::pool_draw::plan_cuts;
 use super::reach;
@@ -76,7 +76,7 @@ fn score(run: &RunFolder, executor: &Executor, tasks: &[usize]) -> Result<(), Er
     executor.run(run, &run.score("select.calibrate"), &models, 1, |model| {
         commit_calibration(run, tasks, model, calibrated[model])
     })?;
-    if HardNegatives::is_needed(run) {
+    if needs_bank(run) {
         executor.run(run, &run.score("select.bank"), &[0], 1, |_| commit_bank(run, tasks))?;
     }
     let stage = run.score("select.score");

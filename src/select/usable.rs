@@ -88,6 +88,10 @@ impl ScoredModels {
 
     /// Adds the samples of another task after these.
     pub fn append(&mut self, other: &ScoredModels) {
+        if self.0.is_empty() {
+            self.0.clone_from(&other.0);
+            return;
+        }
         assert_eq!(self.0.len(), other.0.len(), "the same models in every task");
         for (model, other) in self.0.iter_mut().zip(&other.0) {
             assert_eq!(model.role, other.role);
@@ -218,6 +222,36 @@ fn experts_rows(
         all.1.push_row(captions.row(row));
     }
     Some(all)
+}
+
+/// The full models' embeddings of some samples of a task, in place of the cheaper models that stand for them: the rows of
+/// the samples that all of them embedded, and what they say of these.
+pub fn read_full(
+    run: &RunFolder,
+    task: usize,
+    samples: &[SampleRef],
+) -> Result<(Vec<usize>, ScoredModels), Error> {
+    let mut sources = Vec::new();
+    for role in SCORED.into_iter().filter(|role| run.plan().models.has(*role)) {
+        let full = role.audited_by().filter(|full| run.plan().models.has(*full)).unwrap_or(role);
+        let (embedded, _) = read_embeddings(run, full, task)?;
+        sources.push((role, full, embedded.rows_of(samples), embedded));
+    }
+    let is_present =
+        |row: &usize| sources.iter().all(|(_, _, positions, embedded)| embedded.is_present(positions[*row]));
+    let rows: Vec<usize> = (0..samples.len()).filter(is_present).collect();
+    let mut models = Vec::new();
+    for (role, full, positions, embedded) in &sources {
+        let positions: Vec<usize> = rows.iter().map(|&row| positions[row]).collect();
+        let (images, captions) = embedded.pairs().expect("checked with the plan: a model of pairs");
+        models.push(ScoredModel {
+            role: *role,
+            images: images.gather(&positions),
+            captions: captions.gather(&positions),
+            loss: pair_loss(run, *full)?,
+        });
+    }
+    Ok((rows, ScoredModels(models)))
 }
 
 /// Both towers of a model over some samples of a task, which it has embedded.

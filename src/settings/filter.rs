@@ -295,6 +295,15 @@ impl Filter {
         }
     }
 
+    /// The steps in which it is done: dealing to clusters, what groups find, and each sample's score.
+    pub fn steps(&self) -> &'static [&'static str] {
+        match self {
+            Filter::Semdedup(_) => &[".deal", ".group", ""],
+            Filter::NegClipLoss(_) => &[".group", ""],
+            _ => &[""],
+        }
+    }
+
     /// The files of embeddings that it compares with.
     pub fn files(&self) -> Vec<&PathBuf> {
         match self {

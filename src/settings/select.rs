@@ -111,6 +111,20 @@ pub enum SuperBatchMethod {
 const SUPER_BATCH_METHODS: [&str; 6] =
     ["jest", "active_clip", "class_act", "full_loss", "soft_cap", "random"];
 
+impl SuperBatchMethod {
+    /// Whether the draw looks at the embeddings of learner and reference.
+    pub fn scores_pairs(&self) -> bool {
+        match self {
+            SuperBatchMethod::Jest(_) | SuperBatchMethod::ActiveClip(_) | SuperBatchMethod::FullLoss(_) => {
+                true
+            }
+            SuperBatchMethod::ClassAct(_) | SuperBatchMethod::SoftCap(_) | SuperBatchMethod::Random(_) => {
+                false
+            }
+        }
+    }
+}
+
 /// Joint selection by learnability (JEST, arXiv:2406.17711).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -34,6 +34,7 @@ from onnxruntime.transformers import float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from optimum.exporters.onnx import main_export
 from PIL import Image
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (BertTokenizerFast, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModelWithProjection,
                           CLIPTokenizerFast, CLIPVisionModelWithProjection, GemmaTokenizer, GemmaTokenizerFast,
@@ -99,6 +100,10 @@ def sentencepiece_model(folder: str, **options) -> str:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(captions_of_the_fixtures()), model_prefix=f"{folder}/spiece", num_threads=1,
         minloglevel=2, **options)
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(Path(folder, "spiece.model").read_bytes())
+    model.trainer_spec.model_prefix = model.normalizer_spec.normalization_rule_tsv = ""  # paths of this moment
+    Path(folder, "spiece.model").write_bytes(model.SerializeToString())
     return f"{folder}/spiece.model"
 
 
@@ -127,8 +132,6 @@ def siglip_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def normalizer_charsmap(spiece: Path) -> bytes:
-    from sentencepiece import sentencepiece_model_pb2
-
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(spiece.read_bytes())
     return model.normalizer_spec.precompiled_charsmap

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::exchange::{self, Index, Source};
 use crate::executor::Executor;
+use crate::fold::Precision;
 use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
@@ -71,7 +72,7 @@ fn commit(
             let batch = &order[start..start + size];
             start += size;
             let (images, captions) = (images.gather(batch), captions.gather(batch));
-            let scores = neg_clip_scores(&images, &captions, filter.temperature);
+            let scores = neg_clip_scores(&images, &captions, filter.temperature, Precision::F32);
             for (&row, score) in batch.iter().zip(scores) {
                 sums[row] += score;
             }
