@@ -9,6 +9,7 @@ use crate::plan::{Pool, Shard};
 use crate::read::{ReadSample, Samples, decompress, is_plain};
 use crate::run_folder::RunFolder;
 use crate::settings::ReadSettings;
+use crate::storage::Storage;
 
 /// A block is cut at this many samples or bytes, whichever comes first: what bounds the memory of the queues.
 const BLOCK_SAMPLES_MAX: usize = 64;
@@ -134,16 +135,21 @@ pub fn open_shard(
     shard: &Shard,
     read: &ReadSettings,
 ) -> Result<Samples<Box<dyn std::io::Read + Send>>, Error> {
-    let storage = pool.storage();
-    match storage.guard(&shard.id)? {
-        Some(guard) if guard == (shard.size_bytes, shard.modified_ns) => {}
-        Some(_) => return Err(Error::ShardChanged { path: storage.path(&shard.id) }),
-        None => return Err(Error::ShardMissing { path: storage.path(&shard.id) }),
-    }
+    let storage = check_shard(pool, shard)?;
     let file = storage.stream(&shard.id)?;
     let reader =
         decompress(&shard.id, file).map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
     Ok(Samples::new(reader, read.limits.clone(), is_plain(&shard.id)).of_kind(read.sample_kind()))
+}
+
+/// Where a shard lies, if it is still the one that the plan saw.
+pub fn check_shard(pool: &Pool, shard: &Shard) -> Result<Storage, Error> {
+    let storage = pool.storage();
+    match storage.guard(&shard.id)? {
+        Some(guard) if guard == (shard.size_bytes, shard.modified_ns) => Ok(storage),
+        Some(_) => Err(Error::ShardChanged { path: storage.path(&shard.id) }),
+        None => Err(Error::ShardMissing { path: storage.path(&shard.id) }),
+    }
 }
 
 fn now_secs() -> f64 {

@@ -150,6 +150,16 @@ pub enum EmbeddingDtype {
     F32,
 }
 
+impl EmbeddingDtype {
+    /// Of one value.
+    pub fn size_bytes(self) -> u64 {
+        match self {
+            EmbeddingDtype::F16 => 2,
+            EmbeddingDtype::F32 => 4,
+        }
+    }
+}
+
 /// Far above any use, and low enough that products of two sizes and a row's bytes cannot overflow.
 const SIZE_MAX: usize = 1 << 24;
 
@@ -225,6 +235,8 @@ pub enum SettingsError {
     NoLabels,
     #[error("a quota over clusters needs super-batches within clusters")]
     Quota,
+    #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
+    NoExperts,
 }
 
 impl Settings {
@@ -277,7 +289,7 @@ impl Settings {
                 return Err(SettingsError::ModelMissing { what: role.to_string(), model });
             }
         }
-        self.write.check()?;
+        self.write.check(&self.models, self.divide.is_some())?;
         self.report.check()?;
         self.select.check(&self.models, self.divide.is_some())?;
         Ok(self)
@@ -393,6 +405,12 @@ mod tests {
         assert!(message(PIPELINE, &["threads=100000"]).contains("threads"));
         assert!(message(PIPELINE, &["read.label_field=label"]).contains("image_class"));
         assert!(message(PIPELINE, &["read.rejection_ratio_max=2"]).contains("read.rejection_ratio_max"));
+        assert!(
+            message(PIPELINE, &["write.distil=true"]).contains("`write.distil` needs a `[divide]` table")
+        );
+        let no_reference = PIPELINE.replace("[models.reference]", "[models.base]");
+        let of_learner = ["divide.model=learner", "select.step.0.score=hard_learner", "write.distil=true"];
+        assert!(message(&no_reference, &of_learner).contains("`write.distil` needs `models.reference`"));
         assert!(message(PIPELINE, &["select.step=[]"]).contains("0 steps"));
         let no_learner = PIPELINE.replace("[models.learner]\n        folder = \"l\"", "");
         assert!(message(&no_learner, &[]).contains("`models.learner`"));

@@ -8,7 +8,7 @@ mod preprocess;
 mod resize;
 
 pub use ::image::RgbImage;
-pub use decode::decode;
+pub use decode::{decode, extension};
 pub use preprocess::{Preprocessing, Resize, preprocess};
 pub use resize::{Resample, Window, resize};
 
