@@ -7,8 +7,12 @@ use std::path::PathBuf;
 use parquet::errors::ParquetError;
 
 use crate::divide::{CentroidsError, FitError};
-use crate::embed::ModelError;
+use crate::embed::{ModelError, ModelKind};
+use crate::npy::NpyError;
+use crate::runtime::{DeviceError, pin};
+use crate::select::CalibrationError;
 use crate::settings::{ModelRole, SettingsError};
+use crate::setup::SetupError;
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +41,25 @@ pub enum Error {
     UnknownShard { shard: String },
     #[error("cannot load model `{folder}`")]
     Model { folder: PathBuf, source: ModelError },
+    #[error("model `{folder}`, the {model}, is of kind `{kind}`, but must be {wanted}")]
+    ModelKind { model: ModelRole, folder: PathBuf, kind: ModelKind, wanted: &'static str },
+    #[error("no file of model `{folder}`, the {model}, states its logit scale")]
+    ScaleMissing {
+        model: ModelRole,
+        folder: PathBuf,
+        /// The linear value that training began with, if a file says so.
+        initial: Option<f64>,
+    },
     #[error("model `{folder}`, the {model}, has no logit bias, which the sigmoid objective needs")]
     BiasMissing { model: ModelRole, folder: PathBuf },
     #[error("cannot find the ONNX Runtime library")]
     RuntimeMissing { searched: Vec<PathBuf> },
     #[error("cannot load the ONNX Runtime library `{path}`")]
     RuntimeLoad { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot install ONNX Runtime")]
+    Setup { source: Box<SetupError> },
     #[error("cannot use device `{device}`")]
-    Device { device: String, source: ort::Error },
+    Device { device: String, source: Box<DeviceError> },
     #[error("cannot run the {tower} tower of model `{folder}`")]
     Inference { tower: &'static str, folder: PathBuf, source: ort::Error },
     #[error("{what} takes {needed_bytes} bytes, more than `memory_limit_bytes` = {limit_bytes} allows")]
@@ -55,6 +70,8 @@ pub enum Error {
     OtherPlan { folder: PathBuf, differences: Vec<String> },
     #[error("store `{folder}` holds the samples of another pool, or read with other limits")]
     StoreOfAnotherPool { folder: PathBuf },
+    #[error("the runs `{left}` and `{right}` are of different pools")]
+    OtherPool { left: PathBuf, right: PathBuf },
     #[error("`{folder}` is not a run folder: it has no `plan.json`")]
     NotARun { folder: PathBuf },
     #[error("{} shards have no embeddings: {}", shards.len(), first_of(shards))]
@@ -67,6 +84,18 @@ pub enum Error {
     OtherParts { stage: String, n_missing: usize },
     #[error("no sample could be embedded")]
     NothingEmbedded,
+    #[error("cannot fit logit scale and bias of the {model} to the pool")]
+    Calibrate { model: ModelRole, source: CalibrationError },
+    #[error("there is no `models.expert_{cluster}`, but cluster {cluster} has samples")]
+    ExpertMissing { cluster: u32 },
+    #[error("`{folder}` is not complete, which a run must be before its next round")]
+    RunIncomplete { folder: PathBuf },
+    #[error("the run has no `models.learner`, whose next checkpoint a round scores with")]
+    NoLearner,
+    #[error("the experts' embeddings differ in width")]
+    ExpertsDiffer,
+    #[error("cannot use target embeddings `{path}`")]
+    Targets { path: PathBuf, source: NpyError },
     #[error("no sample could be scored")]
     NothingScored,
     #[error("cannot fit centroids")]
@@ -130,18 +159,39 @@ impl Error {
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
             Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
-            Error::BiasMissing { .. } => "state `logit_bias` in its `model.toml`".to_owned(),
+            Error::ModelKind { .. } => {
+                "`kind` in its `model.toml` says what of a folder is taken: \"pair\", \"image\", \"text\" or \
+                 \"classifier\""
+                    .to_owned()
+            }
+            Error::ScaleMissing { model, initial, .. } => {
+                let initial = initial.map(|scale| {
+                    format!(
+                        "; the {scale:.4} that its `config.json` leads to is only what training began with"
+                    )
+                });
+                format!(
+                    "state `logit_scale` in its `model.toml`, the linear value, exp of what the checkpoint stores; or \
+                     set `calibrate = true` in `[models.{model}]` to fit it to the pool{}",
+                    initial.unwrap_or_default()
+                )
+            }
+            Error::BiasMissing { model, .. } => format!(
+                "set `calibrate = true` in `[models.{model}]` to fit it to the pool, or `objective = \"softmax\"` in \
+                 `[select]`, or state `logit_bias` in its `model.toml`"
+            ),
             Error::RuntimeMissing { searched } => {
                 let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
                 format!(
-                    "`make setup` fetches it, or set `SUPERBATCH_ONNXRUNTIME` to its path; searched {}",
+                    "`superbatch setup` fetches it (or: pip install {}), or set `SUPERBATCH_ONNXRUNTIME` to its path; \
+                     searched {}",
+                    pin("onnxruntime").requirement,
                     places.join(", ")
                 )
             }
             Error::RuntimeLoad { .. } => "version 1.24 or later is needed".to_owned(),
-            Error::Device { .. } => {
-                "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned()
-            }
+            Error::Setup { source } => source.hint(),
+            Error::Device { source, .. } => source.hint(),
             Error::MemoryLimit { .. } => {
                 "raise `memory_limit_bytes`, or lower `super_batch_size` or `n_clusters`".to_owned()
             }
@@ -151,6 +201,11 @@ impl Error {
                 differences.join("\n  ")
             ),
             Error::StoreOfAnotherPool { .. } => "give each pool a `store` of its own".to_owned(),
+            Error::OtherPool { .. } => {
+                "runs are compared sample by sample: both need the same shards and the same `read.shards_per_task`"
+                    .to_owned()
+            }
+            Error::RunIncomplete { .. } => "`superbatch run` goes on where it stopped".to_owned(),
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
                 "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
@@ -220,7 +275,14 @@ impl Error {
                 | Error::ShardOutsideRoot { .. }
                 | Error::PathNotUtf8 { .. }
                 | Error::Model { .. }
+                | Error::ModelKind { .. }
+                | Error::ScaleMissing { .. }
                 | Error::BiasMissing { .. }
+                | Error::ExpertMissing { .. }
+                | Error::ExpertsDiffer
+                | Error::NoLearner
+                | Error::RunIncomplete { .. }
+                | Error::Targets { .. }
                 | Error::RuntimeMissing { .. }
                 | Error::RuntimeLoad { .. }
                 | Error::Device { .. }
@@ -228,6 +290,7 @@ impl Error {
                 | Error::DiskSpace { .. }
                 | Error::OtherPlan { .. }
                 | Error::StoreOfAnotherPool { .. }
+                | Error::OtherPool { .. }
                 | Error::NotARun { .. }
                 | Error::NothingToShow { .. }
                 | Error::KeyMissing { .. }

@@ -57,6 +57,10 @@ pub enum Purpose {
     MiniBatches,
     /// The clusters that get one more where a target does not share out evenly.
     Balance,
+    /// The pairs on which logit scale and bias are fitted.
+    Calibrate,
+    /// The partitions of the pool into batches over which negCLIPLoss is averaged.
+    Partition,
     /// The members of the banks.
     Bank,
     /// The negatives of a contrastive score.
@@ -67,6 +71,8 @@ pub enum Purpose {
     Control,
     /// The samples from which the report takes deciles.
     Summary,
+    /// The tasks that are audited by a full model.
+    Audit,
 }
 
 impl Purpose {
@@ -78,11 +84,14 @@ impl Purpose {
             Purpose::Seeding => "seeding",
             Purpose::MiniBatches => "mini_batches",
             Purpose::Balance => "balance",
+            Purpose::Calibrate => "calibrate",
+            Purpose::Partition => "partition",
             Purpose::Bank => "bank",
             Purpose::Negatives => "negatives",
             Purpose::Reshuffle => "reshuffle",
             Purpose::Control => "control",
             Purpose::Summary => "summary",
+            Purpose::Audit => "audit",
         }
     }
 }

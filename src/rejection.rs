@@ -20,6 +20,8 @@ pub enum Rejection {
     MissingImage,
     /// No caption member.
     MissingCaption,
+    /// No label, in a pool of labelled images.
+    MissingLabel,
     /// The image member has no bytes.
     EmptyImage,
     /// The caption is not UTF-8.
@@ -28,6 +30,8 @@ pub enum Rejection {
     EmptyCaption,
     /// The caption is longer than the limit.
     CaptionTooLong,
+    /// The label is no whole number from 0 to 2³² − 1.
+    InvalidLabel,
     /// The JSON member is not valid JSON, or not UTF-8.
     InvalidJson,
     /// The image's width times height is over the limit.
@@ -36,25 +40,30 @@ pub enum Rejection {
     UndecodableImage,
     /// A model gave an embedding with NaN, infinity or length 0 for this sample.
     DegenerateEmbedding,
+    /// A classifier has no class of this number.
+    LabelOutOfRange,
 }
 
 impl Rejection {
     /// Every reason, in the order in which a sample can meet them.
-    pub const ALL: [Rejection; 14] = [
+    pub const ALL: [Rejection; 17] = [
         Rejection::ShardBroken,
         Rejection::DuplicateKey,
         Rejection::TooManyMembers,
         Rejection::MemberTooLarge,
         Rejection::MissingImage,
         Rejection::MissingCaption,
+        Rejection::MissingLabel,
         Rejection::EmptyImage,
         Rejection::CaptionNotUtf8,
         Rejection::EmptyCaption,
         Rejection::CaptionTooLong,
+        Rejection::InvalidLabel,
         Rejection::InvalidJson,
         Rejection::ImageTooLarge,
         Rejection::UndecodableImage,
         Rejection::DegenerateEmbedding,
+        Rejection::LabelOutOfRange,
     ];
 
     /// The stable short text that stands in the `rejection` column.
@@ -66,14 +75,17 @@ impl Rejection {
             Rejection::MemberTooLarge => "member_too_large",
             Rejection::MissingImage => "missing_image",
             Rejection::MissingCaption => "missing_caption",
+            Rejection::MissingLabel => "missing_label",
             Rejection::EmptyImage => "empty_image",
             Rejection::CaptionNotUtf8 => "caption_not_utf8",
             Rejection::EmptyCaption => "empty_caption",
             Rejection::CaptionTooLong => "caption_too_long",
+            Rejection::InvalidLabel => "invalid_label",
             Rejection::InvalidJson => "invalid_json",
             Rejection::ImageTooLarge => "image_too_large",
             Rejection::UndecodableImage => "undecodable_image",
             Rejection::DegenerateEmbedding => "degenerate_embedding",
+            Rejection::LabelOutOfRange => "label_out_of_range",
         }
     }
 
@@ -97,6 +109,7 @@ impl Rejection {
             Rejection::ShardBroken
                 | Rejection::MissingImage
                 | Rejection::MissingCaption
+                | Rejection::MissingLabel
                 | Rejection::EmptyImage
                 | Rejection::MemberTooLarge
         )

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use superbatch::embed::image::{decode, preprocess};
 use superbatch::embed::{
-    Device, Graphs, Model, PairEmbeddings, SessionSettings, Tokenizer, Tokens, Towers, Variant,
+    BatchInputs, BatchOutputs, Device, Model, ModelChoice, ModelParts, PairEmbeddings, SessionSettings,
+    Tokenizer, Tokens, Towers, Variant,
 };
 use superbatch::error::Error;
 use superbatch::matrix::{Matrix, dot};
 use superbatch::read::{Limits, ReadSample, Sample, Samples};
+use superbatch::runtime::Place;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
@@ -29,7 +31,7 @@ fn good(shard: &str) -> Vec<Sample> {
 }
 
 fn model(name: &str) -> Model {
-    Model::open(&fixtures().join("models").join(name), Variant::Default).unwrap()
+    Model::open(&fixtures().join("models").join(name), ModelChoice::default()).unwrap()
 }
 
 fn cpu() -> SessionSettings {
@@ -39,19 +41,24 @@ fn cpu() -> SessionSettings {
 /// Embeds samples in batches of `n_batch`.
 fn embed(model: &Model, samples: &[Sample], n_batch: usize) -> PairEmbeddings {
     let mut towers = Towers::open(model, &cpu()).unwrap();
-    assert_eq!(towers.device_taken(), Device::Cpu);
-    let tokenizer = Tokenizer::open(model).unwrap();
+    assert_eq!(towers.place(), Place::CPU);
+    let nodes = towers.nodes();
+    assert_eq!(nodes.totals().into_keys().collect::<Vec<_>>(), ["CPUExecutionProvider"]);
+    assert!(nodes.totals()["CPUExecutionProvider"] > 40, "{nodes}");
+    let ModelParts::Pair { image, text } = &model.parts else { panic!("the fixtures have both towers") };
+    let tokenizer = Tokenizer::open(&model.folder, text).unwrap();
     let mut all: Option<PairEmbeddings> = None;
     for batch in samples.chunks(n_batch) {
-        let n_values = model.preprocessing.n_values();
+        let n_values = image.preprocessing.n_values();
         let mut pixels = vec![0.0; batch.len() * n_values];
-        let mut tokens = Tokens::new(model.text.context_length);
+        let mut tokens = Tokens::new(tokenizer.context_length());
         for (sample, out) in batch.iter().zip(pixels.chunks_exact_mut(n_values)) {
-            let image = decode(&sample.image, &Limits::default()).unwrap();
-            preprocess(&image, &model.preprocessing, out);
-            tokenizer.encode(&sample.caption, &mut tokens).unwrap();
+            let decoded = decode(&sample.image, &Limits::default()).unwrap();
+            preprocess(&decoded, &image.preprocessing, out);
+            tokenizer.encode(sample.caption.as_deref().unwrap(), &mut tokens).unwrap();
         }
-        let embedded = towers.embed(&pixels, &tokens).unwrap();
+        let outputs = towers.embed(&BatchInputs::Pairs { pixels, tokens }).unwrap();
+        let BatchOutputs::Pairs(embedded) = outputs else { panic!("pairs in, pairs out") };
         assert!(embedded.image.degenerate.is_empty() && embedded.text.degenerate.is_empty());
         match &mut all {
             None => all = Some(embedded),
@@ -158,10 +165,10 @@ fn a_digest_is_of_what_decides_an_embedding() {
     assert_eq!(learner.digest, model("learner").digest);
     assert_eq!(learner.digest.len(), 64);
     let folder = copy(&learner);
-    let same = Model::open(folder.path(), Variant::Default).unwrap();
+    let same = Model::open(folder.path(), ModelChoice::default()).unwrap();
     assert_eq!(same.digest, learner.digest, "the place of the folder is not part of it");
     append_to_manifest(&folder, "resample = \"bilinear\"\n");
-    let other = Model::open(folder.path(), Variant::Default).unwrap();
+    let other = Model::open(folder.path(), ModelChoice::default()).unwrap();
     assert_ne!(other.digest, learner.digest);
 }
 
@@ -170,7 +177,7 @@ fn a_graph_that_does_not_fit_says_what_it_offers() {
     let learner = model("learner");
     let folder = copy(&learner);
     append_to_manifest(&folder, "image_output = \"nothing\"\n");
-    let model = Model::open(folder.path(), Variant::Default).unwrap();
+    let model = Model::open(folder.path(), ModelChoice::default()).unwrap();
     let Err(Error::Model { source, .. }) = Towers::open(&model, &cpu()) else { panic!("an error") };
     let message = source.to_string();
     assert!(message.contains("`nothing`") && message.contains("`image_embeds`"), "{message}");
@@ -180,22 +187,26 @@ fn a_graph_that_does_not_fit_says_what_it_offers() {
 #[test]
 fn a_missing_variant_names_the_files() {
     let folder = fixtures().join("models/learner");
-    let Err(Error::Model { source, .. }) = Model::open(&folder, Variant::Fp16) else { panic!("an error") };
+    let Err(Error::Model { source, .. }) =
+        Model::open(&folder, ModelChoice { variant: Variant::Fp16, ..ModelChoice::default() })
+    else {
+        panic!("an error")
+    };
     assert!(source.to_string().contains("vision_model_fp16.onnx"), "{source}");
 }
 
 #[test]
 fn a_gpu_that_is_not_there_is_an_error() {
-    let settings = SessionSettings { device: Device::Cuda(99), n_threads: 1 };
+    let settings = SessionSettings { device: "cuda:63".parse().unwrap(), n_threads: 1 };
     assert!(matches!(Towers::open(&model("learner"), &settings), Err(Error::Device { .. })));
 }
 
 fn copy(model: &Model) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("onnx")).unwrap();
-    let Graphs::Split { image, text } = &model.graphs else { panic!("the fixtures have a graph a tower") };
     let files = fs::read_dir(&model.folder).unwrap().map(|file| file.unwrap().path());
-    for file in files.filter(|path| path.is_file()).chain([image.clone(), text.clone()]) {
+    let graphs = model.parts.graphs().into_iter().map(Path::to_owned);
+    for file in files.filter(|path| path.is_file()).chain(graphs) {
         fs::copy(&file, folder.path().join(file.strip_prefix(&model.folder).unwrap())).unwrap();
     }
     folder

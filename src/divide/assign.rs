@@ -29,8 +29,9 @@ pub fn commit_assignments(
     centroids: &Centroids,
 ) -> Result<(), Error> {
     let (embedded, file) = read_embeddings(run, model, task)?;
-    let rows: Vec<usize> = (0..embedded.samples.len()).filter(|&row| embedded.is_present[row]).collect();
-    let assignments = assign(&embedded.images.gather(&rows), &centroids.rows);
+    let rows: Vec<usize> = (0..embedded.samples.len()).filter(|&row| embedded.is_present(row)).collect();
+    let images = embedded.rows.images().expect("the plan checked that the model embeds images");
+    let assignments = assign(&images.gather(&rows), &centroids.rows);
     let mut clusters = BTreeMap::new();
     for assignment in &assignments {
         *clusters.entry(assignment.cluster).or_default() += 1;
@@ -45,7 +46,7 @@ pub fn commit_assignments(
         .f32("centroid_margin", assignments.iter().map(|assignment| assignment.centroid_margin));
     let stage = run.divide("divide.assign").expect("the plan has the stage");
     let name = crate::exchange::file_name(&stage, task);
-    let written = table::write(run.run(), &name, &columns.build(), &[])?;
+    let written = table::write(run.storage(&stage), &name, &columns.build(), &[])?;
     let counts = AssignCounts { rows: rows.len() as u64, clusters };
     run.commit(&stage, task, Done::new(vec![written], vec![file, centroids.file.clone()], counts))?;
     Ok(())

@@ -30,7 +30,8 @@ pub struct Bank {
     pub samples: Vec<SampleRef>,
     pub keys: Vec<String>,
     images: Matrix,
-    captions: Matrix,
+    /// None where the divide model embeds images alone.
+    captions: Option<Matrix>,
     caption_hashes: Vec<u128>,
 }
 
@@ -47,8 +48,8 @@ impl Bank {
         Samples {
             ids,
             images: &self.images,
-            captions: Some(&self.captions),
-            caption_hashes: Some(&self.caption_hashes),
+            captions: self.captions.as_ref(),
+            caption_hashes: self.captions.as_ref().map(|_| &self.caption_hashes[..]),
         }
     }
 
@@ -58,7 +59,7 @@ impl Bank {
             samples: rows.iter().map(|&row| self.samples[row]).collect(),
             keys: rows.iter().map(|&row| self.keys[row].clone()).collect(),
             images: self.images.gather(rows),
-            captions: self.captions.gather(rows),
+            captions: self.captions.as_ref().map(|captions| captions.gather(rows)),
             caption_hashes: rows.iter().map(|&row| self.caption_hashes[row]).collect(),
         }
     }
@@ -82,8 +83,9 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
     for (row, (_, (_, _, task))) in rows.iter().enumerate() {
         by_task.entry(*task).or_default().push(row);
     }
-    let dim = run.plan().models.get(settings.model).expect("checked with the settings").embedding_dim;
-    let (mut images, mut captions) = (Matrix::zeros(rows.len(), dim), Matrix::zeros(rows.len(), dim));
+    let model = run.plan().models.get(settings.model).expect("checked with the settings");
+    let mut images = Matrix::zeros(rows.len(), model.embedding_dim);
+    let mut captions = model.kind.takes_captions().then(|| images.clone());
     let mut keys = vec![String::new(); rows.len()];
     let mut caption_hashes = vec![0; rows.len()];
     for (task, wanted) in by_task {
@@ -94,8 +96,11 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
         for row in wanted {
             let sample = rows[row].1.1;
             let position = embedded.samples.binary_search(&sample).expect("an assigned sample is embedded");
-            images.row_mut(row).copy_from_slice(embedded.images.row(position));
-            captions.row_mut(row).copy_from_slice(embedded.captions.row(position));
+            let of_images = embedded.rows.images().expect("the plan checked that the model embeds images");
+            images.row_mut(row).copy_from_slice(of_images.row(position));
+            if let (Some(captions), Some(of_captions)) = (&mut captions, embedded.rows.captions()) {
+                captions.row_mut(row).copy_from_slice(of_captions.row(position));
+            }
             (keys[row], caption_hashes[row]) = texts.of(sample);
         }
     }
@@ -115,11 +120,13 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
         .u64("sample_idx", ids().map(|id| Some(id.sample_idx)))
         .text("key", keys.iter().map(Some))
         .array("caption_hash", Arc::new(hashes))
-        .embeddings("image_embedding", &images, &is_present, dtype)
-        .embeddings("text_embedding", &captions, &is_present, dtype);
+        .embeddings("image_embedding", &images, &is_present, dtype);
+    if let Some(captions) = &captions {
+        columns.embeddings("text_embedding", captions, &is_present, dtype);
+    }
     let stage = run.divide("divide.bank").expect("the plan has the stage");
     let digest = [("divide_digest", stage.digest.to_string())];
-    let file = table::write(run.run(), BANK, &columns.build(), &digest)?;
+    let file = table::write(run.storage(&stage), BANK, &columns.build(), &digest)?;
     run.commit(&stage, 0, Done::new(vec![file], read, rows.len() as u64))?;
     Ok(())
 }
@@ -138,7 +145,7 @@ fn choose_members(
     for &task in tasks {
         let marker = run.committed::<AssignCounts>(&stage, task)?;
         read.push(marker.file().clone());
-        let batch = table::read(run.run(), marker.file(), &["shard", "sample_idx", "cluster"])?;
+        let batch = table::read(run.storage(&stage), marker.file(), &["shard", "sample_idx", "cluster"])?;
         let rows = Rows(&batch);
         for (sample, &cluster) in
             SampleRef::of_rows(&rows, &plan.pool)?.into_iter().zip(rows.u32("cluster").values())
@@ -188,11 +195,12 @@ impl Texts {
 pub fn read_banks(run: &RunFolder, settings: &DivideSettings) -> Result<LoadedBanks, Error> {
     let stage = run.divide("divide.bank").expect("the plan has the stage");
     let marker = run.committed::<u64>(&stage, 0)?;
-    let batch = table::read(run.run(), marker.file(), &[])?;
+    let batch = table::read(run.storage(&stage), marker.file(), &[])?;
     let rows = Rows(&batch);
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let (images, _) = rows.embeddings("image_embedding");
-    let (captions, _) = rows.embeddings("text_embedding");
+    let model = run.plan().models.get(settings.model).expect("checked with the settings");
+    let captions = model.kind.takes_captions().then(|| rows.embeddings("text_embedding").0);
     let hashes = batch.column_by_name("caption_hash").expect("a bank has caption hashes");
     let hashes = hashes.as_any().downcast_ref::<FixedSizeBinaryArray>().expect("of 16 bytes");
     let all = Bank {

@@ -65,7 +65,7 @@ pub fn check_n_samples(run: &RunFolder, settings: &DivideSettings, tasks: &[usiz
     let mut n_points = 0;
     for &task in tasks {
         let counts = run.committed::<EmbeddingsCounts>(&stage, task)?.counts;
-        n_points += (counts.rows - counts.degenerate) as usize;
+        n_points += (counts.rows - counts.rejected.values().sum::<u64>()) as usize;
     }
     let n_clusters = settings.n_clusters;
     match n_points < n_clusters && run.plan().centroids.is_none() {
@@ -88,7 +88,7 @@ pub fn commit_centroids(run: &RunFolder, settings: &DivideSettings, tasks: &[usi
     let stage = run.divide("divide.fit").expect("the plan has the stage");
     let description: Vec<_> =
         [("divide_digest", stage.digest.to_string())].into_iter().chain(description).collect();
-    let file = table::write(run.run(), CENTROIDS, &table, &description)?;
+    let file = table::write(run.storage(&stage), CENTROIDS, &table, &description)?;
     run.commit(&stage, 0, Done::new(vec![file], read, counts))?;
     Ok(())
 }
@@ -134,10 +134,11 @@ fn points_of_fit(
         samples.sort_unstable();
         let (embedded, file) = read_embeddings(run, settings.model, task)?;
         read.push(file);
-        let points = points.get_or_insert_with(|| Matrix::zeros(0, embedded.images.n_cols()));
+        let images = embedded.rows.images().expect("the plan checked that the model embeds images");
+        let points = points.get_or_insert_with(|| Matrix::zeros(0, images.n_cols()));
         for (row, sample) in embedded.samples.iter().enumerate() {
-            if embedded.is_present[row] && samples.binary_search(sample).is_ok() {
-                points.push_row(embedded.images.row(row));
+            if embedded.is_present(row) && samples.binary_search(sample).is_ok() {
+                points.push_row(images.row(row));
             }
         }
     }
@@ -155,7 +156,7 @@ pub struct Centroids {
 pub fn read_centroids(run: &RunFolder) -> Result<Centroids, Error> {
     let stage = run.divide("divide.fit").expect("the plan has the stage");
     let marker: Marker<FitCounts> = run.committed(&stage, 0)?;
-    let batch = table::read(run.run(), marker.file(), &[])?;
+    let batch = table::read(run.storage(&stage), marker.file(), &[])?;
     let settings = run.plan().divide.as_ref().expect("the plan has the stage");
     Ok(Centroids {
         rows: Rows(&batch).embeddings("centroid").0,

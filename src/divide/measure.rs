@@ -43,7 +43,7 @@ impl HardnessParams {
 pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Result<(), Error> {
     let assign = run.divide("divide.assign").expect("the plan has the stage");
     let marker = run.committed::<AssignCounts>(&assign, task)?;
-    let assigned = table::read(run.run(), marker.file(), &[])?;
+    let assigned = table::read(run.storage(&assign), marker.file(), &[])?;
     let (embedded, embeddings_file) = read_embeddings(run, measure.model, task)?;
     let texts = Texts::read(run, task)?;
     let rows = Rows(&assigned);
@@ -63,12 +63,14 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
         let positions: Vec<usize> = wanted.iter().map(|&row| position(row)).collect();
         let ids: Vec<_> = wanted.iter().map(|&row| samples[row].id(&run.plan().pool)).collect();
         let caption_hashes: Vec<u128> = wanted.iter().map(|&row| texts.of(samples[row]).1).collect();
-        let (images, captions) = (embedded.images.gather(&positions), embedded.captions.gather(&positions));
+        let images = embedded.rows.images().expect("the plan checked that the model embeds images");
+        let images = images.gather(&positions);
+        let captions = embedded.rows.captions().map(|captions| captions.gather(&positions));
         let queries = Samples {
             ids: &ids,
             images: &images,
-            captions: Some(&captions),
-            caption_hashes: Some(&caption_hashes),
+            captions: captions.as_ref(),
+            caption_hashes: captions.as_ref().map(|_| &caption_hashes[..]),
         };
         let banks = Banks { cluster: bank.view(&bank_ids), pool: measure.banks.pool.view(&pool_ids) };
         let (hardnesses, _) = hardness(&queries, &banks, &measure.params);
@@ -81,7 +83,7 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
     let table = hardness_table(run, measure, &rows, &measured);
     let stage = run.divide("divide").expect("the plan has the stage");
     let digest = [("divide_digest", stage.digest.to_string())];
-    let file = table::write(run.run(), &format!("divide/{task:05}.parquet"), &table, &digest)?;
+    let file = table::write(run.storage(&stage), &format!("divide/{task:05}.parquet"), &table, &digest)?;
     let read = vec![marker.file().clone(), embeddings_file, texts.file.clone(), measure.banks.file.clone()];
     run.commit(&stage, task, Done::new(vec![file], read, samples.len() as u64))?;
     Ok(())
@@ -143,6 +145,11 @@ impl DividedTask {
         self.clusters[self.row(sample)]
     }
 
+    /// The cluster of a sample, if the divide model embedded it.
+    pub fn cluster_of(&self, sample: SampleRef) -> Option<u32> {
+        self.samples.binary_search(&sample).ok().map(|row| self.clusters[row])
+    }
+
     /// The sample's row in the table; every embedded sample has one.
     pub fn row(&self, sample: SampleRef) -> usize {
         self.samples.binary_search(&sample).expect("an embedded sample has a cluster")
@@ -153,7 +160,7 @@ impl DividedTask {
 pub fn read_divided(run: &RunFolder, task: usize) -> Result<DividedTask, Error> {
     let stage = run.divide("divide").expect("the plan has the stage");
     let marker = run.committed::<u64>(&stage, task)?;
-    let table = table::read(run.run(), marker.file(), &[])?;
+    let table = table::read(run.storage(&stage), marker.file(), &[])?;
     let rows = Rows(&table);
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let clusters = rows.u32("cluster").values().to_vec();

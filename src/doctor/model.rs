@@ -2,58 +2,83 @@
 
 use std::path::Path;
 
-use ort::ep::{self, ExecutionProvider};
-
 use crate::embed::image::{Preprocessing, Resize};
-use crate::embed::{Device, LoadedModel, Model, SessionSettings, Variant};
+use crate::embed::{
+    CaptionForm, DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings, LoadedModel, Model, ModelChoice, ModelKind,
+    SessionSettings, Sessions, StatedLogits,
+};
 use crate::error::Error;
+use crate::runtime::Device;
+use crate::settings::DEFAULT_MEMORY_LIMIT_BYTES;
 
-use super::Findings;
+use super::{Findings, bench};
 
-/// Sizes of inference batches that are timed.
-const BATCH_SIZES: [usize; 3] = [1, 8, 64];
+/// How much is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bench {
+    /// The way that `embed` would take.
+    Default,
+    /// Sessions, threads and rows at once.
+    Full,
+}
 
-pub fn examine(findings: &mut Findings, folder: &Path) -> Result<(), Error> {
+pub fn examine(findings: &mut Findings, folder: &Path, device: Device, bench: Bench) -> Result<(), Error> {
+    let model = Model::open(folder, ModelChoice::default())?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let settings = SessionSettings { device: Device::Auto, n_threads };
-    let mut loaded = LoadedModel::open(folder, Variant::default(), &settings)?;
+    let loaded = LoadedModel::load(model, &SessionSettings { device, n_threads })?;
     describe(findings, &loaded);
-
-    let device = loaded.towers.device_taken();
-    findings.say("device", device.to_string());
-    if device == Device::Cpu
-        && ep::CUDA::is_available().unwrap_or(false)
-        && let Err(error) = LoadedModel::open(
-            folder,
-            Variant::default(),
-            &SessionSettings { device: Device::Cuda(0), ..settings },
-        )
-    {
-        findings.say("", format!("the runtime has CUDA, but it cannot be used\n{}", error.message()));
+    findings.say("device", format!("{}, nodes: {}", loaded.towers.place(), loaded.towers.nodes()));
+    let fallen_back = loaded.towers.nodes();
+    for (operator, n) in fallen_back.fallen_back(loaded.towers.place()) {
+        findings.say("", format!("{n} nodes of `{operator}` run on the processor"));
     }
-    for batch_size in BATCH_SIZES {
-        let rate = loaded.images_per_sec(batch_size)?;
-        findings.say(
-            "",
-            format!("{rate:.1} images/s with their captions, in an inference batch of {batch_size}"),
-        );
+    match bench {
+        Bench::Full => bench::examine(findings, &loaded.model, device),
+        Bench::Default => {
+            let inference =
+                InferenceSettings { device, sessions: None, memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES };
+            let batch_size = DEFAULT_INFERENCE_BATCH_SIZE;
+            let mut sessions = Sessions::open(&loaded.model, &inference, n_threads, batch_size)?;
+            let rate = sessions.samples_per_sec()?;
+            findings.say(
+                "speed",
+                format!("{rate:.1} samples/s, as `embed` would run it; `--bench` tries other ways"),
+            );
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 fn describe(findings: &mut Findings, loaded: &LoadedModel) {
     let model: &Model = &loaded.model;
     findings.say("model", format!("{}, digest {}", model.folder.display(), model.digest));
-    let (scale, bias) = (&model.logit_scale, &model.logit_bias);
-    findings.say("", format!("logit scale {} from {}", scale.value.get(), scale.source));
-    let bias = bias.as_ref().map(|bias| format!("logit bias {} from {}", bias.value.get(), bias.source));
+    if model.kind() == ModelKind::Pair {
+        describe_logits(findings, &model.logits);
+    }
+    let what = if model.kind() == ModelKind::Classifier { "classes" } else { "dimensions" };
+    findings.say("", format!("kind `{}`, {} {what}", model.kind(), loaded.embedding_dim));
+    if let Some(image) = model.parts.image() {
+        findings.say("images", preprocessing(&image.preprocessing));
+    }
+    if let Some(text) = model.parts.text() {
+        let text = &text.preparation;
+        let form = match text.form {
+            CaptionForm::AsIs => "as they are",
+            CaptionForm::LowerCase => "lower-cased",
+            CaptionForm::Siglip => "lower-cased, without punctuation",
+        };
+        let finding = format!("{form}, {} tokens, padded with `{}`", text.context_length, text.pad_token);
+        findings.say("captions", finding);
+    }
+}
+
+fn describe_logits(findings: &mut Findings, logits: &StatedLogits) {
+    let scale = logits.scale.as_ref();
+    let scale = scale.map(|scale| format!("logit scale {} from {}", scale.value.get(), scale.source));
+    findings.say("", scale.unwrap_or_else(|| "no logit scale: it has to be calibrated".to_owned()));
+    let bias = logits.bias.as_ref();
+    let bias = bias.map(|bias| format!("logit bias {} from {}", bias.value.get(), bias.source));
     findings.say("", bias.unwrap_or_else(|| "no logit bias, which the sigmoid objective needs".to_owned()));
-    findings.say("", format!("embeddings of {} dimensions", loaded.embedding_dim));
-    findings.say("images", preprocessing(&model.preprocessing));
-    let text = &model.text;
-    let case = if text.lower_case { "lower-cased" } else { "as they are" };
-    findings
-        .say("captions", format!("{case}, {} tokens, padded with `{}`", text.context_length, text.pad_token));
 }
 
 fn preprocessing(rule: &Preprocessing) -> String {
@@ -62,6 +87,7 @@ fn preprocessing(rule: &Preprocessing) -> String {
         Resize::ShortestSide { side, crop_width, crop_height } => {
             format!("shorter side to {side}, then the central {crop_width}×{crop_height}")
         }
+        Resize::LongestSide { width, height, fill } => format!("fitted into {width}×{height} of {fill:?}"),
     };
     // as settings name it
     let resample = serde_json::json!(rule.resample);

@@ -24,7 +24,8 @@ pub fn complete_tasks(run: &RunFolder) -> Result<CompleteTasks, Error> {
         let all: Vec<usize> = (0..pool.n_tasks()).collect();
         let mut missing = run.undone(&run.samples(), &all)?;
         for (role, _) in run.plan().models.iter() {
-            missing.extend(run.undone(&run.embeddings(role).expect("a model of the plan"), &all)?);
+            let stage = run.embeddings(role).expect("a model of the plan");
+            missing.extend(run.undone(&stage, &run.plan().tasks_of(role))?);
         }
         missing.sort_unstable();
         missing.dedup();

@@ -1,13 +1,18 @@
 //! A read sample in, the inputs of every model out: decoded once, preprocessed once for each distinct rule.
 
+use std::sync::Arc;
+
+use ::image::RgbImage;
+
 use crate::error::Error;
 use crate::read::{Limits, ReadSample, RejectedSample, Sample};
 use crate::rejection::Rejection;
 
 use super::image::{Preprocessing, decode, preprocess};
 use super::loaded::LoadedModel;
+use super::model::{Model, ModelParts, TextSide};
 use super::tokenize::{Tokenizer, Tokens};
-use super::tower::PairEmbeddings;
+use super::tower::{BatchInputs, BatchOutputs, Logits};
 
 /// What `samples/` says of a sample: everything but its image bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +21,7 @@ pub struct SampleRow {
     pub sample_idx: u64,
     pub uid: Option<String>,
     pub caption: Option<String>,
+    pub label: Option<u32>,
     /// Pixels; null where the image could not be decoded.
     pub width: Option<u32>,
     pub height: Option<u32>,
@@ -31,42 +37,73 @@ pub struct DecodedSample {
     pub inputs: Option<ModelInputs>,
 }
 
-/// What the models take of one sample, by model.
+/// What the models take of one sample.
 pub struct ModelInputs {
+    /// By model, which of these it takes.
+    taken: Arc<[Taken]>,
     /// `[3, height, width]` of each distinct preprocessing.
     pixels: Vec<Vec<f32>>,
-    /// Which of `pixels` each model takes.
-    pixels_of: Vec<usize>,
-    /// One row for each model.
+    /// One row for each tokenizer.
     tokens: Vec<Tokens>,
+    /// The number of the sample's class, in pools of labelled images.
+    label: Option<u32>,
 }
 
 /// Preprocessing and tokenizer of each model.
 pub struct Encoders {
     preprocessings: Vec<Preprocessing>,
-    preprocessing_of: Vec<usize>,
     tokenizers: Vec<Tokenizer>,
+    /// By model, which of these it takes.
+    taken: Arc<[Taken]>,
     limits: Limits,
 }
 
+/// Positions among the distinct preprocessings, and among the tokenizers.
+#[derive(Clone, Copy, Debug)]
+enum Taken {
+    Pair { pixels: usize, tokens: usize },
+    Image { pixels: usize },
+    Text { tokens: usize },
+}
+
 impl Encoders {
-    pub fn new(models: &[LoadedModel], limits: Limits) -> Result<Encoders, Error> {
-        let mut encoders = Encoders {
-            preprocessings: Vec::new(),
-            preprocessing_of: Vec::new(),
-            tokenizers: Vec::new(),
-            limits,
-        };
-        for loaded in models {
-            let preprocessing = &loaded.model.preprocessing;
-            let known = encoders.preprocessings.iter().position(|known| known == preprocessing);
-            encoders.preprocessing_of.push(known.unwrap_or(encoders.preprocessings.len()));
-            if known.is_none() {
-                encoders.preprocessings.push(preprocessing.clone());
-            }
-            encoders.tokenizers.push(Tokenizer::open(&loaded.model)?);
+    pub fn new<'a>(models: impl IntoIterator<Item = &'a Model>, limits: Limits) -> Result<Encoders, Error> {
+        let mut encoders =
+            Encoders { preprocessings: Vec::new(), tokenizers: Vec::new(), taken: Arc::new([]), limits };
+        let mut taken = Vec::new();
+        for model in models {
+            taken.push(match &model.parts {
+                ModelParts::Pair { image, text } => Taken::Pair {
+                    pixels: encoders.preprocessing(&image.preprocessing),
+                    tokens: encoders.tokenizer(model, text)?,
+                },
+                ModelParts::Image(image) | ModelParts::Classifier(image) => {
+                    Taken::Image { pixels: encoders.preprocessing(&image.preprocessing) }
+                }
+                ModelParts::Text(text) => Taken::Text { tokens: encoders.tokenizer(model, text)? },
+            });
         }
+        encoders.taken = taken.into();
         Ok(encoders)
+    }
+
+    /// The position of a preprocessing, which models may share.
+    fn preprocessing(&mut self, preprocessing: &Preprocessing) -> usize {
+        let known = self.preprocessings.iter().position(|known| known == preprocessing);
+        known.unwrap_or_else(|| {
+            self.preprocessings.push(preprocessing.clone());
+            self.preprocessings.len() - 1
+        })
+    }
+
+    fn tokenizer(&mut self, model: &Model, side: &TextSide) -> Result<usize, Error> {
+        self.tokenizers.push(Tokenizer::open(&model.folder, side)?);
+        Ok(self.tokenizers.len() - 1)
+    }
+
+    /// What the models take of a black image with a short caption.
+    pub fn blank(&self) -> Result<ModelInputs, Error> {
+        self.encode(&RgbImage::new(1, 1), Some("a photo"), None)
     }
 
     /// Decodes one sample.
@@ -91,23 +128,99 @@ impl Encoders {
             }
         };
         (row.width, row.height) = (Some(image.width()), Some(image.height()));
-        let pixels = self.preprocessings.iter().map(|preprocessing| {
-            let mut pixels = vec![0.0; preprocessing.n_values()];
-            preprocess(&image, preprocessing, &mut pixels);
-            pixels
-        });
-        let mut inputs = ModelInputs {
-            pixels: pixels.collect(),
-            pixels_of: self.preprocessing_of.clone(),
-            tokens: Vec::new(),
-        };
-        for tokenizer in &self.tokenizers {
-            let mut tokens = Tokens::new(tokenizer.context_length());
-            tokenizer.encode(row.caption.as_deref().expect("a whole sample has a caption"), &mut tokens)?;
-            inputs.tokens.push(tokens);
-        }
+        let inputs = self.encode(&image, row.caption.as_deref(), row.label)?;
         Ok(DecodedSample { row, inputs: Some(inputs) })
     }
+
+    fn encode(
+        &self,
+        image: &RgbImage,
+        caption: Option<&str>,
+        label: Option<u32>,
+    ) -> Result<ModelInputs, Error> {
+        let pixels = self.preprocessings.iter().map(|preprocessing| {
+            let mut pixels = vec![0.0; preprocessing.n_values()];
+            preprocess(image, preprocessing, &mut pixels);
+            pixels
+        });
+        let mut inputs =
+            ModelInputs { taken: self.taken.clone(), pixels: pixels.collect(), tokens: Vec::new(), label };
+        for tokenizer in &self.tokenizers {
+            let caption = caption.expect("models of captions are planned where every sample has one");
+            let mut tokens = Tokens::new(tokenizer.context_length());
+            tokenizer.encode(caption, &mut tokens)?;
+            inputs.tokens.push(tokens);
+        }
+        Ok(inputs)
+    }
+}
+
+/// What a model made of some samples, a row a sample.
+pub struct EmbeddedBatch {
+    pub outputs: BatchOutputs,
+    /// Why there is nothing for a sample.
+    pub rejections: Vec<Option<Rejection>>,
+}
+
+/// Runs one model over samples. `model_idx` is its position in the encoders that made the inputs.
+pub fn embed_batch(
+    loaded: &mut LoadedModel,
+    model_idx: usize,
+    batch: &[ModelInputs],
+) -> Result<EmbeddedBatch, Error> {
+    let outputs = loaded.towers.embed(&batch_inputs(model_idx, batch))?;
+    let rejections = rejections(&outputs, batch);
+    Ok(EmbeddedBatch { outputs, rejections })
+}
+
+fn batch_inputs(model_idx: usize, batch: &[ModelInputs]) -> BatchInputs {
+    let pixels = |position: usize| {
+        let mut pixels = Vec::with_capacity(batch.len() * batch[0].pixels[position].len());
+        batch.iter().for_each(|inputs| pixels.extend_from_slice(&inputs.pixels[position]));
+        pixels
+    };
+    let tokens = |position: usize| {
+        let mut tokens = Tokens::new(batch[0].tokens[position].context_length());
+        batch.iter().for_each(|inputs| tokens.append(&inputs.tokens[position]));
+        tokens
+    };
+    match batch[0].taken[model_idx] {
+        Taken::Pair { pixels: image, tokens: text } => {
+            BatchInputs::Pairs { pixels: pixels(image), tokens: tokens(text) }
+        }
+        Taken::Image { pixels: image } => {
+            BatchInputs::Images { pixels: pixels(image), n_images: batch.len() }
+        }
+        Taken::Text { tokens: text } => BatchInputs::Captions(tokens(text)),
+    }
+}
+
+/// A rejection in place of each row that is no result.
+fn rejections(outputs: &BatchOutputs, batch: &[ModelInputs]) -> Vec<Option<Rejection>> {
+    let mut rejections = vec![None; batch.len()];
+    let mut reject = |rows: &[usize]| {
+        rows.iter().for_each(|&row| rejections[row] = Some(Rejection::DegenerateEmbedding));
+    };
+    match outputs {
+        BatchOutputs::Pairs(pairs) => {
+            reject(&pairs.image.degenerate);
+            reject(&pairs.text.degenerate);
+        }
+        BatchOutputs::Images(embeddings) | BatchOutputs::Captions(embeddings) => {
+            reject(&embeddings.degenerate);
+        }
+        BatchOutputs::Logits(Logits { rows, degenerate }) => {
+            reject(degenerate);
+            let n_classes = rows.n_cols();
+            let labels = batch.iter().map(|inputs| inputs.label);
+            for (rejection, label) in rejections.iter_mut().zip(labels) {
+                if label.is_some_and(|label| label as usize >= n_classes) {
+                    *rejection = Some(Rejection::LabelOutOfRange);
+                }
+            }
+        }
+    }
+    rejections
 }
 
 impl SampleRow {
@@ -116,7 +229,8 @@ impl SampleRow {
             key: sample.key,
             sample_idx: sample.sample_idx,
             uid: sample.uid,
-            caption: Some(sample.caption),
+            caption: sample.caption,
+            label: sample.label,
             width: None,
             height: None,
             image_offset: sample.image_offset,
@@ -132,6 +246,7 @@ impl SampleRow {
             sample_idx: sample.sample_idx,
             uid: None,
             caption: sample.caption,
+            label: sample.label,
             width: None,
             height: None,
             image_offset: sample.image_offset,
@@ -140,19 +255,4 @@ impl SampleRow {
             rejection: Some(sample.rejection),
         }
     }
-}
-
-/// Runs both towers of one model over an inference batch.
-pub fn embed_batch(
-    loaded: &mut LoadedModel,
-    model_idx: usize,
-    batch: &[ModelInputs],
-) -> Result<PairEmbeddings, Error> {
-    let mut pixels = Vec::with_capacity(batch.len() * loaded.model.preprocessing.n_values());
-    let mut tokens = Tokens::new(loaded.model.text.context_length);
-    for inputs in batch {
-        pixels.extend_from_slice(&inputs.pixels[inputs.pixels_of[model_idx]]);
-        tokens.append(&inputs.tokens[model_idx]);
-    }
-    loaded.towers.embed(&pixels, &tokens)
 }

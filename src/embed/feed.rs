@@ -6,8 +6,9 @@ use std::time::SystemTime;
 use crate::error::Error;
 use crate::executor::with_retries;
 use crate::plan::{Pool, Shard};
-use crate::read::{Limits, ReadSample, Samples, decompress, is_plain};
+use crate::read::{ReadSample, Samples, decompress, is_plain};
 use crate::run_folder::RunFolder;
+use crate::settings::ReadSettings;
 
 /// A block is cut at this many samples or bytes, whichever comes first: what bounds the memory of the queues.
 const BLOCK_SAMPLES_MAX: usize = 64;
@@ -79,7 +80,7 @@ pub fn read_tasks(run: &RunFolder, work: &[TaskWork], sender: &SyncSender<Event<
             if sender.send(Event::Start { work_idx }).is_err() {
                 return Ok(Err(Stopped));
             }
-            read_task(&plan.pool, work.task, &plan.read.limits, sender)
+            read_task(&plan.pool, work.task, &plan.read, sender)
         };
         let event = match with_retries("embed", work.task, attempt) {
             Ok(Ok(times)) => Event::End { times },
@@ -95,7 +96,7 @@ pub fn read_tasks(run: &RunFolder, work: &[TaskWork], sender: &SyncSender<Event<
 fn read_task(
     pool: &Pool,
     task: usize,
-    limits: &Limits,
+    read: &ReadSettings,
     sender: &SyncSender<Event<ReadSample>>,
 ) -> Result<Result<Vec<ShardTimes>, Stopped>, Error> {
     let mut times = Vec::new();
@@ -104,7 +105,7 @@ fn read_task(
         let start_secs = now_secs();
         let mut block = Block { shard_idx, samples: Vec::new() };
         let mut block_bytes = 0;
-        for sample in open_shard(pool, shard, limits)? {
+        for sample in open_shard(pool, shard, read)? {
             let sample = sample.map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
             block_bytes += match &sample {
                 ReadSample::Sample(sample) => sample.image.len(),
@@ -131,7 +132,7 @@ fn read_task(
 pub fn open_shard(
     pool: &Pool,
     shard: &Shard,
-    limits: &Limits,
+    read: &ReadSettings,
 ) -> Result<Samples<Box<dyn std::io::Read + Send>>, Error> {
     let storage = pool.storage();
     match storage.guard(&shard.id)? {
@@ -142,7 +143,7 @@ pub fn open_shard(
     let file = storage.stream(&shard.id)?;
     let reader =
         decompress(&shard.id, file).map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
-    Ok(Samples::new(reader, limits.clone(), is_plain(&shard.id)))
+    Ok(Samples::new(reader, read.limits.clone(), is_plain(&shard.id)).of_kind(read.sample_kind()))
 }
 
 fn now_secs() -> f64 {

@@ -2,61 +2,63 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::runtime::Driver;
 
-use super::model::{Model, Variant};
+use super::model::{Model, ModelChoice};
 use super::session::SessionSettings;
-use super::tokenize::{Tokenizer, Tokens};
 use super::tower::Towers;
-
-/// Long enough for a rate that is right within a few per cent.
-const TIMED_MIN: Duration = Duration::from_millis(300);
+use super::values::ModelRows;
 
 /// A model that is ready to embed.
 pub struct LoadedModel {
     pub model: Model,
     pub towers: Towers,
-    /// Width of an embedding, the same for both towers.
+    /// Width of an embedding, the same for both towers; of a classifier, the number of its classes.
     pub embedding_dim: usize,
 }
 
 impl LoadedModel {
-    pub fn open(folder: &Path, variant: Variant, settings: &SessionSettings) -> Result<LoadedModel, Error> {
-        let model = Model::open(folder, variant)?;
+    pub fn open(
+        folder: &Path,
+        choice: ModelChoice,
+        settings: &SessionSettings,
+    ) -> Result<LoadedModel, Error> {
+        LoadedModel::load(Model::open(folder, choice)?, settings)
+    }
+
+    /// Loads the graphs of a model whose folder was read, and runs them over a blank batch of two, so that what cannot
+    /// work fails before work starts.
+    pub fn load(model: Model, settings: &SessionSettings) -> Result<LoadedModel, Error> {
         let mut towers = Towers::open(&model, settings)?;
-        let in_model = |source| Error::Model { folder: folder.to_owned(), source };
-        let embedding_dim = towers.embedding_dim().map_err(in_model)?;
+        let embedding_dim =
+            towers.width().map_err(|source| Error::Model { folder: model.folder.clone(), source })?;
         Ok(LoadedModel { model, towers, embedding_dim })
     }
 
-    /// How many blank images with a short caption the model embeds in a second, after one batch to warm up.
-    pub fn images_per_sec(&mut self, inference_batch_size: usize) -> Result<f64, Error> {
-        let tokenizer = Tokenizer::open(&self.model)?;
-        let pixels = vec![0.0; inference_batch_size * self.model.preprocessing.n_values()];
-        let mut tokens = Tokens::new(tokenizer.context_length());
-        for _ in 0..inference_batch_size {
-            tokenizer.encode("a photo", &mut tokens)?;
-        }
-        self.towers.embed(&pixels, &tokens)?;
-        let start = Instant::now();
-        let mut n_images = 0;
-        while start.elapsed() < TIMED_MIN {
-            self.towers.embed(&pixels, &tokens)?;
-            n_images += inference_batch_size;
-        }
-        Ok(n_images as f64 / start.elapsed().as_secs_f64())
+    /// No rows yet of what the model gives.
+    pub fn no_rows(&self) -> ModelRows {
+        ModelRows::empty(self.model.kind(), self.embedding_dim)
     }
 
     /// What the embeddings depend on beside the model and its inputs.
     pub fn numerics(&self) -> BTreeMap<String, String> {
+        let place = self.towers.place();
         let entries = [
-            ("runtime", super::runtime::build_info().to_owned()),
-            ("device", self.towers.device_taken().to_string()),
+            ("runtime", crate::runtime::library::build_info().to_owned()),
+            ("provider", place.provider.name().to_owned()),
+            ("nodes", self.towers.nodes().to_string()),
             ("instruction_set", instruction_set().to_owned()),
         ];
-        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        let mut numerics: BTreeMap<String, String> =
+            entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        if let (true, Ok(driver)) = (place.is_gpu(), Driver::find())
+            && let Some(gpu) = driver.gpus.get(place.number as usize)
+        {
+            numerics.insert("gpu".to_owned(), gpu.name.clone());
+        }
+        numerics
     }
 }
 

@@ -1,8 +1,12 @@
 //! Captions in, token ids of a fixed length out, as Hugging Face's tokenizers give them. Per sample.
 
+use std::path::Path;
+
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Replace, Sequence, Strip};
 use tokenizers::{PaddingDirection, PaddingParams, PaddingStrategy, PostProcessor, TruncationParams};
 
-use super::model::{Model, ModelError};
+use super::model::{CaptionForm, ModelError, TextSide};
 use crate::error::Error;
 
 /// Token ids of some captions, one row a caption.
@@ -62,19 +66,18 @@ impl Tokens {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     context_length: usize,
-    lower_case: bool,
     folder: std::path::PathBuf,
 }
 
 impl Tokenizer {
-    /// Sets up the model's `tokenizer.json` to cut and to pad every caption to the context length.
+    /// Sets up a model's `tokenizer.json` to cut and to pad every caption to the context length.
     ///
     /// # Errors
     ///
     /// [`Error::Model`] if the tokenizer cannot be read, does not know the padding token, or adds more
     /// special tokens than the context holds.
-    pub fn open(model: &Model) -> Result<Tokenizer, Error> {
-        open(model).map_err(|source| Error::Model { folder: model.folder.clone(), source })
+    pub fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, Error> {
+        open(folder, side).map_err(|source| Error::Model { folder: folder.to_owned(), source })
     }
 
     pub fn context_length(&self) -> usize {
@@ -89,14 +92,10 @@ impl Tokenizer {
     /// [`Error::Model`] if the tokenizer has no id for a piece of text and none for the unknown.
     pub fn encode(&self, caption: &str, tokens: &mut Tokens) -> Result<(), Error> {
         assert_eq!(tokens.context_length, self.context_length);
-        let lowered = self.lower_case.then(|| caption.to_lowercase());
-        let encoding =
-            self.inner.encode_fast(lowered.as_deref().unwrap_or(caption), true).map_err(|error| {
-                Error::Model {
-                    folder: self.folder.clone(),
-                    source: ModelError::Tokenizer { reason: error.to_string() },
-                }
-            })?;
+        let encoding = self.inner.encode_fast(caption, true).map_err(|error| Error::Model {
+            folder: self.folder.clone(),
+            source: ModelError::Tokenizer { reason: error.to_string() },
+        })?;
         assert_eq!(encoding.len(), self.context_length, "a caption is cut and padded to the context length");
         tokens.ids.extend(encoding.get_ids().iter().map(|&id| i64::from(id)));
         tokens.mask.extend(encoding.get_attention_mask().iter().map(|&bit| i64::from(bit)));
@@ -104,11 +103,11 @@ impl Tokenizer {
     }
 }
 
-fn open(model: &Model) -> Result<Tokenizer, ModelError> {
+fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, ModelError> {
     let fault = |reason: String| ModelError::Tokenizer { reason };
-    let text = &model.text;
+    let text = &side.preparation;
     let mut inner =
-        tokenizers::Tokenizer::from_bytes(&model.tokenizer).map_err(|error| fault(error.to_string()))?;
+        tokenizers::Tokenizer::from_bytes(&side.tokenizer).map_err(|error| fault(error.to_string()))?;
     let pad_id = inner
         .token_to_id(&text.pad_token)
         .ok_or_else(|| fault(format!("its vocabulary has no padding token `{}`", text.pad_token)))?;
@@ -118,20 +117,126 @@ fn open(model: &Model) -> Result<Tokenizer, ModelError> {
             "it adds {n_special} tokens to each caption, which leaves no room for text"
         )));
     }
+    bring_into_form(&mut inner, text.form).map_err(|error| fault(error.to_string()))?;
     let truncation = TruncationParams { max_length: text.context_length, ..TruncationParams::default() };
     inner.with_truncation(Some(truncation)).map_err(|error| fault(error.to_string()))?;
     inner.with_padding(Some(PaddingParams {
         strategy: PaddingStrategy::Fixed(text.context_length),
-        direction: PaddingDirection::Right,
+        direction: if text.pads_left { PaddingDirection::Left } else { PaddingDirection::Right },
         pad_to_multiple_of: None,
         pad_id,
         pad_type_id: 0,
         pad_token: text.pad_token.clone(),
     }));
-    Ok(Tokenizer {
-        inner,
-        context_length: text.context_length,
-        lower_case: text.lower_case,
-        folder: model.folder.clone(),
-    })
+    Ok(Tokenizer { inner, context_length: text.context_length, folder: folder.to_owned() })
+}
+
+/// Puts the caption's form before the tokenizer's own normaliser, so that special tokens in a caption are found first, as
+/// Hugging Face's classes do.
+///
+/// # Source
+///
+/// transformers, `SiglipTokenizer.canonicalize_text` and `Siglip2Tokenizer`. Lower case is by character, as in the
+/// tokenizers made of those classes: Python's rule for a sigma at the end of a word is not followed.
+fn bring_into_form(inner: &mut tokenizers::Tokenizer, form: CaptionForm) -> tokenizers::Result<()> {
+    let mut normalizers: Vec<NormalizerWrapper> = match form {
+        CaptionForm::AsIs => return Ok(()),
+        CaptionForm::LowerCase => vec![Lowercase.into()],
+        CaptionForm::Siglip => vec![
+            Lowercase.into(),
+            Replace::new(ReplacePattern::Regex(PUNCTUATION.to_owned()), "")?.into(),
+            Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ")?.into(),
+            Strip::new(true, true).into(),
+        ],
+    };
+    normalizers.extend(inner.get_normalizer().cloned());
+    inner.with_normalizer(Some(Sequence::new(normalizers)))?;
+    Ok(())
+}
+
+/// Python's `string.punctuation`.
+const PUNCTUATION: &str = r"[!-/:-@\[-`{-~]";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embed::model::TextPreparation;
+
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        captions: Vec<String>,
+        models: Vec<GoldenModel>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct GoldenModel {
+        folder: String,
+        context_length: usize,
+        pad_token: String,
+        ids: Vec<Vec<i64>>,
+    }
+
+    fn golden() -> Golden {
+        serde_json::from_str(include_str!("../../tests/golden/captions.json")).unwrap()
+    }
+
+    fn tokenizer(
+        model: &GoldenModel,
+        form: CaptionForm,
+        change: impl Fn(&mut serde_json::Value),
+    ) -> Tokenizer {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(&model.folder);
+        let bytes = std::fs::read(folder.join("tokenizer.json")).unwrap();
+        let mut json = serde_json::from_slice(&bytes).unwrap();
+        change(&mut json);
+        let preparation = TextPreparation {
+            context_length: model.context_length,
+            pad_token: model.pad_token.clone(),
+            pads_left: false,
+            form,
+        };
+        let tokenizer = serde_json::to_vec(&json).unwrap();
+        let side = TextSide { graph: folder.join("none"), preparation, tokenizer, input: None, output: None };
+        Tokenizer::open(&folder, &side).unwrap()
+    }
+
+    /// Ids and mask of each caption.
+    #[track_caller]
+    fn check(model: &GoldenModel, captions: &[String], tokenizer: &Tokenizer) {
+        for (caption, expected) in captions.iter().zip(&model.ids) {
+            let mut tokens = Tokens::new(tokenizer.context_length());
+            tokenizer.encode(caption, &mut tokens).unwrap();
+            assert_eq!(tokens.ids(), expected, "{}: {caption:?}", model.folder);
+            let n_tokens = tokens.mask().iter().sum::<i64>() as usize;
+            assert!(tokens.mask()[..n_tokens].iter().all(|&bit| bit == 1), "{caption:?}");
+        }
+    }
+
+    fn form_of(folder: &str) -> CaptionForm {
+        match folder {
+            "siglip" => CaptionForm::Siglip,
+            "siglip2" => CaptionForm::LowerCase,
+            _ => CaptionForm::AsIs,
+        }
+    }
+
+    #[test]
+    fn ids_equal_hugging_faces() {
+        let golden = golden();
+        for model in &golden.models {
+            check(model, &golden.captions, &tokenizer(model, form_of(&model.folder), |_| ()));
+        }
+        assert_eq!(golden.models.len(), 4);
+    }
+
+    #[test]
+    fn siglips_canonical_text_does_not_depend_on_the_normaliser_of_the_file() {
+        let golden = golden();
+        let model = golden.models.iter().find(|model| model.folder == "siglip").unwrap();
+        // a conversion of the sentencepiece model alone, which knows nothing of `canonicalize_text`
+        let without = |json: &mut serde_json::Value| {
+            json["normalizer"]["normalizers"].as_array_mut().unwrap().drain(..4);
+        };
+        check(model, &golden.captions, &tokenizer(model, CaptionForm::Siglip, without));
+    }
 }

@@ -6,16 +6,15 @@ use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::matrix::Matrix;
 use crate::rejection::Rejection;
 use crate::run_folder::{Done, RunFolder, Stage};
-use crate::settings::EmbeddingDtype;
 use crate::storage;
 use crate::table::{self, Columns};
 
-use super::decoded::{DecodedSample, ModelInputs, SampleRow};
+use super::decoded::SampleRow;
 use super::feed::{ShardTimes, TaskWork};
-use super::tower::PairEmbeddings;
+use super::infer::{InferredRows, Worker};
+use super::values::ModelRows;
 
 /// Counts of one task of `samples/`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,12 +59,12 @@ impl ShardCounts {
 }
 
 /// Counts of one task of `embeddings/<model digest>/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmbeddingsCounts {
-    /// Samples that were not rejected.
+    /// Samples that were not rejected when they were read.
     pub rows: u64,
-    /// Those whose embedding was not a direction; their embeddings are null.
-    pub degenerate: u64,
+    /// Those that the model has nothing for, by the text of the rejection; their rows are null.
+    pub rejected: BTreeMap<String, u64>,
 }
 
 /// A task with everything that its files hold.
@@ -75,48 +74,86 @@ pub struct EmbeddedTask {
     /// All samples, with the position of their shard in the pool.
     rows: Vec<(usize, SampleRow)>,
     /// One for each of `work.models`.
-    models: Vec<ModelRows>,
+    models: Vec<TaskRows>,
 }
 
-/// One model's embeddings of a task, a row for each sample that was not rejected.
-struct ModelRows {
-    images: Matrix,
-    captions: Matrix,
-    is_present: Vec<bool>,
+/// One model's rows of a task, one for each sample that was not rejected when it was read.
+struct TaskRows {
+    rows: ModelRows,
+    rejections: Vec<Option<Rejection>>,
+    /// The fewest that went through the model at once: fewer than asked where a GPU's memory did not do.
+    rows_at_once: usize,
     numerics: BTreeMap<String, String>,
 }
 
 impl EmbeddedTask {
-    pub fn new(work: TaskWork, embedding_dims: Vec<usize>) -> EmbeddedTask {
-        let models = embedding_dims.into_iter().map(|dim| ModelRows {
-            images: Matrix::zeros(0, dim),
-            captions: Matrix::zeros(0, dim),
-            is_present: Vec::new(),
-            numerics: BTreeMap::new(),
+    /// `models` has one for each of `work.models`.
+    pub fn new(work: TaskWork, models: Vec<ModelFacts>) -> EmbeddedTask {
+        let models = models.into_iter().map(|facts| TaskRows {
+            rows: facts.no_rows,
+            rejections: Vec::new(),
+            rows_at_once: usize::MAX,
+            numerics: facts.numerics,
         });
         EmbeddedTask { work, times: Vec::new(), rows: Vec::new(), models: models.collect() }
     }
 
-    /// Takes a sample's row and hands back what the models take of it.
-    pub fn push(&mut self, shard_idx: usize, sample: DecodedSample) -> Option<ModelInputs> {
-        self.rows.push((shard_idx, sample.row));
-        sample.inputs
+    /// Takes the next samples of one shard.
+    pub fn push_rows(&mut self, shard_idx: usize, rows: Vec<SampleRow>) {
+        self.rows.extend(rows.into_iter().map(|row| (shard_idx, row)));
     }
 
-    /// Takes the embeddings of the next samples that were not rejected.
-    pub fn push_embeddings(
-        &mut self,
-        slot: usize,
-        pairs: &PairEmbeddings,
-        numerics: BTreeMap<String, String>,
-    ) {
-        let rows = &mut self.models[slot];
-        rows.numerics = numerics;
-        rows.images.append(&pairs.image.rows);
-        rows.captions.append(&pairs.text.rows);
-        let is_degenerate =
-            |row: &usize| pairs.image.degenerate.contains(row) || pairs.text.degenerate.contains(row);
-        rows.is_present.extend((0..pairs.image.rows.n_rows()).map(|row| !is_degenerate(&row)));
+    /// Takes what the task's models made of the next samples that were not rejected, one for each model; returns how
+    /// many samples they are of.
+    pub fn push_embeddings(&mut self, inferred: &[InferredRows]) -> usize {
+        assert_eq!(inferred.len(), self.models.len(), "rows of every model of the task");
+        for (rows, inferred) in self.models.iter_mut().zip(inferred) {
+            for piece in &inferred.pieces {
+                rows.rows.append(&piece.outputs);
+                rows.rejections.extend(&piece.rejections);
+            }
+            rows.rows_at_once = rows.rows_at_once.min(inferred.rows_at_once);
+        }
+        inferred[0].pieces.iter().map(|piece| piece.rejections.len()).sum()
+    }
+}
+
+impl TaskRows {
+    /// What the embeddings depend on beside the model and its inputs.
+    fn numerics(&self) -> BTreeMap<String, String> {
+        let mut numerics = self.numerics.clone();
+        if self.rows_at_once < usize::MAX {
+            numerics.insert("rows_at_once".to_owned(), self.rows_at_once.to_string());
+        }
+        numerics
+    }
+}
+
+/// What is known of a model before it embeds.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// Of the model's kind and width.
+    no_rows: ModelRows,
+    /// See [`LoadedModel::numerics`](super::LoadedModel::numerics).
+    numerics: BTreeMap<String, String>,
+}
+
+impl ModelFacts {
+    /// Of each model that the workers have; where GPUs differ all are named.
+    pub fn of_workers(workers: &[Worker]) -> Vec<ModelFacts> {
+        let of_model = |model_idx: usize| {
+            let mut numerics: BTreeMap<String, String> = BTreeMap::new();
+            for worker in workers {
+                for (key, value) in worker.models[model_idx].numerics() {
+                    let known = numerics.entry(key).or_insert_with(|| value.clone());
+                    if !known.split(" + ").any(|part| part == value) {
+                        *known = format!("{known} + {value}");
+                    }
+                }
+            }
+            ModelFacts { no_rows: workers[0].models[model_idx].no_rows(), numerics }
+        };
+        (0..workers[0].models.len()).map(of_model).collect()
     }
 }
 
@@ -144,7 +181,7 @@ pub fn write_task(run: &RunFolder, stages: &[Stage], task: EmbeddedTask) -> Resu
     let embedded: Vec<&(usize, SampleRow)> =
         task.rows.iter().filter(|(_, row)| row.rejection.is_none()).collect();
     for (rows, &model) in task.models.iter().zip(&task.work.models) {
-        assert_eq!(rows.is_present.len(), embedded.len(), "every sample that was not rejected is embedded");
+        assert_eq!(rows.rejections.len(), embedded.len(), "every sample that was not rejected is embedded");
         write_embeddings(run, &stages[model], task_idx, &embedded, rows)?;
     }
     Ok(())
@@ -155,37 +192,31 @@ fn write_embeddings(
     stage: &Stage,
     task: usize,
     samples: &[&(usize, SampleRow)],
-    rows: &ModelRows,
+    rows: &TaskRows,
 ) -> Result<(), Error> {
     let folder = run.storage(stage);
     let shards = &run.plan().pool.shards;
     // embeddings may differ between kinds of hardware: two attempts never share a name
     let name = format!("{}/{task:05}-{}.parquet", stage.name, storage::attempt());
-    let table = embeddings_table(shards, samples, rows, run.plan().embed.embedding_dtype);
-    let file = table::write(folder, &name, &table, &[("embeddings_digest", stage.digest.to_string())])?;
-    let n_present = rows.is_present.iter().filter(|&&is_present| is_present).count();
-    let counts =
-        EmbeddingsCounts { rows: samples.len() as u64, degenerate: (samples.len() - n_present) as u64 };
-    let done = Done { data: vec![file], read: Vec::new(), counts, numerics: rows.numerics.clone() };
+    let mut columns = Columns::default();
+    columns
+        .text("shard", samples.iter().map(|(shard_idx, _)| Some(&shards[*shard_idx].id)))
+        .u64("sample_idx", samples.iter().map(|(_, row)| Some(row.sample_idx)));
+    rows.rows.add_columns(&mut columns, &rows.rejections, run.plan().embed.embedding_dtype);
+    let numerics = rows.numerics();
+    let json = serde_json::to_string(&numerics).expect("numerics are representable as JSON");
+    let metadata = [("embeddings_digest", stage.digest.to_string()), ("numerics", json)];
+    let file = table::write(folder, &name, &columns.build(), &metadata)?;
+    let mut rejected = BTreeMap::new();
+    for rejection in rows.rejections.iter().flatten() {
+        *rejected.entry(rejection.text().to_owned()).or_default() += 1;
+    }
+    let counts = EmbeddingsCounts { rows: samples.len() as u64, rejected };
+    let done = Done { data: vec![file], read: Vec::new(), counts, numerics };
     if !run.commit(stage, task, done)? {
         folder.remove(&name)?; // another attempt was first
     }
     Ok(())
-}
-
-fn embeddings_table(
-    shards: &[crate::plan::Shard],
-    samples: &[&(usize, SampleRow)],
-    rows: &ModelRows,
-    dtype: EmbeddingDtype,
-) -> RecordBatch {
-    let mut columns = Columns::default();
-    columns
-        .text("shard", samples.iter().map(|(shard_idx, _)| Some(&shards[*shard_idx].id)))
-        .u64("sample_idx", samples.iter().map(|(_, row)| Some(row.sample_idx)))
-        .embeddings("image_embedding", &rows.images, &rows.is_present, dtype)
-        .embeddings("text_embedding", &rows.captions, &rows.is_present, dtype);
-    columns.build()
 }
 
 fn samples_table(run: &RunFolder, rows: &[(usize, SampleRow)]) -> RecordBatch {
@@ -198,7 +229,7 @@ fn samples_table(run: &RunFolder, rows: &[(usize, SampleRow)]) -> RecordBatch {
         .u64("sample_idx", samples().map(|row| Some(row.sample_idx)))
         .text("uid", samples().map(|row| row.uid.as_ref()))
         .text("caption", samples().map(|row| row.caption.as_ref()))
-        .u32("label", samples().map(|_| None))
+        .u32("label", samples().map(|row| row.label))
         .u32("width", samples().map(|row| row.width))
         .u32("height", samples().map(|row| row.height))
         .u64("image_offset", samples().map(|row| row.image_offset))

@@ -135,7 +135,7 @@ impl TarSample {
                     width: size.map(|(width, _)| width),
                     height: size.map(|(_, height)| height),
                     uid: sample.uid,
-                    caption: Some(sample.caption),
+                    caption: sample.caption,
                     json: sample.json.filter(|_| with_json),
                 }
             }

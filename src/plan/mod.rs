@@ -3,24 +3,30 @@
 //! The plan names each stage's digest: its settings, the version of its algorithm and the digests of the stages
 //! that it reads. Threads, device, memory and output paths are in none of them.
 
+mod digests;
 mod pool;
+mod model;
 mod planted;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::digest::Digest;
 use crate::divide::PlannedCentroids;
-use crate::embed::{Device, LoadedModel, SessionSettings, Variant};
+use crate::embed::{LoadedModel, SessionSettings};
 use crate::error::Error;
+use crate::noise::{Purpose, keyed_hash};
+use crate::runtime::Device;
+use crate::select::pair_score;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, SelectSettings, Settings,
-    WriteSettings,
+    DivideSettings, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings, ScoreKind,
+    SelectSettings, Settings, WriteSettings,
 };
 
+pub use digests::Digests;
+pub use model::PlannedModel;
+use model::Wants;
 pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
 
@@ -29,6 +35,9 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// Versions of the stages' algorithms; a change of one redoes the stage and those after it.
 const ALGORITHM_VERSION: u32 = 1;
+
+/// The run folder from the folder of one of its rounds, `RUN/rounds/NNN`.
+const BASE: &str = "../..";
 
 /// What a run will do, fixed before it does anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +48,8 @@ pub struct Plan {
     /// 0 for the first selection; one more for each new learner checkpoint.
     pub round: u64,
     pub store: Option<PathBuf>,
+    /// The run folder whose clusters a later round keeps.
+    pub base: Option<PathBuf>,
     pub pool: Pool,
     pub models: Models<PlannedModel>,
     pub read: ReadSettings,
@@ -52,35 +63,6 @@ pub struct Plan {
     pub digests: Digests,
 }
 
-/// A model as the plan fixes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlannedModel {
-    pub folder: PathBuf,
-    pub variant: Variant,
-    /// Graphs, preprocessing, tokenizer, precision and inference batch size; names the folder of its embeddings.
-    pub digest: Digest,
-    /// Width of an embedding.
-    pub embedding_dim: usize,
-    /// Linear, not its logarithm.
-    pub logit_scale: f64,
-    pub logit_scale_source: String,
-    /// SigLIP's sign; 0 where the model has none.
-    pub logit_bias: f64,
-    pub logit_bias_source: String,
-}
-
-/// The digest of every stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Digests {
-    pub samples: Digest,
-    /// By the role of the model.
-    pub embeddings: BTreeMap<String, Digest>,
-    pub divide: Option<Digest>,
-    pub select: Digest,
-    pub write: Digest,
-    pub report: Digest,
-}
-
 impl Plan {
     /// Finds the shards, opens the models and resolves what depends on them.
     ///
@@ -89,28 +71,32 @@ impl Plan {
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
+        let wants =
+            Wants { read: &settings.read, divide: settings.divide.as_ref(), select: &settings.select };
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
-            let loaded = LoadedModel::open(&model.folder, model.variant, &session)?;
-            planned.push((role, PlannedModel::new(&loaded, role, settings)?));
+            let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
+            let model = PlannedModel::new(&loaded, model, &settings.embed);
+            model::check(&wants, role, &model, &loaded.model)?;
+            planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
-        let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let mut divide = settings.divide.clone();
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
-        let digests = Digests::new(settings, &pool, &models, (&divide, &centroids), &select, &planted);
+        check_experts(&models, &divide)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
-        Ok(Plan {
+        let mut plan = Plan {
             format_version: FORMAT_VERSION,
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             seed: settings.seed,
             round: 0,
             store: store.transpose()?,
+            base: None,
             pool,
             models,
             read: settings.read.clone(),
@@ -120,8 +106,69 @@ impl Plan {
             select,
             write: settings.write.clone(),
             report: settings.report.clone(),
-            digests,
-        })
+            digests: Digests::default(),
+        };
+        plan.digests = Digests::of(&plan, None)?;
+        Ok(plan)
+    }
+
+    /// The plan of a later round: a new learner checkpoint scores and selects anew, with the same clusters and the same
+    /// embeddings of every other model.
+    ///
+    /// # Errors
+    ///
+    /// A learner that cannot be used, or a run without one.
+    pub fn next_round(
+        &self,
+        round: u64,
+        learner: &ModelSettings,
+        session: &SessionSettings,
+    ) -> Result<Plan, Error> {
+        if !self.models.has(ModelRole::Learner) {
+            return Err(Error::NoLearner);
+        }
+        let loaded = LoadedModel::open(&learner.folder, learner.choice(), session)?;
+        let model = PlannedModel::new(&loaded, learner, &self.embed);
+        let wants = Wants { read: &self.read, divide: self.divide.as_ref(), select: &self.select };
+        model::check(&wants, ModelRole::Learner, &model, &loaded.model)?;
+        let mut plan = self.clone();
+        plan.models.insert(ModelRole::Learner, model);
+        plan.round = round;
+        // both below the folder of the run, wherever that is moved
+        plan.base = Some(PathBuf::from(BASE));
+        plan.store.get_or_insert_with(|| PathBuf::from(BASE));
+        plan.digests = Digests::of(&plan, self.digests.divide.clone())?;
+        Ok(plan)
+    }
+
+    /// What pairs are scored by in `hard_learnability` and in batch learnability.
+    pub fn pair_score(&self) -> Option<ScoreKind> {
+        pair_score(&self.select, &self.models)
+    }
+
+    /// The tasks that a model embeds: all, or the audited ones if it only audits.
+    pub fn tasks_of(&self, role: ModelRole) -> Vec<usize> {
+        let of_model = |other: ModelRole| {
+            self.models.get(other).map(|model| &model.digest)
+                == self.models.get(role).map(|model| &model.digest)
+        };
+        // one model may have several roles
+        let audits_only = self.models.iter().all(|(other, _)| other.is_audit() || !of_model(other));
+        if audits_only { self.audited_tasks() } else { (0..self.pool.n_tasks()).collect() }
+    }
+
+    /// The tasks that full models audit, in order: the fraction `report.audit_fraction` of all, rounded up, with the
+    /// smallest keyed hashes of their first shards.
+    pub fn audited_tasks(&self) -> Vec<usize> {
+        let n_tasks = self.pool.n_tasks();
+        let n_audited = ((self.report.audit_fraction * n_tasks as f64).ceil() as usize).clamp(1, n_tasks);
+        let hash =
+            |task: usize| keyed_hash(Purpose::Audit, self.seed, 0, &self.pool.shards_of(task)[0].id, 0);
+        let mut tasks: Vec<usize> = (0..n_tasks).collect();
+        tasks.sort_by_key(|&task| (hash(task), task));
+        tasks.truncate(n_audited);
+        tasks.sort_unstable();
+        tasks
     }
 
     /// What another plan says differently, a line each: `path: here → there`.
@@ -133,103 +180,17 @@ impl Plan {
     }
 }
 
-impl PlannedModel {
-    fn new(loaded: &LoadedModel, role: ModelRole, settings: &Settings) -> Result<PlannedModel, Error> {
-        let model = &loaded.model;
-        let (logit_bias, logit_bias_source) = match &model.logit_bias {
-            Some(bias) => (bias.value.get(), bias.source.clone()),
-            None if settings.select.draw.pair_score().is_some() => {
-                return Err(Error::BiasMissing { model: role, folder: model.folder.clone() });
-            }
-            None => (0.0, "none: the model has no bias".to_owned()),
-        };
-        Ok(PlannedModel {
-            folder: model.folder.clone(),
-            variant: model.variant,
-            digest: Digest::of_json(&json!({
-                "model": model.digest,
-                "inference_batch_size": settings.embed.inference_batch_size,
-                "embedding_dtype": settings.embed.embedding_dtype,
-            })),
-            embedding_dim: loaded.embedding_dim,
-            logit_scale: model.logit_scale.value.get(),
-            logit_scale_source: model.logit_scale.source.clone(),
-            logit_bias,
-            logit_bias_source,
-        })
+/// Whether every cluster has its expert, and all of them embed in spaces of one width.
+fn check_experts(models: &Models<PlannedModel>, divide: &Option<DivideSettings>) -> Result<(), Error> {
+    let Some(first) = models.experts().next() else { return Ok(()) };
+    let n_clusters = divide.as_ref().map_or(0, |divide| divide.n_clusters as u32);
+    if let Some(cluster) = (0..n_clusters).find(|cluster| !models.has(ModelRole::Expert(*cluster))) {
+        return Err(Error::ExpertMissing { cluster });
     }
-}
-
-impl Digests {
-    fn new(
-        settings: &Settings,
-        pool: &Pool,
-        models: &Models<PlannedModel>,
-        (divide, centroids): (&Option<DivideSettings>, &Option<PlannedCentroids>),
-        select: &SelectSettings,
-        planted: &Option<PlantedSamples>,
-    ) -> Digests {
-        let stage = |name: &str, content: Value| {
-            Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
-        };
-        let shards: Vec<_> = pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes)).collect();
-        let samples = stage(
-            "samples",
-            json!({
-                "shards": shards,
-                "shards_per_task": pool.shards_per_task,
-                "limits": settings.read.limits,
-            }),
-        );
-        let embeddings: BTreeMap<String, Digest> = models
-            .iter()
-            .map(|(role, model)| {
-                let digest = stage("embeddings", json!({"samples": samples, "model": model.digest}));
-                (role.to_string(), digest)
-            })
-            .collect();
-        let failed = settings.read.failed_shards_max;
-        let divide = divide.as_ref().map(|divide| {
-            // what centroids are, not where they lie
-            let centroids = centroids.as_ref().map(|centroids| &centroids.digest);
-            let content = json!({
-                "settings": DivideSettings { centroids: None, ..divide.clone() },
-                "centroids": centroids,
-                "seed": settings.seed,
-                "embeddings": embeddings[&divide.model.to_string()],
-                "failed_shards_max": failed,
-            });
-            stage("divide", content)
-        });
-        let scales: Vec<_> = models.iter().map(|(_, model)| (model.logit_scale, model.logit_bias)).collect();
-        let select = stage(
-            "select",
-            json!({
-                "settings": select,
-                "seed": settings.seed,
-                "embeddings": embeddings,
-                "logit_scales_and_biases": scales,
-                "divide": divide,
-                "failed_shards_max": failed,
-            }),
-        );
-        let write = stage("write", json!({"settings": settings.write, "select": select}));
-        let planted = planted.as_ref().map(PlantedSamples::digest);
-        let report = stage("report", json!({"planted": planted, "select": select, "write": write}));
-        Digests { samples, embeddings, divide, select, write, report }
-    }
-
-    /// By stage, from the first to `select`.
-    pub fn up_to_select(&self) -> Value {
-        let Digests { samples, embeddings, divide, select, .. } = self;
-        json!({"samples": samples, "embeddings": embeddings, "divide": divide, "select": select})
-    }
-
-    /// By stage, from the first to `write`.
-    pub fn up_to_write(&self) -> Value {
-        let mut digests = self.up_to_select();
-        digests["write"] = json!(self.write);
-        digests
+    let width = |cluster| models.get(ModelRole::Expert(cluster)).map(|expert| expert.embedding_dim);
+    match models.experts().find(|cluster| width(*cluster) != width(first)) {
+        Some(_) => Err(Error::ExpertsDiffer),
+        None => Ok(()),
     }
 }
 
@@ -311,3 +272,6 @@ fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,10 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 
+use serde_json::Value;
 use webdataset::core::utils::{base_plus_ext, is_shard_metadata};
 
+use super::label::{self, CLS_BYTES_MAX, LabelSource, SampleKind};
 use super::limits::Limits;
 use super::member::{Member, MemberError, Members};
 use crate::rejection::Rejection;
@@ -30,7 +32,7 @@ impl ReadSample {
     }
 }
 
-/// An image and its caption, as the shard holds them; the image is not decoded yet.
+/// An image and what belongs to it, as the shard holds them; the image is not decoded yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// Member path up to the first dot of its file name; unique among the accepted samples of the shard.
@@ -44,7 +46,10 @@ pub struct Sample {
     pub image_offset: Option<u64>,
     /// Bytes of the image.
     pub image_size: u64,
-    pub caption: String,
+    /// Always there in pools of images and captions.
+    pub caption: Option<String>,
+    /// The number of its class, in pools of labelled images.
+    pub label: Option<u32>,
     /// The JSON member's text, valid JSON.
     pub json: Option<String>,
     /// The field `uid` of the JSON member, if it is a string.
@@ -61,6 +66,7 @@ pub struct RejectedSample {
     pub image_offset: Option<u64>,
     pub image_size: u64,
     pub caption: Option<String>,
+    pub label: Option<u32>,
     pub json: Option<String>,
 }
 
@@ -72,7 +78,7 @@ pub struct RejectedSample {
 /// that comes twice begins a new group, which is then a [`Rejection::DuplicateKey`].
 ///
 /// The caption is the member `txt`, else `caption`, else the JSON's string field `caption`. Of several images
-/// the first is taken.
+/// the first is taken. Where a caption is not asked for, one that cannot be used is as good as none.
 ///
 /// # Errors
 ///
@@ -85,6 +91,7 @@ pub struct RejectedSample {
 pub struct Samples<R: Read> {
     members: Members<R>,
     limits: Limits,
+    kind: SampleKind,
     is_plain: bool,
     /// The member that begins the next sample: its header is read, its data are not.
     next_member: Option<(String, String, Member)>,
@@ -103,6 +110,7 @@ struct Group {
     image: Option<GroupImage>,
     txt: Option<Result<Vec<u8>, Rejection>>,
     caption: Option<Result<Vec<u8>, Rejection>>,
+    cls: Option<Vec<u8>>,
     json: Option<Vec<u8>>,
 }
 
@@ -115,18 +123,24 @@ struct GroupImage {
 }
 
 impl<R: Read> Samples<R> {
-    /// Reads the samples of a tar. `is_plain` says that the reader gives the stored shard's own bytes, so
+    /// Reads the samples of a tar, each with a caption. `is_plain` says that the reader gives the stored shard's own bytes, so
     /// that offsets in it mean something (see [`is_plain`](super::is_plain)).
     pub fn new(reader: R, limits: Limits, is_plain: bool) -> Samples<R> {
         Samples {
             members: Members::new(reader),
             limits,
+            kind: SampleKind::default(),
             is_plain,
             next_member: None,
             keys_seen: HashSet::new(),
             n_samples: 0,
             is_done: false,
         }
+    }
+
+    /// Reads samples of another kind.
+    pub fn of_kind(self, kind: SampleKind) -> Samples<R> {
+        Samples { kind, ..self }
     }
 
     /// The next member that belongs to a sample, with its key and its extension in lower case.
@@ -191,7 +205,7 @@ impl<R: Read> Iterator for Samples<R> {
         }
         let sample_idx = self.n_samples;
         self.n_samples += 1;
-        Some(Ok(group.finish(sample_idx, &self.limits)))
+        Some(Ok(group.finish(sample_idx, &self.kind, &self.limits)))
     }
 }
 
@@ -205,6 +219,7 @@ impl Group {
             image: None,
             txt: None,
             caption: None,
+            cls: None,
             json: None,
         }
     }
@@ -251,6 +266,9 @@ impl Group {
                 };
                 *(if extension == "txt" { &mut self.txt } else { &mut self.caption }) = Some(text);
             }
+            // a longer one is no number, and an empty text is none either
+            "cls" if member.size > CLS_BYTES_MAX => self.cls = Some(Vec::new()),
+            "cls" => self.cls = Some(members.data()?),
             "json" if member.size > limits.json_bytes_max => self.reject(Rejection::MemberTooLarge),
             "json" if is_fit => self.json = Some(members.data()?),
             _ => {}
@@ -259,35 +277,29 @@ impl Group {
         Ok(())
     }
 
-    fn finish(mut self, sample_idx: u64, limits: &Limits) -> ReadSample {
+    fn finish(mut self, sample_idx: u64, kind: &SampleKind, limits: &Limits) -> ReadSample {
         let json = self.json.take().map(parse_json);
-        let caption = match (self.txt.take().or(self.caption.take()), &json) {
-            (Some(Ok(bytes)), _) => Some(String::from_utf8(bytes).map_err(|_| Rejection::CaptionNotUtf8)),
-            (Some(Err(rejection)), _) => Some(Err(rejection)),
-            (None, Some(Ok(json))) => json.caption.clone().map(Ok),
-            (None, _) => None,
+        let caption = self.caption(json.as_ref(), limits);
+        let label = match kind {
+            SampleKind::ImageClass(source) => self.label(source, json.as_ref()),
+            SampleKind::ImageText | SampleKind::Image => None,
         };
         match &self.image {
             None => self.reject(Rejection::MissingImage),
             Some(image) if image.size == 0 => self.reject(Rejection::EmptyImage),
             Some(_) => {}
         }
-        match &caption {
-            None => self.reject(Rejection::MissingCaption),
-            Some(Err(rejection)) => self.reject(*rejection),
-            Some(Ok(text)) if text.trim().is_empty() => self.reject(Rejection::EmptyCaption),
-            Some(Ok(text)) if text.len() as u64 > limits.caption_bytes_max => {
-                self.reject(Rejection::CaptionTooLong)
-            }
-            Some(Ok(_)) => {}
+        if *kind == SampleKind::ImageText
+            && let Err(rejection) = &caption
+        {
+            self.reject(*rejection);
         }
         if let Some(Err(rejection)) = &json {
             self.reject(*rejection);
         }
-        let caption = caption.and_then(Result::ok);
-        let json = json.and_then(Result::ok);
-        match (self.rejection, self.image, caption) {
-            (None, Some(image), Some(caption)) => ReadSample::Sample(Sample {
+        let (caption, json) = (caption.ok(), json.and_then(Result::ok));
+        match (self.rejection, self.image) {
+            (None, Some(image)) => ReadSample::Sample(Sample {
                 key: self.key,
                 sample_idx,
                 image: image.bytes,
@@ -295,33 +307,69 @@ impl Group {
                 image_offset: image.offset,
                 image_size: image.size,
                 caption,
+                label,
                 uid: json.as_ref().and_then(|json| json.uid.clone()),
                 json: json.map(|json| json.text),
             }),
-            (rejection, image, caption) => ReadSample::Rejected(RejectedSample {
+            (rejection, image) => ReadSample::Rejected(RejectedSample {
                 key: self.key,
                 sample_idx,
-                rejection: rejection.expect("a sample without image or caption was rejected above"),
+                rejection: rejection.expect("a sample without image was rejected above"),
                 image_offset: image.as_ref().and_then(|image| image.offset),
                 image_size: image.map_or(0, |image| image.size),
-                caption: caption.filter(|text| text.len() as u64 <= limits.caption_bytes_max),
+                caption,
+                label,
                 json: json.map(|json| json.text),
             }),
         }
+    }
+
+    /// The caption, or why there is none that can be used.
+    fn caption(
+        &mut self,
+        json: Option<&Result<Json, Rejection>>,
+        limits: &Limits,
+    ) -> Result<String, Rejection> {
+        let caption = match (self.txt.take().or(self.caption.take()), json) {
+            (Some(bytes), _) => String::from_utf8(bytes?).map_err(|_| Rejection::CaptionNotUtf8)?,
+            (None, Some(Ok(json))) => json.caption.clone().ok_or(Rejection::MissingCaption)?,
+            (None, _) => return Err(Rejection::MissingCaption),
+        };
+        match caption {
+            blank if blank.trim().is_empty() => Err(Rejection::EmptyCaption),
+            long if long.len() as u64 > limits.caption_bytes_max => Err(Rejection::CaptionTooLong),
+            caption => Ok(caption),
+        }
+    }
+
+    /// The label; rejects the sample if it has none that can be used.
+    fn label(&mut self, source: &LabelSource, json: Option<&Result<Json, Rejection>>) -> Option<u32> {
+        let label = match (source, json) {
+            (LabelSource::Member, _) => match self.cls.take() {
+                Some(bytes) => label::of_member(&bytes),
+                None => Err(Rejection::MissingLabel),
+            },
+            (LabelSource::JsonField(field), Some(Ok(json))) => label::of_json(&json.value, field),
+            // that the JSON is broken is the reason
+            (LabelSource::JsonField(_), Some(Err(_))) => return None,
+            (LabelSource::JsonField(_), None) => Err(Rejection::MissingLabel),
+        };
+        label.map_err(|rejection| self.reject(rejection)).ok()
     }
 }
 
 struct Json {
     text: String,
+    value: Value,
     uid: Option<String>,
     caption: Option<String>,
 }
 
 fn parse_json(bytes: Vec<u8>) -> Result<Json, Rejection> {
     let text = String::from_utf8(bytes).map_err(|_| Rejection::InvalidJson)?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|_| Rejection::InvalidJson)?;
-    let field = |name| value.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
-    Ok(Json { uid: field("uid"), caption: field("caption"), text })
+    let value: Value = serde_json::from_str(&text).map_err(|_| Rejection::InvalidJson)?;
+    let field = |name| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    Ok(Json { uid: field("uid"), caption: field("caption"), text, value })
 }
 
 /// Key and extension of a member, if it belongs to a sample.

@@ -55,7 +55,7 @@ fn a_sample_is_what_its_members_say() {
     assert_eq!((&sample.image[..], sample.image_extension.as_str()), (&b"image"[..], "jpg"));
     assert_eq!((sample.image_offset, sample.image_size), (Some(512), 5));
     assert_eq!(&bytes[512..517], b"image");
-    assert_eq!(sample.caption, "a caption");
+    assert_eq!((sample.caption.as_deref(), sample.label), (Some("a caption"), None));
     assert_eq!(sample.uid.as_deref(), Some("abc"));
     assert_eq!(sample.json.as_deref().map(str::as_bytes), Some(&json[..]));
 }
@@ -84,7 +84,7 @@ fn the_caption_is_txt_then_caption_then_json() {
     let captions: Vec<String> = samples(&bytes, Limits::default())
         .into_iter()
         .map(|sample| match sample {
-            ReadSample::Sample(sample) => sample.caption,
+            ReadSample::Sample(sample) => sample.caption.unwrap(),
             ReadSample::Rejected(sample) => panic!("{sample:?}"),
         })
         .collect();
@@ -125,6 +125,85 @@ fn every_fault_of_a_sample_has_its_rejection() {
         ("good", "duplicate_key"),
     ];
     assert_eq!(outcomes, expected(&all));
+}
+
+/// Key, label and caption of each sample, or its rejection.
+fn of_kind(
+    bytes: &[u8],
+    kind: &SampleKind,
+) -> Vec<(String, Result<(Option<u32>, Option<String>), &'static str>)> {
+    let samples = Samples::new(bytes, Limits::default(), true).of_kind(kind.clone());
+    let outcome = |sample: io::Result<ReadSample>| match sample.expect("a slice never fails") {
+        ReadSample::Sample(sample) => (sample.key, Ok((sample.label, sample.caption))),
+        ReadSample::Rejected(sample) => (sample.key, Err(sample.rejection.text())),
+    };
+    samples.map(outcome).collect()
+}
+
+#[test]
+fn a_labelled_image_needs_a_label_and_no_caption() {
+    let bytes = tar(&[
+        ("digits.jpg", b"i"),
+        ("digits.cls", b"7\n"),
+        ("digits.txt", b"a caption"),
+        ("latin1.jpg", b"i"),
+        ("latin1.cls", b"0"),
+        ("latin1.txt", b"caf\xe9"),
+        ("none.jpg", b"i"),
+        ("none.txt", b"a caption"),
+        ("word.jpg", b"i"),
+        ("word.cls", b"seven"),
+        ("long.jpg", b"i"),
+        ("long.cls", &[b'1'; 100]),
+        ("no_image.cls", b"7"),
+    ]);
+    let outcomes = of_kind(&bytes, &SampleKind::ImageClass(LabelSource::Member));
+    let expected = [
+        ("digits", Ok((Some(7), Some("a caption".to_owned())))),
+        ("latin1", Ok((Some(0), None))),
+        ("none", Err("missing_label")),
+        ("word", Err("invalid_label")),
+        ("long", Err("invalid_label")),
+        ("no_image", Err("missing_image")),
+    ];
+    assert_eq!(outcomes, expected.map(|(key, outcome)| (key.to_owned(), outcome)));
+}
+
+#[test]
+fn a_label_can_stand_in_the_json() {
+    let bytes = tar(&[
+        ("here.jpg", b"i"),
+        ("here.json", br#"{"annotation": {"class": 3}, "caption": "a caption"}"#),
+        ("text.jpg", b"i"),
+        ("text.json", br#"{"annotation": {"class": "3"}}"#),
+        ("other.jpg", b"i"),
+        ("other.json", br#"{"class": 3}"#),
+        ("other.cls", b"3"),
+        ("broken.jpg", b"i"),
+        ("broken.json", b"{"),
+        ("no_json.jpg", b"i"),
+    ]);
+    let kind = SampleKind::ImageClass(LabelSource::JsonField("annotation.class".to_owned()));
+    let expected = [
+        ("here", Ok((Some(3), Some("a caption".to_owned())))),
+        ("text", Err("invalid_label")),
+        ("other", Err("missing_label")),
+        ("broken", Err("invalid_json")),
+        ("no_json", Err("missing_label")),
+    ];
+    assert_eq!(of_kind(&bytes, &kind), expected.map(|(key, outcome)| (key.to_owned(), outcome)));
+}
+
+#[test]
+fn an_image_alone_is_a_sample_where_nothing_else_is_asked_for() {
+    let bytes = tar(&[("0.jpg", b"i"), ("1.jpg", b"i"), ("1.txt", b" "), ("2.jpg", b""), ("3.txt", b"c")]);
+    let expected = [
+        ("0", Ok((None, None))),
+        ("1", Ok((None, None))),
+        ("2", Err("empty_image")),
+        ("3", Err("missing_image")),
+    ];
+    assert_eq!(of_kind(&bytes, &SampleKind::Image), expected.map(|(key, outcome)| (key.to_owned(), outcome)));
 }
 
 #[test]

@@ -271,9 +271,9 @@ fn models(plan: &Plan) -> Vec<Model<'_>> {
         variant: model.variant,
         digest: model.digest.to_string(),
         embedding_dim: model.embedding_dim,
-        logit_scale: number(model.logit_scale),
+        logit_scale: model.logit_scale.map_or(String::new(), number),
         logit_scale_source: &model.logit_scale_source,
-        logit_bias: number(model.logit_bias),
+        logit_bias: model.logit_bias.map_or(String::new(), number),
         logit_bias_source: &model.logit_bias_source,
     });
     models.collect()

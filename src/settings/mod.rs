@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::embed::Device;
+use crate::embed::{DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings};
 use crate::error::Error;
-use crate::read::Limits;
+use crate::read::{LabelSource, Limits, SampleKind};
+use crate::runtime::Device;
+use crate::select::FilterRatio;
 
 mod models;
 mod divide;
@@ -41,9 +43,12 @@ pub struct Settings {
     pub seed: u64,
     /// Folder of `samples/` and `embeddings/`, which runs may share; the run folder if absent.
     pub store: Option<PathBuf>,
-    /// Where models run: `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Where models run: `auto`, `cpu`, `cuda` (all GPUs), `cuda:0,3`, `tensorrt`, `tensorrt:0`; `cpu:2` for two halves of the
+    /// processor.
     #[serde(default)]
     pub device: Device,
+    /// Sets of sessions on each device: what runs models at once. Absent: as many as threads and memory have room for.
+    pub sessions: Option<usize>,
     /// Threads for decoding, inference and scoring; as many as there are processors if absent.
     pub threads: Option<usize>,
     #[serde(default = "default_memory_limit_bytes")]
@@ -68,6 +73,12 @@ pub struct ReadSettings {
     pub shards: Vec<String>,
     /// Folder below which shard ids are paths; the longest common folder if absent.
     pub root: Option<PathBuf>,
+    /// What a sample has beside its image: a caption, a label or nothing.
+    #[serde(default)]
+    pub samples: SampleContents,
+    /// The field of the JSON member with a sample's label, a whole number; dots go into objects. Absent: labels are
+    /// members `cls`.
+    pub label_field: Option<String>,
     /// Shards in one task; absent: so many that there are at most 100,000 tasks.
     pub shards_per_task: Option<usize>,
     /// How many tasks' shards may be left out after their retries failed.
@@ -81,6 +92,45 @@ pub struct ReadSettings {
     pub rejection_ratio_max: f64,
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// What the samples of a pool are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SampleContents {
+    #[default]
+    ImageText,
+    ImageClass,
+    Image,
+}
+
+impl ReadSettings {
+    /// What a sample must have so that it is not rejected.
+    pub fn sample_kind(&self) -> SampleKind {
+        match (self.samples, &self.label_field) {
+            (SampleContents::ImageText, _) => SampleKind::ImageText,
+            (SampleContents::Image, _) => SampleKind::Image,
+            (SampleContents::ImageClass, None) => SampleKind::ImageClass(LabelSource::Member),
+            (SampleContents::ImageClass, Some(field)) => {
+                SampleKind::ImageClass(LabelSource::JsonField(field.clone()))
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        for (key, ratio) in [
+            ("read.rejection_ratio_max_shard", self.rejection_ratio_max_shard),
+            ("read.rejection_ratio_max", self.rejection_ratio_max),
+        ] {
+            if !(0.0..=1.0).contains(&ratio) {
+                return Err(out_of_range(key, ratio, "between 0 and 1"));
+            }
+        }
+        if self.label_field.is_some() && self.samples != SampleContents::ImageClass {
+            return Err(SettingsError::NoLabels);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -108,12 +158,26 @@ const THREADS_MAX: usize = 1024;
 
 impl Default for EmbedSettings {
     fn default() -> Self {
-        EmbedSettings { inference_batch_size: 64, embedding_dtype: EmbeddingDtype::default() }
+        EmbedSettings {
+            inference_batch_size: DEFAULT_INFERENCE_BATCH_SIZE,
+            embedding_dtype: EmbeddingDtype::default(),
+        }
     }
 }
 
+/// 8 GiB.
+pub const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 8 << 30;
+
 fn default_memory_limit_bytes() -> u64 {
-    8 << 30
+    DEFAULT_MEMORY_LIMIT_BYTES
+}
+
+impl ReadSettings {
+    /// These shards, and the defaults for all else.
+    pub fn of_shards(shards: &[String]) -> ReadSettings {
+        let settings = serde_json::json!({ "shards": shards });
+        serde_json::from_value(settings).expect("all but the shards has a default")
+    }
 }
 
 fn default_rejection_ratio_max_shard() -> f64 {
@@ -153,6 +217,12 @@ pub enum SettingsError {
         "experts take the reference's place: they need super-batches within clusters and no `models.reference`"
     )]
     Experts,
+    #[error(
+        "{n_passes} passes of what remains are more than a filter ratio of {filter_ratio} leaves samples for"
+    )]
+    Passes { n_passes: usize, filter_ratio: FilterRatio },
+    #[error("`read.label_field` needs `read.samples` = `image_class`")]
+    NoLabels,
     #[error("a quota over clusters needs super-batches within clusters")]
     Quota,
 }
@@ -189,14 +259,10 @@ impl Settings {
         if !(1..=THREADS_MAX).contains(&n_threads) {
             return Err(out_of_range("threads", n_threads, "between 1 and 1024"));
         }
-        for (key, ratio) in [
-            ("read.rejection_ratio_max_shard", self.read.rejection_ratio_max_shard),
-            ("read.rejection_ratio_max", self.read.rejection_ratio_max),
-        ] {
-            if !(0.0..=1.0).contains(&ratio) {
-                return Err(out_of_range(key, ratio, "between 0 and 1"));
-            }
+        if !(1..=THREADS_MAX).contains(&self.sessions.unwrap_or(1)) {
+            return Err(out_of_range("sessions", self.sessions.unwrap_or(1), "between 1 and 1024"));
         }
+        self.read.check()?;
         if self.models.iter().next().is_none() {
             return Err(SettingsError::NoModel);
         }
@@ -215,6 +281,15 @@ impl Settings {
         self.report.check()?;
         self.select.check(&self.models, self.divide.is_some())?;
         Ok(self)
+    }
+
+    /// What inference may use of this machine.
+    pub fn inference(&self) -> InferenceSettings {
+        InferenceSettings {
+            device: self.device,
+            sessions: self.sessions,
+            memory_limit_bytes: self.memory_limit_bytes,
+        }
     }
 
     /// Threads to use on this machine.
@@ -320,6 +395,8 @@ mod tests {
             assert!(message(PIPELINE, &[&levels]).contains("`divide.parent_levels`"));
         }
         assert!(message(PIPELINE, &["threads=100000"]).contains("threads"));
+        assert!(message(PIPELINE, &["read.label_field=label"]).contains("image_class"));
+        assert!(message(PIPELINE, &["read.rejection_ratio_max=2"]).contains("read.rejection_ratio_max"));
         assert!(message(PIPELINE, &["select.step=[]"]).contains("0 steps"));
         let no_learner = PIPELINE.replace("[models.learner]\n        folder = \"l\"", "");
         assert!(message(&no_learner, &[]).contains("`models.learner`"));

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::embed::Variant;
+use crate::embed::{ModelChoice, Variant};
 
 /// What a model is for; its name in a pipeline file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -142,7 +142,7 @@ impl<T> FromIterator<(ModelRole, T)> for Models<T> {
 pub struct ModelSettings {
     /// A folder as Hugging Face exports it, with an optional `model.toml`.
     pub folder: PathBuf,
-    /// Which export of the graphs: `default`, `fp16` or `quantized`.
+    /// Which export of the graphs: `default`, `fp16`, `bf16`, `quantized`, `int8`, `uint8`, `q4`, `q4f16` or `bnb4`.
     #[serde(default)]
     pub variant: Variant,
     /// Width and height of the image tensor, for a graph that takes any: a cheaper look at the same pictures.
@@ -150,6 +150,13 @@ pub struct ModelSettings {
     /// Whether logit scale and bias are fitted to the pool by the sigmoid loss, and not taken from the folder.
     #[serde(default)]
     pub calibrate: bool,
+}
+
+impl ModelSettings {
+    /// What of the folder is taken.
+    pub fn choice(&self) -> ModelChoice {
+        ModelChoice { variant: self.variant, image_size_px: self.image_size_px }
+    }
 }
 
 #[cfg(test)]

@@ -142,10 +142,15 @@ fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch) -> ShardStats {
     };
     // a sample without a row met a model that gave it no direction
     let successes = (0..verdicts.num_rows()).filter(|&row| is_in(row)).count() as u64;
-    let degenerate = counts.read - counts.n_rejected() - successes;
+    let unusable = counts.read - counts.n_rejected() - successes;
     let mut status_dict = counts.rejected.clone();
-    if degenerate > 0 {
-        status_dict.insert(Rejection::DegenerateEmbedding.text().to_owned(), degenerate);
+    if unusable > 0 {
+        status_dict.insert(Rejection::DegenerateEmbedding.text().to_owned(), unusable);
+    }
+    let mut filtered = BTreeMap::new();
+    let removed_by = rows.text("removed_by");
+    for row in (0..verdicts.num_rows()).filter(|&row| is_in(row) && removed_by.is_valid(row)) {
+        *filtered.entry(removed_by.value(row).to_owned()).or_default() += 1;
     }
     status_dict.insert("success".to_owned(), successes);
     ShardStats {
@@ -160,7 +165,7 @@ fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch) -> ShardStats {
         shard: counts.shard.clone(),
         kept: n_of("kept"),
         not_drawn: n_of("not_drawn"),
-        filtered: BTreeMap::new(),
+        filtered,
         scores: distributions(verdicts, is_in),
         clusters,
     }

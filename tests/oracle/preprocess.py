@@ -13,7 +13,9 @@ import hashlib
 import io
 import json
 import math
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,23 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
     out = io.BytesIO()
     image.save(out, format, **options)
     return out.getvalue()
+
+
+def png_of_words(words: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, [height, width, 2 or 3], which Pillow reads but does not write."""
+    height, width, n_channels = words.shape
+    lines = words.astype(">u2").reshape(height, -1)
+    raw = b"".join(b"\0" + line.tobytes() for line in lines)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2}[n_channels], 0, 0, 0)
+    chunk = lambda kind, data: (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def on_larger_screen(gif: bytes, left: int, top: int, width: int, height: int) -> bytes:
+    """A GIF whose one frame does not cover its screen."""
+    at = gif.index(b",", 13 + 3 * 2 ** ((gif[10] & 7) + 1))
+    corner, screen = struct.pack("<HH", left, top), struct.pack("<HH", width, height)
+    return gif[:6] + screen + gif[10 : at + 1] + corner + gif[at + 5 :]
 
 
 def images() -> dict[str, bytes]:
@@ -98,6 +117,20 @@ def images() -> dict[str, bytes]:
         "png_strip": encoded(Image.fromarray(picture(9, 320, 3)), "PNG"),
         "jpeg_large": encoded(Image.fromarray(picture(10, 400, 267)), "JPEG", quality=12),
         "jpeg_tall": encoded(Image.fromarray(picture(11, 120, 301)), "JPEG", quality=30),
+        "jpeg_mpo": encoded(rgb.crop((0, 0, 24, 20)), "MPO", save_all=True, append_images=[second.crop((0, 0, 24, 20))]),
+        "jpeg_icc": encoded(rgb.crop((0, 0, 24, 20)), "JPEG", icc_profile=b"not looked at" * 9),
+        "png_icc": encoded(rgb.crop((0, 0, 24, 20)), "PNG", icc_profile=b"not looked at" * 9),
+        "png_animated": encoded(rgb.crop((0, 0, 24, 20)), "PNG", save_all=True,
+                                append_images=[second.crop((0, 0, 24, 20))]),
+        "png_16_bit_gray_transparent": encoded(sixteen, "PNG", transparency=300),
+        "png_16_bit_gray_alpha": png_of_words(picture(12, 19, 17, 2).astype(np.uint16) * 257 - 9),
+        "png_16_bit_rgb": png_of_words(picture(13, 19, 17, 3).astype(np.uint16) * 257 - 9),
+        "png_gray_transparent": encoded(gray, "PNG", transparency=40),
+        "png_rgb_transparent": encoded(rgb, "PNG", transparency=(255, 255, 255)),
+        "gif_frame_in_screen": on_larger_screen(encoded(palette.crop((0, 0, 20, 10)), "GIF", transparency=3), 5, 2, 33, 21),
+        "gif_frame_over_screen": on_larger_screen(encoded(palette.crop((0, 0, 20, 10)), "GIF"), 5, 2, 12, 6),
+        "gif_interlaced": encoded(palette, "GIF", interlace=True),
+        "tiff_turned": encoded(rgb.crop((0, 0, 21, 13)), "TIFF", tiffinfo={274: 6}),
         "not_an_image": b"<html>not found</html>",
     }
 

@@ -1,13 +1,15 @@
 //! Encoded image bytes in, RGB out, as Pillow's `open` and `convert("RGB")` give it.
 //!
-//! The format is what the bytes say, whatever the member is called. EXIF orientation is not applied, alpha is
-//! dropped without blending, of an animation the first frame is taken.
+//! The format is what the bytes say, whatever the member is called. Alpha is dropped without blending, an ICC profile is
+//! left alone, of an animation or a multi-picture file the first frame is taken. EXIF orientation is not applied, since
+//! neither Pillow's `open` and `convert` nor the loaders that models are trained with do; TIFF's own is, as by Pillow.
 
 use std::io::Cursor;
 
+use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage, guess_format};
 
-use super::jpeg;
+use super::{gif, jpeg};
 use crate::read::Limits;
 use crate::rejection::Rejection;
 
@@ -25,8 +27,9 @@ const SIDE_PX_MAX: u32 = 65_535;
 ///
 /// # Parity
 ///
-/// JPEG, PNG, GIF, BMP, TIFF and WebP are equal to Pillow's bit for bit. 16-bit gray is clipped at 255,
-/// not scaled, and 16-bit colour keeps its high byte, since that is what Pillow does.
+/// JPEG, PNG, GIF and WebP are equal to Pillow's bit for bit, BMP and TIFF in their usual forms; the rarer ones, which
+/// `tests/consumers/hostile_images.py` lists, are rejected or differ. 16-bit gray is clipped at 255, not scaled, and
+/// 16-bit colour keeps its high byte, since that is what Pillow does.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
     if bytes.is_empty() {
         return Err(Rejection::EmptyImage);
@@ -41,18 +44,50 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
     ) {
         return Err(Rejection::UndecodableImage);
     }
+    // These decoders are other people's; one that panics over foreign bytes must not end the run.
+    let decoded = std::panic::catch_unwind(|| match format {
+        ImageFormat::Gif => gif::decode(bytes, limits.image_pixels_max),
+        _ => decode_format(bytes, format, limits.image_pixels_max),
+    });
+    decoded.unwrap_or(Err(Rejection::UndecodableImage))
+}
+
+fn decode_format(bytes: &[u8], format: ImageFormat, pixels_max: u64) -> Result<RgbImage, Rejection> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    reader.limits(allocation_limits(limits.image_pixels_max));
-    let decoder = reader.into_decoder().map_err(rejection)?;
+    reader.limits(allocation_limits(pixels_max));
+    let mut decoder = reader.into_decoder().map_err(rejection)?;
     let (width, height) = decoder.dimensions();
     let n_pixels = u64::from(width) * u64::from(height);
-    if n_pixels > limits.image_pixels_max || width.max(height) > SIDE_PX_MAX {
+    if n_pixels > pixels_max || width.max(height) > SIDE_PX_MAX {
         return Err(Rejection::ImageTooLarge);
     }
     if n_pixels == 0 {
         return Err(Rejection::UndecodableImage);
     }
-    to_rgb(DynamicImage::from_decoder(decoder).map_err(rejection)?)
+    let orientation = match format {
+        ImageFormat::Tiff => decoder.orientation().map_err(rejection)?,
+        _ => Orientation::NoTransforms,
+    };
+    let mut image = DynamicImage::from_decoder(decoder).map_err(rejection)?;
+    if format == ImageFormat::Png && is_gray_png(bytes) {
+        // a transparent gray level, which Pillow keeps aside, would pass for an alpha channel
+        image = without_alpha(image);
+    }
+    image.apply_orientation(orientation);
+    to_rgb(image)
+}
+
+/// Whether a PNG's header, its first chunk, says gray without alpha.
+fn is_gray_png(bytes: &[u8]) -> bool {
+    bytes.get(25) == Some(&0)
+}
+
+fn without_alpha(image: DynamicImage) -> DynamicImage {
+    match image {
+        DynamicImage::ImageLumaA8(_) => DynamicImage::ImageLuma8(image.into_luma8()),
+        DynamicImage::ImageLumaA16(_) => DynamicImage::ImageLuma16(image.into_luma16()),
+        image => image,
+    }
 }
 
 /// What a decoder may allocate beside and for the image: eight bytes a pixel (16-bit RGBA), twice.

@@ -3,6 +3,7 @@
 
 mod decode;
 mod jpeg;
+mod gif;
 mod preprocess;
 mod resize;
 

@@ -25,6 +25,8 @@ pub enum Resize {
     Squash { width: u32, height: u32 },
     /// The shorter side to `side`, then the centre (CLIP); black where the crop is larger than the image.
     ShortestSide { side: u32, crop_width: u32, crop_height: u32 },
+    /// So that it just fits into this size, in the middle of a field of one colour (open_clip's `longest`).
+    LongestSide { width: u32, height: u32, fill: [u8; 3] },
 }
 
 impl Preprocessing {
@@ -33,6 +35,7 @@ impl Preprocessing {
         match self.resize {
             Resize::Squash { width, height } => (width, height),
             Resize::ShortestSide { crop_width, crop_height, .. } => (crop_width, crop_height),
+            Resize::LongestSide { width, height, .. } => (width, height),
         }
     }
 
@@ -63,28 +66,64 @@ impl Preprocessing {
 ///
 /// # Source
 ///
-/// transformers, `CLIPImageProcessor` and `SiglipImageProcessor` (the ones on PIL, not the `Fast` ones): the
-/// long side is `int(side · long / short)`, the crop begins at `(length − crop) // 2`.
+/// transformers, `CLIPImageProcessor` and `SiglipImageProcessor` (the ones on PIL): the long side is
+/// `int(side · long / short)`, the crop begins at `(length − crop) // 2`; torchvision's own `CenterCrop` rounds an odd
+/// half to the even pixel instead, one pixel apart. For the longest side open_clip, `ResizeKeepRatio` and
+/// `CenterCropOrPad`: each side is `round(length / ratio)`, half to even, the field begins with `(size − length) // 2`.
 pub fn preprocess(image: &RgbImage, preprocessing: &Preprocessing, out: &mut [f32]) {
     assert_eq!(out.len(), preprocessing.n_values());
     let (out_width, out_height) = preprocessing.size();
-    let (width, height) = match preprocessing.resize {
-        Resize::Squash { width, height } => (width, height),
-        Resize::ShortestSide { side, .. } => shortest_side_to(side, image.width(), image.height()),
-    };
-    let (columns, rows) = (Crop::centre(width, out_width), Crop::centre(height, out_height));
+    let Placed { width, height, columns, rows, fill } =
+        preprocessing.resize.place(image.width(), image.height());
     let window = Window { columns: columns.taken.clone(), rows: rows.taken.clone() };
     let resized = resize(image, width, height, preprocessing.resample, &window);
     let plane = out_width as usize * out_height as usize;
     let line = columns.taken.len();
     for (channel, (out, table)) in out.chunks_exact_mut(plane).zip(preprocessing.table()).enumerate() {
         if line < out_width as usize || rows.taken.len() < out_height as usize {
-            out.fill(table[0]);
+            out.fill(table[usize::from(fill[channel])]);
         }
         for (row, pixels) in resized.as_raw().chunks_exact(line * 3).enumerate() {
             let start = (rows.n_before as usize + row) * out_width as usize + columns.n_before as usize;
             for (value, pixel) in out[start..start + line].iter_mut().zip(pixels.as_chunks::<3>().0) {
                 *value = table[usize::from(pixel[channel])];
+            }
+        }
+    }
+}
+
+/// An image of one shape under a resize rule: its size after resizing, what of that is taken, and what is around it.
+struct Placed {
+    width: u32,
+    height: u32,
+    columns: Span,
+    rows: Span,
+    fill: [u8; 3],
+}
+
+/// One axis: which positions of the resized image are taken, after how many empty ones.
+struct Span {
+    taken: std::ops::Range<u32>,
+    n_before: u32,
+}
+
+impl Resize {
+    fn place(self, width: u32, height: u32) -> Placed {
+        match self {
+            Resize::Squash { width, height } => {
+                let (columns, rows) = (Span::whole(width, 0), Span::whole(height, 0));
+                Placed { width, height, columns, rows, fill: [0; 3] }
+            }
+            Resize::ShortestSide { side, crop_width, crop_height } => {
+                let (width, height) = shortest_side_to(side, width, height);
+                let (columns, rows) = (Span::centre(width, crop_width), Span::centre(height, crop_height));
+                Placed { width, height, columns, rows, fill: [0; 3] }
+            }
+            Resize::LongestSide { width: field_width, height: field_height, fill } => {
+                let (width, height) = fitted(width, height, field_width, field_height);
+                let columns = Span::whole(width, (field_width - width) / 2);
+                let rows = Span::whole(height, (field_height - height) / 2);
+                Placed { width, height, columns, rows, fill }
             }
         }
     }
@@ -100,16 +139,23 @@ fn shortest_side_to(side: u32, width: u32, height: u32) -> (u32, u32) {
     if width <= height { (side, long) } else { (long, side) }
 }
 
-/// The centre of one axis: which positions of the image are taken, after how many empty ones.
-struct Crop {
-    taken: std::ops::Range<u32>,
-    n_before: u32,
+/// Width and height after the image has just come to fit into the field.
+fn fitted(width: u32, height: u32, field_width: u32, field_height: u32) -> (u32, u32) {
+    let [width, height, field_width, field_height] =
+        [width, height, field_width, field_height].map(f64::from);
+    let ratio = (width / field_width).max(height / field_height);
+    let side = |length: f64, field: f64| (length / ratio).round_ties_even().clamp(1.0, field) as u32;
+    (side(width, field_width), side(height, field_height))
 }
 
-impl Crop {
-    fn centre(length: u32, crop: u32) -> Crop {
+impl Span {
+    fn whole(length: u32, n_before: u32) -> Span {
+        Span { taken: 0..length, n_before }
+    }
+
+    fn centre(length: u32, crop: u32) -> Span {
         let start = (i64::from(length) - i64::from(crop)).div_euclid(2);
         let end = (start + i64::from(crop)).min(i64::from(length));
-        Crop { taken: start.max(0) as u32..end as u32, n_before: (-start).max(0) as u32 }
+        Span { taken: start.max(0) as u32..end as u32, n_before: (-start).max(0) as u32 }
     }
 }

@@ -65,8 +65,8 @@ fn base64(text: &str) -> Vec<u8> {
     bytes
 }
 
-fn digest(image: &RgbImage) -> String {
-    let digest: [u8; 8] = Blake2b::<U8>::digest(image.as_raw()).into();
+fn digest(bytes: &[u8]) -> String {
+    let digest: [u8; 8] = Blake2b::<U8>::digest(bytes).into();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -91,7 +91,7 @@ fn decoding_equals_pillow() {
         };
         let image = decoded.unwrap_or_else(|rejection| panic!("{}: {rejection}", row.name));
         assert_eq!(image.dimensions(), (row.width, row.height), "{}", row.name);
-        assert_eq!(&digest(&image), pixels, "{}", row.name);
+        assert_eq!(&digest(image.as_raw()), pixels, "{}", row.name);
     }
 }
 
@@ -102,7 +102,13 @@ fn resizing_equals_pillow() {
     for row in &golden.resized {
         let (width, height) = row.size;
         let image = resize(&sources[row.source.as_str()], width, height, row.resample, &whole(width, height));
-        assert_eq!(digest(&image), row.pixels, "{} to {width}×{height}, {:?}", row.source, row.resample);
+        assert_eq!(
+            digest(image.as_raw()),
+            row.pixels,
+            "{} to {width}×{height}, {:?}",
+            row.source,
+            row.resample
+        );
     }
 }
 
@@ -136,6 +142,32 @@ fn tensors_equal_transformers() {
         for (ours, expected) in out.iter().step_by(101).zip(&row.every_101st) {
             assert!((ours - expected).abs() < 1e-6, "{}: {ours} for {expected}", row.source);
         }
+    }
+}
+
+/// A tensor of `tests/oracle/processors.py`.
+#[derive(Deserialize)]
+struct Processed {
+    source: String,
+    preprocessing: Preprocessing,
+    digest: String,
+    first: Vec<f32>,
+}
+
+#[test]
+fn tensors_equal_the_processors_bit_for_bit() {
+    let golden = golden();
+    let sources = sources(&golden);
+    let text = include_str!("../../../tests/golden/processors.json");
+    let tensors: HashMap<String, serde_json::Value> = serde_json::from_str(text).unwrap();
+    let rows: Vec<Processed> = serde_json::from_value(tensors["tensors"].clone()).unwrap();
+    assert!(rows.len() > 100);
+    for row in rows {
+        let mut out = vec![f32::NAN; row.preprocessing.n_values()];
+        preprocess(&sources[row.source.as_str()], &row.preprocessing, &mut out);
+        let bytes: Vec<u8> = out.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let what = format!("{} by {:?}: {:?} for {:?}", row.source, row.preprocessing, &out[..4], row.first);
+        assert_eq!(digest(&bytes), row.digest, "{what}");
     }
 }
 

@@ -1,38 +1,50 @@
 //! What a model is, in one digest: everything that decides an embedding, and nothing else.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Model;
 use super::error::ModelError;
+use super::{ImageSide, ModelParts, TextSide, Variant};
 
 /// Changes when the same files would give other embeddings.
-const ALGORITHM_VERSION: u32 = 1;
+const ALGORITHM_VERSION: u32 = 2;
 
 /// BLAKE3, in hex, over a canonical JSON description and the bytes of graphs, their external data and the
 /// tokenizer. Where the folder lies, and scale and bias, are not part of it: they do not change an embedding.
-pub(super) fn digest(model: &Model) -> Result<String, ModelError> {
-    let mut graphs = Vec::new();
-    for graph in model.graphs.files() {
-        let mut files = vec![file_digest(graph)?];
-        for data in external_data(graph)? {
-            files.push(file_digest(&data)?);
-        }
-        graphs.push(files);
-    }
+///
+/// `graphs` are the graph files, each with the files of its weights.
+pub(super) fn digest(
+    parts: &ModelParts,
+    variant: Variant,
+    graphs: &[Vec<PathBuf>],
+) -> Result<String, ModelError> {
+    let digests = |files: &Vec<PathBuf>| files.iter().map(|path| file_digest(path)).collect();
+    let graphs: Vec<Vec<String>> = graphs.iter().map(digests).collect::<Result<_, _>>()?;
     // Object keys are sorted, so the text does not depend on the order here.
     let description = json!({
         "algorithm": ALGORITHM_VERSION,
+        "kind": parts.kind(),
         "graphs": graphs,
-        "names": model.names,
-        "precision": model.variant,
-        "preprocessing": model.preprocessing,
-        "text": model.text,
-        "tokenizer": blake3::hash(&model.tokenizer).to_hex().as_str(),
+        "precision": variant,
+        "image": parts.image().map(describe_image),
+        "text": parts.text().map(describe_text),
     });
     Ok(blake3::hash(description.to_string().as_bytes()).to_hex().to_string())
+}
+
+fn describe_image(side: &ImageSide) -> Value {
+    json!({"input": side.input, "output": side.output, "preprocessing": side.preprocessing})
+}
+
+fn describe_text(side: &TextSide) -> Value {
+    json!({
+        "input": side.input,
+        "output": side.output,
+        "preparation": side.preparation,
+        "tokenizer": blake3::hash(&side.tokenizer).to_hex().as_str(),
+    })
 }
 
 fn file_digest(path: &Path) -> Result<String, ModelError> {
@@ -42,23 +54,4 @@ fn file_digest(path: &Path) -> Result<String, ModelError> {
         Ok(hasher.finalize().to_hex().to_string())
     };
     read().map_err(|source| ModelError::Read { path: path.to_owned(), source })
-}
-
-/// Files with a graph's weights: `model.onnx_data`, `model.onnx_data_1`, `model.onnx.data`, in the order of
-/// their names.
-fn external_data(graph: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let folder = graph.parent().expect("a graph lies in the model's folder");
-    let fault = |source| ModelError::Read { path: folder.to_owned(), source };
-    let name = graph.file_name().expect("a graph is a file").to_string_lossy().into_owned();
-    let mut files = Vec::new();
-    for file in fs::read_dir(folder).map_err(fault)? {
-        let path = file.map_err(fault)?.path();
-        let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let rest = file_name.strip_prefix(&name).unwrap_or_default();
-        if rest.starts_with("_data") || rest.starts_with(".data") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::graph_file::WireError;
+
 /// Why a model folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -16,15 +18,18 @@ pub enum ModelError {
     Toml { path: PathBuf, source: Box<toml::de::Error> },
     #[error("none of the graph files is there: {}", paths(searched))]
     MissingGraph { searched: Vec<PathBuf> },
+    #[error("`{path}` holds more than {bytes_max} bytes")]
+    TooLarge { path: PathBuf, bytes_max: u64 },
+    #[error("cannot read graph file `{path}`")]
+    GraphFile { path: PathBuf, source: WireError },
+    #[error("`{named_by}` names file `{file}`, which is not in the model's folder")]
+    OutsideFolder { file: String, named_by: String },
+    #[error("cannot tell from graph `{graph}` what the model is; its inputs are {}", names(offered))]
+    UnknownKind { graph: PathBuf, offered: Vec<String> },
     #[error("no file states `{setting}`")]
     MissingSetting { setting: &'static str },
     #[error("{setting} `{value}` is not supported")]
     Unsupported { setting: &'static str, value: String },
-    #[error("no file states the logit scale")]
-    MissingLogitScale {
-        /// What training began with, as a logarithm, if `config.json` says so.
-        initial_log: Option<f64>,
-    },
     #[error("a logit scale must be finite and above 0, not {value}")]
     InvalidLogitScale { value: f64 },
     #[error("a logit bias must be finite, not {value}")]
@@ -39,6 +44,8 @@ pub enum ModelError {
     UnknownInput { graph: PathBuf, input: String },
     #[error("graph `{graph}` has no output {}; its outputs are {}", names(wanted), names(offered))]
     NoOutput { graph: PathBuf, wanted: Vec<String>, offered: Vec<String> },
+    #[error("input `{input}` of graph `{graph}` takes {takes}, not {given}")]
+    InputShape { graph: PathBuf, input: String, takes: String, given: String },
     #[error("output `{output}` of graph `{graph}` has shape {shape:?}, not [samples, width]")]
     OutputShape { graph: PathBuf, output: String, shape: Vec<i64> },
     #[error("graph `{graph}` cannot embed a batch of two")]
@@ -56,17 +63,20 @@ impl ModelError {
                 "export the model to ONNX, or name its files in `model.toml`: `image_graph`, `text_graph`".to_owned()
             }
             ModelError::MissingSetting { setting } => format!("put `{setting}` into `model.toml`"),
-            ModelError::MissingLogitScale { initial_log: None } => {
-                "put `logit_scale = …` into `model.toml`: the linear value, exp of the checkpoint's `logit_scale`".to_owned()
+            ModelError::OutsideFolder { .. } => "put the file beside the graph".to_owned(),
+            ModelError::UnknownKind { .. } => {
+                "state `kind` in `model.toml`: \"pair\", \"image\", \"text\" or \"classifier\"; and its inputs: \
+                 `image_input`, `text_input`"
+                    .to_owned()
             }
-            ModelError::MissingLogitScale { initial_log: Some(log) } => format!(
-                "put `logit_scale = …` into `model.toml`: the linear value, exp of the checkpoint's `logit_scale`; the \
-                 {:.4} of `config.json` is only what training began with",
-                log.exp()
-            ),
             ModelError::NoInput { .. } => "name it in `model.toml`: `image_input`, `text_input`".to_owned(),
             ModelError::NoOutput { .. } | ModelError::OutputShape { .. } => {
                 "name the output with one embedding a sample in `model.toml`: `image_output`, `text_output`".to_owned()
+            }
+            ModelError::InputShape { .. } => {
+                "state the graph's own size: `image_size` in `model.toml`, and no `image_size_px` in the pipeline file; a \
+                 graph that is exported with dynamic height and width takes any"
+                    .to_owned()
             }
             ModelError::DryRun { .. } => {
                 "the graph must take any number of samples, and the size and context length of its configuration; \

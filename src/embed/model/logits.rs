@@ -1,9 +1,9 @@
 //! The two numbers that turn a cosine into a logit: `logit = scale · cos + bias`.
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::error::ModelError;
+use super::graph_file::{GraphFile, Scalar};
 use super::manifest::{MANIFEST, Manifest};
 
 /// The linear factor α > 0 of a logit; checkpoints store its logarithm.
@@ -47,26 +47,56 @@ impl LogitBias {
     }
 }
 
-/// A value and the file that it was taken from.
+/// A value and where it was taken from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sourced<T> {
     pub value: T,
     pub source: String,
 }
 
-/// Scale and bias from `model.toml`. `config.json` states only what training began with, which is not taken.
+/// What a folder states of a model's logits. Graphs with one tower hold neither number, and a CLIP checkpoint has no
+/// bias.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct StatedLogits {
+    pub scale: Option<Sourced<LogitScale>>,
+    pub bias: Option<Sourced<LogitBias>>,
+}
+
+/// Scale and bias from `model.toml`, else from the constants of a graph with both towers, whose name comes with it.
+///
+/// `config.json` states only what training began with, which is not taken.
 pub(super) fn resolve(
     manifest: &Manifest,
-    config: &Value,
-) -> Result<(Sourced<LogitScale>, Option<Sourced<LogitBias>>), ModelError> {
-    let initial_log = config["logit_scale_init_value"].as_f64();
-    let scale = manifest.logit_scale.ok_or(ModelError::MissingLogitScale { initial_log })?;
-    let scale = Sourced { value: LogitScale::linear(scale)?, source: MANIFEST.to_owned() };
-    let bias = match manifest.logit_bias {
-        Some(bias) => Some(Sourced { value: LogitBias::new(bias)?, source: MANIFEST.to_owned() }),
-        None => None,
+    combined: Option<(&str, &GraphFile)>,
+) -> Result<StatedLogits, ModelError> {
+    let (graph, scalars) = match combined {
+        Some((graph, file)) => (graph, file.logit_scalars()),
+        None => ("", Default::default()),
     };
-    Ok((scale, bias))
+    let scale = match (manifest.logit_scale, scalars.scale) {
+        (Some(scale), _) => Some(Sourced { value: LogitScale::linear(scale)?, source: MANIFEST.to_owned() }),
+        (None, Some(Scalar::Plain { name, value })) => {
+            Some(Sourced { value: LogitScale::linear(value)?, source: initialiser(&name, graph) })
+        }
+        (None, Some(Scalar::Log { name, value })) => Some(Sourced {
+            value: LogitScale::from_log(value)?,
+            source: format!("{}, its exponential", initialiser(&name, graph)),
+        }),
+        (None, None) => None,
+    };
+    let bias = match (manifest.logit_bias, scalars.bias) {
+        (Some(bias), _) => Some(Sourced { value: LogitBias::new(bias)?, source: MANIFEST.to_owned() }),
+        (None, Some(Scalar::Plain { name, value })) => {
+            Some(Sourced { value: LogitBias::new(value)?, source: initialiser(&name, graph) })
+        }
+        // no model adds the exponential of a parameter
+        (None, Some(Scalar::Log { .. }) | None) => None,
+    };
+    Ok(StatedLogits { scale, bias })
+}
+
+fn initialiser(name: &str, graph: &str) -> String {
+    format!("initialiser `{name}` of {graph}")
 }
 
 #[cfg(test)]
@@ -80,12 +110,5 @@ mod tests {
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert!(LogitScale::linear(bad).is_err());
         }
-    }
-
-    #[test]
-    fn the_value_that_training_began_with_is_not_taken() {
-        let config = serde_json::json!({"logit_scale_init_value": 2.6592});
-        let error = resolve(&Manifest::default(), &config).unwrap_err();
-        assert!(error.hint().unwrap().contains("14.28"), "{:?}", error.hint());
     }
 }

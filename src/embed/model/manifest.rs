@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::error::ModelError;
-use super::read_file;
+use super::folder::read_file;
+use super::kind::ModelKind;
 use crate::embed::image::Resample;
 
 /// The manifest's file name.
@@ -14,6 +15,7 @@ pub(super) const MANIFEST: &str = "model.toml";
 /// All of `model.toml`; every setting may be left out.
 ///
 /// ```toml
+/// kind = "pair"                  # or "image", "text", "classifier"
 /// logit_scale = 117.3            # linear: exp of what the checkpoint stores
 /// logit_bias = -12.9             # SigLIP's sign; leave out for CLIP
 ///
@@ -21,7 +23,8 @@ pub(super) const MANIFEST: &str = "model.toml";
 /// image_input = "pixel_values"
 /// image_output = "image_embeds"
 /// image_size = 224               # or [width, height]
-/// resize = "squash"              # or "shortest_side", then the centre
+/// resize = "squash"              # or "shortest_side", then the centre; or "longest_side", on a field of `fill`
+/// fill = [0, 0, 0]               # red, green, blue
 /// resample = "bicubic"           # or "bilinear", "lanczos"
 /// image_mean = [0.5, 0.5, 0.5]
 /// image_std = [0.5, 0.5, 0.5]
@@ -36,6 +39,7 @@ pub(super) const MANIFEST: &str = "model.toml";
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Manifest {
+    pub kind: Option<ModelKind>,
     pub logit_scale: Option<f64>,
     pub logit_bias: Option<f64>,
     pub image_graph: Option<String>,
@@ -45,6 +49,8 @@ pub(super) struct Manifest {
     /// The shorter side before the crop, if it is not the crop's.
     pub shortest_side: Option<u32>,
     pub resize: Option<ResizeRule>,
+    /// Colour around an image that was fitted by its longest side; black if absent.
+    pub fill: Option<[u8; 3]>,
     pub resample: Option<Resample>,
     pub rescale_factor: Option<f64>,
     pub image_mean: Option<[f64; 3]>,
@@ -70,6 +76,7 @@ pub(super) enum Size {
 pub(super) enum ResizeRule {
     Squash,
     ShortestSide,
+    LongestSide,
 }
 
 impl Manifest {

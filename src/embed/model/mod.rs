@@ -4,60 +4,70 @@
 //! The folder is laid out as Hugging Face exports it; a `model.toml` in it completes or overrides what the
 //! other files say. Nothing is guessed: what no file states is an error that names the setting.
 
-mod digest;
+mod graph_file;
 mod error;
-mod logits;
+mod kind;
+mod variant;
 mod manifest;
+mod folder;
 mod preprocessor;
+mod logits;
+mod digest;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::image::Preprocessing;
 use crate::error::Error;
+use folder::{GraphPaths, external_paths, find_graphs, read_file, read_graph, read_json};
 use manifest::Manifest;
 
 pub use error::ModelError;
-pub use logits::{LogitBias, LogitScale, Sourced};
+pub use kind::ModelKind;
+pub use logits::{LogitBias, LogitScale, Sourced, StatedLogits};
+pub use variant::Variant;
 
-/// Which of a folder's exports of the same model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What of a model folder is taken, where it offers a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelChoice {
+    pub variant: Variant,
+    /// Width and height of the image tensor, in place of what the folder states.
+    pub image_size_px: Option<u32>,
+}
+
+/// How images come into a graph, and what comes out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageSide {
+    pub graph: PathBuf,
+    pub preprocessing: Preprocessing,
+    /// The graph's input, where `model.toml` names it; else the graph decides (see [`Towers`](super::Towers)).
+    pub input: Option<String>,
+    /// The graph's output, likewise.
+    pub output: Option<String>,
+}
+
+/// How captions come into a graph, and what comes out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextSide {
+    pub graph: PathBuf,
+    pub preparation: TextPreparation,
+    /// The bytes of `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+    pub input: Option<String>,
+    pub output: Option<String>,
+}
+
+/// What is done to a caption before its `tokenizer.json` takes it, special tokens in it left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Variant {
-    #[default]
-    Default,
-    Fp16,
-    Quantized,
-}
-
-impl Variant {
-    /// What stands before `.onnx` in the file's name.
-    fn suffix(self) -> &'static str {
-        match self {
-            Variant::Default => "",
-            Variant::Fp16 => "_fp16",
-            Variant::Quantized => "_quantized",
-        }
-    }
-}
-
-/// The graph files: one a tower, or one with both.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Graphs {
-    Split { image: PathBuf, text: PathBuf },
-    Combined(PathBuf),
-}
-
-impl Graphs {
-    fn files(&self) -> Vec<&Path> {
-        match self {
-            Graphs::Split { image, text } => vec![image, text],
-            Graphs::Combined(graph) => vec![graph],
-        }
-    }
+pub enum CaptionForm {
+    AsIs,
+    /// SigLIP 2.
+    LowerCase,
+    /// SigLIP's canonical text: lower case, without ASCII punctuation, white space as single spaces, none at the ends.
+    Siglip,
 }
 
 /// How captions become token ids.
@@ -67,34 +77,73 @@ pub struct TextPreparation {
     pub context_length: usize,
     /// The token that fills a short caption up.
     pub pad_token: String,
-    /// Whether captions are lower-cased before the tokenizer sees them.
-    pub lower_case: bool,
+    /// Whether padding comes before the caption.
+    pub pads_left: bool,
+    pub form: CaptionForm,
 }
 
-/// Names of graph inputs and outputs that `model.toml` fixes; where it does not, the graph decides (see
-/// [`Towers`](super::Towers)).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct GraphNames {
-    pub image_input: Option<String>,
-    pub image_output: Option<String>,
-    pub text_input: Option<String>,
-    pub text_output: Option<String>,
+/// What a model is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelParts {
+    /// The two graphs may be one.
+    Pair {
+        image: ImageSide,
+        text: TextSide,
+    },
+    Image(ImageSide),
+    Text(TextSide),
+    Classifier(ImageSide),
+}
+
+impl ModelParts {
+    pub fn kind(&self) -> ModelKind {
+        match self {
+            ModelParts::Pair { .. } => ModelKind::Pair,
+            ModelParts::Image(_) => ModelKind::Image,
+            ModelParts::Text(_) => ModelKind::Text,
+            ModelParts::Classifier(_) => ModelKind::Classifier,
+        }
+    }
+
+    pub fn image(&self) -> Option<&ImageSide> {
+        match self {
+            ModelParts::Pair { image, .. } | ModelParts::Image(image) | ModelParts::Classifier(image) => {
+                Some(image)
+            }
+            ModelParts::Text(_) => None,
+        }
+    }
+
+    pub fn text(&self) -> Option<&TextSide> {
+        match self {
+            ModelParts::Pair { text, .. } | ModelParts::Text(text) => Some(text),
+            ModelParts::Image(_) | ModelParts::Classifier(_) => None,
+        }
+    }
+
+    /// The graph files, one a tower, or one with both.
+    pub fn graphs(&self) -> Vec<&Path> {
+        match self {
+            ModelParts::Pair { image, text } if image.graph != text.graph => vec![&image.graph, &text.graph],
+            ModelParts::Pair { image: ImageSide { graph, .. }, .. }
+            | ModelParts::Image(ImageSide { graph, .. })
+            | ModelParts::Classifier(ImageSide { graph, .. })
+            | ModelParts::Text(TextSide { graph, .. }) => vec![graph],
+        }
+    }
 }
 
 /// A model whose folder was read and checked; its graphs are not loaded yet.
 #[derive(Clone, Debug)]
 pub struct Model {
     pub folder: PathBuf,
-    pub variant: Variant,
-    pub graphs: Graphs,
-    pub names: GraphNames,
-    pub preprocessing: Preprocessing,
-    pub text: TextPreparation,
-    /// The bytes of `tokenizer.json`.
-    pub tokenizer: Vec<u8>,
-    pub logit_scale: Sourced<LogitScale>,
-    /// A CLIP checkpoint has none.
-    pub logit_bias: Option<Sourced<LogitBias>>,
+    pub choice: ModelChoice,
+    pub parts: ModelParts,
+    pub logits: StatedLogits,
+    /// What `config.json` says that training of the logit scale began with: never taken, but worth a hint.
+    pub initial_logit_scale: Option<LogitScale>,
+    /// Bytes of the graph files and of the files with their weights, about those of the weights alone.
+    pub graph_bytes: u64,
     /// BLAKE3, in hex, of all that decides an embedding but the inference batch size.
     pub digest: String,
 }
@@ -105,83 +154,90 @@ impl Model {
     /// # Errors
     ///
     /// [`Error::Model`] with what is missing or cannot be used, and in which file it should stand.
-    pub fn open(folder: &Path, variant: Variant) -> Result<Model, Error> {
-        read(folder, variant).map_err(|source| Error::Model { folder: folder.to_owned(), source })
+    pub fn open(folder: &Path, choice: ModelChoice) -> Result<Model, Error> {
+        read(folder, choice).map_err(|source| Error::Model { folder: folder.to_owned(), source })
+    }
+
+    pub fn kind(&self) -> ModelKind {
+        self.parts.kind()
     }
 }
 
-fn read(folder: &Path, variant: Variant) -> Result<Model, ModelError> {
+fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
     if !folder.is_dir() {
         return Err(ModelError::MissingFile { path: folder.to_owned() });
     }
     let manifest = Manifest::read(folder)?;
     let config = read_json(&folder.join("config.json"))?.unwrap_or(Value::Null);
-    let graphs = find_graphs(folder, variant, &manifest)?;
-    let processor = read_json(&folder.join("preprocessor_config.json"))?;
-    let preprocessing = preprocessor::resolve(processor.as_ref(), &manifest)?;
-    let tokenizer_path = folder.join("tokenizer.json");
-    let tokenizer = read_file(&tokenizer_path)?.ok_or(ModelError::MissingFile { path: tokenizer_path })?;
-    let text = text_preparation(folder, &manifest, &config, &tokenizer)?;
-    let (logit_scale, logit_bias) = logits::resolve(&manifest, &config)?;
-    let names = GraphNames {
-        image_input: manifest.image_input,
-        image_output: manifest.image_output,
-        text_input: manifest.text_input,
-        text_output: manifest.text_output,
+    let image = |graph| image_side(folder, &manifest, choice.image_size_px, graph);
+    let text = |graph| text_side(folder, &manifest, &config, graph);
+    let parts = match find_graphs(folder, choice.variant, &manifest, &config)? {
+        GraphPaths::Pair { image: image_graph, text: text_graph } => {
+            ModelParts::Pair { image: image(image_graph)?, text: text(text_graph)? }
+        }
+        GraphPaths::Image(graph) => ModelParts::Image(image(graph)?),
+        GraphPaths::Text(graph) => ModelParts::Text(text(graph)?),
+        GraphPaths::Classifier(graph) => ModelParts::Classifier(image(graph)?),
     };
-    let mut model = Model {
+    let mut files = Vec::new();
+    let mut combined = None;
+    for path in parts.graphs() {
+        let file = read_graph(path)?;
+        files.push([vec![path.to_owned()], external_paths(folder, path, &file)?].concat());
+        if let ModelParts::Pair { image, text } = &parts
+            && image.graph == text.graph
+        {
+            combined = Some((path.strip_prefix(folder).unwrap_or(path).display().to_string(), file));
+        }
+    }
+    let combined = combined.as_ref().map(|(name, file)| (name.as_str(), file));
+    let initial_log = config["logit_scale_init_value"].as_f64();
+    Ok(Model {
         folder: folder.to_owned(),
-        variant,
-        graphs,
-        names,
-        preprocessing,
-        text,
+        choice,
+        logits: logits::resolve(&manifest, combined)?,
+        initial_logit_scale: initial_log.and_then(|log| LogitScale::from_log(log).ok()),
+        graph_bytes: files
+            .iter()
+            .flatten()
+            .filter_map(|path| path.metadata().ok())
+            .map(|file| file.len())
+            .sum(),
+        digest: digest::digest(&parts, choice.variant, &files)?,
+        parts,
+    })
+}
+
+fn image_side(
+    folder: &Path,
+    manifest: &Manifest,
+    image_size_px: Option<u32>,
+    graph: PathBuf,
+) -> Result<ImageSide, ModelError> {
+    let processor = read_json(&folder.join("preprocessor_config.json"))?;
+    Ok(ImageSide {
+        graph,
+        preprocessing: preprocessor::resolve(processor.as_ref(), manifest, image_size_px)?,
+        input: manifest.image_input.clone(),
+        output: manifest.image_output.clone(),
+    })
+}
+
+fn text_side(
+    folder: &Path,
+    manifest: &Manifest,
+    config: &Value,
+    graph: PathBuf,
+) -> Result<TextSide, ModelError> {
+    let path = folder.join("tokenizer.json");
+    let tokenizer = read_file(&path)?.ok_or(ModelError::MissingFile { path })?;
+    Ok(TextSide {
+        graph,
+        preparation: text_preparation(folder, manifest, config, &tokenizer)?,
         tokenizer,
-        logit_scale,
-        logit_bias,
-        digest: String::new(),
-    };
-    model.digest = digest::digest(&model)?;
-    Ok(model)
-}
-
-/// The files that `model.toml` names, else the names of Hugging Face exports, in `onnx/` or beside the
-/// configuration.
-fn find_graphs(folder: &Path, variant: Variant, manifest: &Manifest) -> Result<Graphs, ModelError> {
-    let mut searched = Vec::new();
-    let mut find = |path: PathBuf| {
-        let is_file = path.is_file();
-        searched.push(path.clone());
-        is_file.then_some(path)
-    };
-    let named = |file: &str| folder.join(with_suffix(file, variant));
-    if let (Some(image), Some(text)) = (&manifest.image_graph, &manifest.text_graph) {
-        let (image, text) = (named(image), named(text));
-        if image == text {
-            return find(image).map(Graphs::Combined).ok_or(ModelError::MissingGraph { searched });
-        }
-        return match (find(image), find(text)) {
-            (Some(image), Some(text)) => Ok(Graphs::Split { image, text }),
-            _ => Err(ModelError::MissingGraph { searched }),
-        };
-    }
-    for place in ["onnx", "."] {
-        let file = |name: &str| folder.join(place).join(with_suffix(name, variant));
-        if let (Some(image), Some(text)) = (find(file("vision_model.onnx")), find(file("text_model.onnx"))) {
-            return Ok(Graphs::Split { image, text });
-        }
-        if let Some(graph) = find(file("model.onnx")) {
-            return Ok(Graphs::Combined(graph));
-        }
-    }
-    Err(ModelError::MissingGraph { searched })
-}
-
-fn with_suffix(file: &str, variant: Variant) -> String {
-    match file.strip_suffix(".onnx") {
-        Some(stem) => format!("{stem}{}.onnx", variant.suffix()),
-        None => file.to_owned(),
-    }
+        input: manifest.text_input.clone(),
+        output: manifest.text_output.clone(),
+    })
 }
 
 fn text_preparation(
@@ -219,11 +275,33 @@ fn text_preparation(
     Ok(TextPreparation {
         context_length: context_length as usize,
         pad_token,
-        lower_case: manifest
-            .lower_case
-            .or_else(|| tokenizer_config["do_lower_case"].as_bool())
-            .unwrap_or(is_siglip),
+        pads_left: tokenizer_config["padding_side"] == "left",
+        form: caption_form(manifest, is_siglip, &tokenizer_config, &tokenizer),
     })
+}
+
+/// What the model's tokenizer class does to captions before the tokenizer that `tokenizer.json` describes.
+///
+/// Only SigLIP's classes do anything: those of other models leave it to the normaliser that is in `tokenizer.json`, even
+/// where `do_lower_case` is stated. A SigLIP 2 checkpoint calls itself `siglip`, and its tokenizer Gemma's.
+fn caption_form(
+    manifest: &Manifest,
+    is_siglip: bool,
+    tokenizer_config: &Value,
+    tokenizer: &Value,
+) -> CaptionForm {
+    let lower_case_if = |is_lower| if is_lower { CaptionForm::LowerCase } else { CaptionForm::AsIs };
+    if let Some(is_lower) = manifest.lower_case {
+        return lower_case_if(is_lower);
+    }
+    let class = tokenizer_config["tokenizer_class"].as_str().unwrap_or_default();
+    match class.trim_end_matches("Fast") {
+        "SiglipTokenizer" => CaptionForm::Siglip,
+        "Siglip2Tokenizer" => CaptionForm::LowerCase,
+        "" if is_siglip && tokenizer["model"]["type"] == "Unigram" => CaptionForm::Siglip,
+        _ if is_siglip => lower_case_if(tokenizer_config["do_lower_case"] != Value::Bool(false)),
+        _ => CaptionForm::AsIs,
+    }
 }
 
 /// Tokenizers without a limit state 10³⁰ for it; no text tower of an image–text model has more positions than
@@ -235,21 +313,7 @@ fn token_text(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
-/// The file's bytes, or nothing if there is no such file.
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ModelError::Read { path: path.to_owned(), source }),
-    }
-}
-
-fn read_json(path: &Path) -> Result<Option<Value>, ModelError> {
-    let Some(bytes) = read_file(path)? else { return Ok(None) };
-    let value = serde_json::from_slice(&bytes)
-        .map_err(|source| ModelError::Json { path: path.to_owned(), source })?;
-    Ok(Some(value))
-}
-
+#[cfg(test)]
+mod small_graph;
 #[cfg(test)]
 mod tests;

@@ -10,8 +10,12 @@ use crate::embed::image::{Preprocessing, Resample, Resize};
 const SIDE_PX_MAX: u64 = 4096;
 
 /// What the configuration says in its old form (`"size": 224`) or its new one (`"size": {"shortest_edge":
-/// 224}`), with the manifest's settings in place of its own.
-pub(super) fn resolve(processor: Option<&Value>, manifest: &Manifest) -> Result<Preprocessing, ModelError> {
+/// 224}`), with the manifest's settings in place of its own, and the tensor's size in place of both.
+pub(super) fn resolve(
+    processor: Option<&Value>,
+    manifest: &Manifest,
+    image_size_px: Option<u32>,
+) -> Result<Preprocessing, ModelError> {
     let null = Value::Null;
     let processor = processor.unwrap_or(&null);
     for (setting, field) in [("do_resize = false", "do_resize"), ("do_rescale = false", "do_rescale")] {
@@ -25,8 +29,9 @@ pub(super) fn resolve(processor: Option<&Value>, manifest: &Manifest) -> Result<
         None if !is_normalised => Ok([unnormalised; 3]),
         None => three_numbers(&processor[field]).ok_or(ModelError::MissingSetting { setting }),
     };
+    let stated = resize_rule(processor, manifest)?;
     let preprocessing = Preprocessing {
-        resize: resize_rule(processor, manifest)?,
+        resize: image_size_px.map_or(Ok(stated), |size| resized(stated, size))?,
         resample: match (manifest.resample, processor["resample"].as_u64()) {
             (Some(resample), _) => resample,
             (None, Some(number)) => Resample::from_pillow(number)
@@ -62,6 +67,13 @@ fn resize_rule(processor: &Value, manifest: &Manifest) -> Result<Resize, ModelEr
     let rule = match manifest.resize {
         Some(rule) => rule,
         None if is_shortest => ResizeRule::ShortestSide,
+        // where processors pad, and with what, is not one rule
+        None if size["longest_edge"].is_u64() => {
+            return Err(ModelError::Unsupported {
+                setting: "resize by the longest edge",
+                value: size.to_string(),
+            });
+        }
         None if is_cropped && !size.is_null() => {
             return Err(ModelError::Unsupported {
                 setting: "resize to a fixed size before a crop",
@@ -76,7 +88,7 @@ fn resize_rule(processor: &Value, manifest: &Manifest) -> Result<Resize, ModelEr
     });
     let missing = ModelError::MissingSetting { setting: "image_size" };
     let (side, (width, height)) = match rule {
-        ResizeRule::Squash => {
+        ResizeRule::Squash | ResizeRule::LongestSide => {
             let (width, height) = given.or_else(|| width_height(size)).ok_or(missing)?;
             (width.min(height), (width, height))
         }
@@ -97,7 +109,32 @@ fn resize_rule(processor: &Value, manifest: &Manifest) -> Result<Resize, ModelEr
     Ok(match rule {
         ResizeRule::Squash => Resize::Squash { width, height },
         ResizeRule::ShortestSide => Resize::ShortestSide { side, crop_width: width, crop_height: height },
+        ResizeRule::LongestSide => {
+            Resize::LongestSide { width, height, fill: manifest.fill.unwrap_or([0; 3]) }
+        }
     })
+}
+
+/// The same look at a picture with a tensor of another size: what a crop cuts off stays the same fraction.
+fn resized(resize: Resize, size: u32) -> Result<Resize, ModelError> {
+    let is_fit = |length: u32| (1..=SIDE_PX_MAX).contains(&u64::from(length));
+    let refused = ModelError::Unsupported { setting: "image_size_px", value: size.to_string() };
+    if !is_fit(size) {
+        return Err(refused);
+    }
+    match resize {
+        Resize::Squash { .. } => Ok(Resize::Squash { width: size, height: size }),
+        Resize::LongestSide { fill, .. } => Ok(Resize::LongestSide { width: size, height: size, fill }),
+        Resize::ShortestSide { side, crop_width, crop_height } => {
+            // lengths are at most 2^12, so that nothing here overflows
+            let crop = crop_width.min(crop_height);
+            let side = ((side * size + crop / 2) / crop).max(1);
+            match is_fit(side) {
+                true => Ok(Resize::ShortestSide { side, crop_width: size, crop_height: size }),
+                false => Err(refused),
+            }
+        }
+    }
 }
 
 /// A size as one number or as an object with both.

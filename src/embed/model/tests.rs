@@ -1,9 +1,10 @@
-//! Model folders as they occur, with empty files for graphs.
+//! Model folders as they occur, with small files for graphs.
 
 use std::fs;
 
 use tempfile::TempDir;
 
+use super::small_graph::{FLOAT, INT64, SmallGraph};
 use super::*;
 use crate::embed::image::{Resample, Resize};
 
@@ -16,23 +17,36 @@ const SIGLIP: &str = r#"{"image_processor_type": "SiglipImageProcessor", "size":
   "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}"#;
 const TOKENIZER: &str = r#"{"padding": {"pad_token": "<pad>"}}"#;
 
+/// A folder with these files; a graph's text says which inputs it declares: `pixels`, `tokens` or both, after it the
+/// places of its weights.
 fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("onnx")).unwrap();
     for (name, text) in files {
-        fs::write(folder.path().join(name), text).unwrap();
+        let bytes = if name.ends_with(".onnx") { graph(text) } else { text.as_bytes().to_vec() };
+        fs::write(folder.path().join(name), bytes).unwrap();
     }
     folder
 }
 
+fn graph(text: &str) -> Vec<u8> {
+    let parts = text.split_whitespace();
+    let graph = parts.fold(SmallGraph::default(), |graph, part| match part {
+        "pixels" => graph.input("pixel_values", FLOAT, &[-1, 3, -1, -1]),
+        "tokens" => graph.input("input_ids", INT64, &[-1, -1]),
+        location => graph.external(&format!("weights in {location}"), &[2], location),
+    });
+    graph.build()
+}
+
 fn open(files: &[(&str, &str)]) -> Result<Model, ModelError> {
-    read(folder(files).path(), Variant::Default)
+    read(folder(files).path(), ModelChoice::default())
 }
 
 fn siglip<'a>(manifest: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let mut files = vec![
-        ("onnx/vision_model.onnx", "v"),
-        ("onnx/text_model.onnx", "t"),
+        ("onnx/vision_model.onnx", "pixels"),
+        ("onnx/text_model.onnx", "tokens"),
         ("config.json", r#"{"model_type": "siglip", "text_config": {}}"#),
         ("preprocessor_config.json", SIGLIP),
         ("tokenizer.json", TOKENIZER),
@@ -45,7 +59,12 @@ fn siglip<'a>(manifest: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &
 
 fn resize_of(processor: &str, manifest: &str) -> Result<Resize, ModelError> {
     let manifest = format!("logit_scale = 1.0\n{manifest}");
-    Ok(open(&siglip(&manifest, &[("preprocessor_config.json", processor)]))?.preprocessing.resize)
+    let model = open(&siglip(&manifest, &[("preprocessor_config.json", processor)]))?;
+    Ok(model.parts.image().unwrap().preprocessing.resize)
+}
+
+fn preparation(model: &Model) -> &TextPreparation {
+    &model.parts.text().unwrap().preparation
 }
 
 #[test]
@@ -70,14 +89,15 @@ fn both_forms_of_the_processor_are_read() {
 #[test]
 fn the_class_defaults_of_siglip_hold() {
     let model = open(&siglip("logit_scale = 117.3\nlogit_bias = -12.9", &[])).unwrap();
-    assert_eq!((model.text.context_length, model.text.lower_case), (64, true));
-    assert_eq!(model.text.pad_token, "<pad>");
-    assert_eq!(model.preprocessing.resample, Resample::Bilinear);
+    let text = preparation(&model);
     assert_eq!(
-        model.logit_scale,
-        Sourced { value: LogitScale::linear(117.3).unwrap(), source: "model.toml".to_owned() }
+        (text.context_length, text.form, text.pad_token.as_str()),
+        (64, CaptionForm::LowerCase, "<pad>")
     );
-    assert_eq!(model.logit_bias.unwrap().value, LogitBias::new(-12.9).unwrap());
+    assert_eq!(model.parts.image().unwrap().preprocessing.resample, Resample::Bilinear);
+    let scale = Sourced { value: LogitScale::linear(117.3).unwrap(), source: "model.toml".to_owned() };
+    assert_eq!(model.logits.scale, Some(scale));
+    assert_eq!(model.logits.bias.unwrap().value, LogitBias::new(-12.9).unwrap());
 }
 
 #[test]
@@ -88,19 +108,24 @@ fn the_manifest_goes_before_the_other_files() {
         ("tokenizer_config.json", r#"{"pad_token": {"content": "<|endoftext|>"}}"#),
     ];
     let model = open(&siglip("logit_scale = 100.0", &files)).unwrap();
-    assert_eq!((model.text.context_length, model.text.pad_token.as_str()), (77, "<|endoftext|>"));
-    assert_eq!((model.text.lower_case, model.logit_bias), (false, None));
+    let text = preparation(&model);
+    assert_eq!((text.context_length, text.pad_token.as_str()), (77, "<|endoftext|>"));
+    assert_eq!((text.form, &model.logits.bias), (CaptionForm::AsIs, &None));
     let manifest = "logit_scale = 100.0\ncontext_length = 32\npad_token = \"!\"\nlower_case = true";
     let model = open(&siglip(manifest, &files)).unwrap();
     assert_eq!(
-        model.text,
-        TextPreparation { context_length: 32, pad_token: "!".to_owned(), lower_case: true }
+        *preparation(&model),
+        TextPreparation {
+            context_length: 32,
+            pad_token: "!".to_owned(),
+            pads_left: false,
+            form: CaptionForm::LowerCase
+        }
     );
 }
 
 #[test]
 fn what_is_missing_is_named() {
-    assert!(matches!(open(&siglip("", &[])), Err(ModelError::MissingLogitScale { initial_log: None })));
     assert!(matches!(open(&siglip("logit_scale = -1.0", &[])), Err(ModelError::InvalidLogitScale { .. })));
     assert!(matches!(open(&siglip("logit_scael = 1.0", &[])), Err(ModelError::Toml { .. })));
     assert!(matches!(open(&[]), Err(ModelError::MissingGraph { .. })));
@@ -114,28 +139,145 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn graphs_are_found_in_either_place_and_form() {
-    let graphs = |files: &[(&str, &str)]| {
-        let folder = folder(files);
-        find_graphs(folder.path(), Variant::Quantized, &Manifest::default()).map(|graphs| match graphs {
-            Graphs::Split { .. } => "split",
-            Graphs::Combined(_) => "combined",
-        })
-    };
-    assert_eq!(graphs(&[("onnx/model_quantized.onnx", "")]).unwrap(), "combined");
-    assert_eq!(
-        graphs(&[("vision_model_quantized.onnx", ""), ("text_model_quantized.onnx", "")]).unwrap(),
-        "split"
-    );
-    assert!(graphs(&[("onnx/model.onnx", "")]).is_err());
+fn a_scale_that_no_file_states_is_none() {
+    let config = r#"{"model_type": "clip", "text_config": {}, "logit_scale_init_value": 2.6592}"#;
+    let model = open(&siglip("", &[("config.json", config)])).unwrap();
+    assert_eq!(model.logits, StatedLogits::default());
+    assert!((model.initial_logit_scale.unwrap().get() - 14.285).abs() < 1e-3);
 }
 
 #[test]
-fn weights_beside_the_graph_are_in_the_digest() {
+fn the_kind_is_what_the_folder_has() {
+    let classifier = r#"{"architectures": ["ViTForImageClassification"]}"#;
+    let kind = |files: &[(&str, &str)]| {
+        let mut all = siglip("context_length = 8", files);
+        all.retain(|(_, text)| *text != "absent");
+        open(&all).map(|model| model.kind().to_string())
+    };
+    let split = |image, text, single, manifest| {
+        kind(&[
+            ("onnx/vision_model.onnx", image),
+            ("onnx/text_model.onnx", text),
+            ("onnx/model.onnx", single),
+            ("model.toml", manifest),
+        ])
+    };
+    let none = "context_length = 8";
+    assert_eq!(split("pixels", "tokens", "absent", none).unwrap(), "pair");
+    assert_eq!(split("pixels", "tokens", "pixels", none).unwrap(), "pair");
+    assert_eq!(split("pixels", "absent", "absent", none).unwrap(), "image");
+    assert_eq!(split("absent", "tokens", "absent", none).unwrap(), "text");
+    assert_eq!(split("absent", "absent", "pixels tokens", none).unwrap(), "pair");
+    assert_eq!(split("absent", "absent", "pixels", none).unwrap(), "image");
+    assert_eq!(split("absent", "absent", "tokens", none).unwrap(), "text");
+    assert!(matches!(split("absent", "absent", "", none), Err(ModelError::UnknownKind { .. })));
+    assert_eq!(split("pixels", "tokens", "absent", "kind = \"image\"").unwrap(), "image");
+    assert_eq!(split("pixels", "tokens", "absent", "kind = \"text\"").unwrap(), "text");
+    assert_eq!(split("absent", "absent", "pixels", "kind = \"classifier\"").unwrap(), "classifier");
+    assert!(matches!(
+        split("pixels", "absent", "absent", "kind = \"pair\""),
+        Err(ModelError::MissingGraph { .. })
+    ));
+    assert!(matches!(split("pixels", "tokens", "absent", "kind = \"both\""), Err(ModelError::Toml { .. })));
+    let config = [("onnx/text_model.onnx", "absent"), ("config.json", classifier)];
+    assert_eq!(kind(&config).unwrap(), "classifier");
+}
+
+#[test]
+fn images_alone_need_no_tokenizer() {
+    let files = [("tokenizer.json", "absent"), ("onnx/text_model.onnx", "absent")];
+    let mut files = siglip("", &files);
+    files.retain(|(_, text)| *text != "absent");
+    let model = open(&files).unwrap();
+    assert_eq!((model.kind(), model.parts.text()), (ModelKind::Image, None));
+}
+
+#[test]
+fn another_tensor_size_keeps_the_look_at_the_picture() {
+    let size = |processor, size| {
+        let folder = folder(&siglip("logit_scale = 1.0", &[("preprocessor_config.json", processor)]));
+        let choice = ModelChoice { image_size_px: Some(size), ..ModelChoice::default() };
+        read(folder.path(), choice).map(|model| {
+            let preprocessing = &model.parts.image().unwrap().preprocessing;
+            (preprocessing.resize, model.digest)
+        })
+    };
+    assert_eq!(size(SIGLIP, 64).unwrap().0, Resize::Squash { width: 64, height: 64 });
+    let clip = |side, crop| Resize::ShortestSide { side, crop_width: crop, crop_height: crop };
+    assert_eq!(size(CLIP_OLD, 112).unwrap().0, clip(112, 112));
+    // 256 before a crop of 208 × 224 are 123 before one of 100
+    assert_eq!(size(CLIP_NEW, 100).unwrap().0, clip(123, 100));
+    assert_ne!(size(SIGLIP, 64).unwrap().1, size(SIGLIP, 65).unwrap().1);
+    for bad in [0, 4097] {
+        assert!(matches!(size(SIGLIP, bad), Err(ModelError::Unsupported { .. })), "{bad}");
+    }
+}
+
+#[test]
+fn graphs_are_found_in_either_place_and_form() {
+    let graphs = |files: &[(&str, &str)]| {
+        let folder = folder(files);
+        find_graphs(folder.path(), Variant::Quantized, &Manifest::default(), &Value::Null).map(|graphs| {
+            match graphs {
+                GraphPaths::Pair { image, text } if image == text => "combined",
+                GraphPaths::Pair { .. } => "split",
+                _ => "one tower",
+            }
+        })
+    };
+    assert_eq!(graphs(&[("onnx/model_quantized.onnx", "pixels tokens")]).unwrap(), "combined");
+    assert_eq!(
+        graphs(&[("vision_model_quantized.onnx", "pixels"), ("text_model_quantized.onnx", "tokens")])
+            .unwrap(),
+        "split"
+    );
+    assert!(graphs(&[("onnx/model.onnx", "pixels tokens")]).is_err());
+}
+
+#[test]
+fn weights_that_the_graph_names_are_in_the_digest() {
     let digest = |weights| {
-        let files = [("onnx/text_model.onnx_data", weights), ("onnx/unrelated.onnx_data", weights)];
+        let files = [
+            ("onnx/text_model.onnx", "tokens text_weights.bin"),
+            ("onnx/text_weights.bin", weights),
+            ("onnx/text_model.onnx_data", "not named by the graph"),
+        ];
         open(&siglip("logit_scale = 1.0", &files)).unwrap().digest
     };
     assert_eq!(digest("one"), digest("one"));
     assert_ne!(digest("one"), digest("two"));
+}
+
+#[test]
+fn what_lies_outside_of_the_folder_is_refused() {
+    let with_graph =
+        |text: &str| open(&siglip("logit_scale = 1.0", &[("onnx/text_model.onnx", text)])).map(|_| ());
+    for location in ["../config.json", "/etc/hostname", "a/../../config.json"] {
+        let error = with_graph(&format!("tokens {location}")).unwrap_err();
+        assert!(matches!(error, ModelError::OutsideFolder { .. }), "{location}: {error}");
+    }
+    assert!(matches!(with_graph("tokens absent.bin"), Err(ModelError::MissingFile { .. })));
+    let manifest = "logit_scale = 1.0\nimage_graph = \"../vision.onnx\"";
+    assert!(matches!(open(&siglip(manifest, &[])), Err(ModelError::OutsideFolder { .. })));
+
+    let elsewhere = folder(&[("weights.bin", "elsewhere")]);
+    let linked = folder(&siglip("logit_scale = 1.0", &[("onnx/text_model.onnx", "tokens weights.bin")]));
+    let place = linked.path().join("onnx/weights.bin");
+    std::os::unix::fs::symlink(elsewhere.path().join("weights.bin"), &place).unwrap();
+    let error = read(linked.path(), ModelChoice::default()).unwrap_err();
+    assert!(matches!(error, ModelError::OutsideFolder { .. }), "{error}");
+    // as in Hugging Face's cache: the graph is a link too, to a file beside the weights
+    let text_graph = linked.path().join("onnx/text_model.onnx");
+    fs::rename(&text_graph, elsewhere.path().join("graph")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("graph"), &text_graph).unwrap();
+    read(linked.path(), ModelChoice::default()).unwrap();
+}
+
+#[test]
+fn a_file_that_is_no_file_is_not_read() {
+    let folder = folder(&siglip("logit_scale = 1.0", &[]));
+    fs::remove_file(folder.path().join("config.json")).unwrap();
+    fs::create_dir(folder.path().join("config.json")).unwrap();
+    let error = read(folder.path(), ModelChoice::default()).unwrap_err();
+    assert!(matches!(error, ModelError::Read { .. }), "{error}");
 }

@@ -1,0 +1,149 @@
+//! A loaded model in, what the plan says of it out; and whether the models are what the settings want of them.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::digest::Digest;
+use crate::embed::{LoadedModel, LogitScale, Model, ModelChoice, ModelKind, Variant};
+use crate::error::Error;
+use crate::select::Objective;
+use crate::settings::{
+    ActiveClipScore, DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, ReadSettings,
+    SampleContents, SelectSettings, SuperBatchMethod,
+};
+
+/// A model as the plan fixes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedModel {
+    pub folder: PathBuf,
+    pub variant: Variant,
+    /// Width and height of the image tensor, where the settings say so.
+    pub image_size_px: Option<u32>,
+    pub kind: ModelKind,
+    /// Graphs, preprocessing, tokenizer, precision and inference batch size; names the folder of its embeddings.
+    pub digest: Digest,
+    /// Width of an embedding; of a classifier, the number of its classes.
+    pub embedding_dim: usize,
+    /// Whether scale and bias are fitted to the pool; they are null here then.
+    pub calibrate: bool,
+    /// Linear, not its logarithm; null where the model states none.
+    pub logit_scale: Option<f64>,
+    pub logit_scale_source: String,
+    /// SigLIP's sign; null where the model states none.
+    pub logit_bias: Option<f64>,
+    pub logit_bias_source: String,
+}
+
+const CALIBRATED: &str = "calibrated on the pool";
+
+impl PlannedModel {
+    pub(super) fn new(loaded: &LoadedModel, model: &ModelSettings, embed: &EmbedSettings) -> PlannedModel {
+        let stated = &loaded.model.logits;
+        let source = |stated: Option<&String>| match stated {
+            _ if model.calibrate => CALIBRATED.to_owned(),
+            Some(source) => source.clone(),
+            None => "none: the model states none".to_owned(),
+        };
+        let unless_calibrated = |value: Option<f64>| value.filter(|_| !model.calibrate);
+        PlannedModel {
+            folder: model.folder.clone(),
+            variant: model.variant,
+            image_size_px: model.image_size_px,
+            kind: loaded.model.kind(),
+            digest: Digest::of_json(&json!({
+                "model": loaded.model.digest,
+                "inference_batch_size": embed.inference_batch_size,
+                "embedding_dtype": embed.embedding_dtype,
+            })),
+            embedding_dim: loaded.embedding_dim,
+            calibrate: model.calibrate,
+            logit_scale: unless_calibrated(stated.scale.as_ref().map(|scale| scale.value.get())),
+            logit_scale_source: source(stated.scale.as_ref().map(|scale| &scale.source)),
+            logit_bias: unless_calibrated(stated.bias.as_ref().map(|bias| bias.value.get())),
+            logit_bias_source: source(stated.bias.as_ref().map(|bias| &bias.source)),
+        }
+    }
+
+    /// Whether pairs have a loss under this objective: the sigmoid wants a scale and a bias, the softmax a scale.
+    pub fn has_logits(&self, objective: Objective) -> bool {
+        let has_bias = objective == Objective::Softmax || self.logit_bias.is_some();
+        self.kind == ModelKind::Pair && (self.calibrate || self.logit_scale.is_some() && has_bias)
+    }
+
+    /// What of the folder is taken.
+    pub fn choice(&self) -> ModelChoice {
+        ModelChoice { variant: self.variant, image_size_px: self.image_size_px }
+    }
+}
+
+/// What of the settings says which models can be used.
+pub(super) struct Wants<'a> {
+    pub read: &'a ReadSettings,
+    pub divide: Option<&'a DivideSettings>,
+    pub select: &'a SelectSettings,
+}
+
+/// Whether a model is of a kind that the pool and its role want, and states what its loss takes.
+pub(super) fn check(
+    wants: &Wants,
+    role: ModelRole,
+    planned: &PlannedModel,
+    model: &Model,
+) -> Result<(), Error> {
+    let kind = planned.kind;
+    let folder = || planned.folder.clone();
+    let samples = wants.read.samples;
+    let divides = wants.divide.is_some_and(|divide| divide.model == role);
+    let scored_as = scored_as(&wants.select.draw, role);
+    let wanted = if kind.takes_captions() && samples != SampleContents::ImageText {
+        Some("one that takes images alone: the pool promises no captions")
+    } else if kind == ModelKind::Classifier && samples != SampleContents::ImageClass {
+        Some("one that gives embeddings: the pool has no labels")
+    } else if divides && !kind.embeds_images() {
+        Some("one that embeds images, which are to be clustered")
+    } else if scored_as == Some(ModelKind::Pair) && kind != ModelKind::Pair {
+        Some("one with an image and a text tower, which the draw scores with")
+    } else if scored_as == Some(ModelKind::Classifier) && kind != ModelKind::Classifier {
+        Some("a classifier, which the draw scores with")
+    } else {
+        None
+    };
+    if let Some(wanted) = wanted {
+        return Err(Error::ModelKind { model: role, folder: folder(), kind, wanted });
+    }
+    let takes_logits = role != ModelRole::Base && takes_logits(&wants.select.draw);
+    if takes_logits && !planned.calibrate && planned.logit_scale.is_none() {
+        let initial = model.initial_logit_scale.map(LogitScale::get);
+        return Err(Error::ScaleMissing { model: role, folder: folder(), initial });
+    }
+    let needs_bias = takes_logits && wants.select.objective == Objective::Sigmoid;
+    if needs_bias && !planned.calibrate && planned.logit_bias.is_none() {
+        return Err(Error::BiasMissing { model: role, folder: folder() });
+    }
+    Ok(())
+}
+
+/// Whether the draw scores pairs by their losses.
+fn takes_logits(draw: &Draw) -> bool {
+    let Draw::InSuperBatches(draw) = draw else { return false };
+    match &draw.method {
+        SuperBatchMethod::Jest(_) | SuperBatchMethod::FullLoss(_) => true,
+        SuperBatchMethod::ActiveClip(active_clip) => active_clip.score == ActiveClipScore::Contrastive,
+        SuperBatchMethod::ClassAct(_) | SuperBatchMethod::SoftCap(_) | SuperBatchMethod::Random(_) => false,
+    }
+}
+
+/// The kind of model that the draw scores with, if it scores with this one.
+fn scored_as(draw: &Draw, role: ModelRole) -> Option<ModelKind> {
+    let Draw::InSuperBatches(draw) = draw else { return None };
+    match draw.method {
+        _ if role == ModelRole::Base => None,
+        SuperBatchMethod::Jest(_) | SuperBatchMethod::FullLoss(_) | SuperBatchMethod::ActiveClip(_) => {
+            Some(ModelKind::Pair)
+        }
+        SuperBatchMethod::ClassAct(_) => Some(ModelKind::Classifier),
+        SuperBatchMethod::SoftCap(_) | SuperBatchMethod::Random(_) => None,
+    }
+}
