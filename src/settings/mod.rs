@@ -402,6 +402,10 @@ mod tests {
                 .contains("super_batch_size")
         );
         assert!(message(PIPELINE, &["divide.n_clusters=9223372036854775807"]).contains("n_clusters"));
+        for levels in ["[10]", "[4, 4]", "[3, 5]", "[4, 0]"] {
+            let levels = format!("divide.parent_levels={levels}");
+            assert!(message(PIPELINE, &[&levels]).contains("`divide.parent_levels`"));
+        }
         assert!(message(PIPELINE, &["threads=100000"]).contains("threads"));
         assert!(message(PIPELINE, &["read.label_field=label"]).contains("image_class"));
         assert!(message(PIPELINE, &["read.rejection_ratio_max=2"]).contains("read.rejection_ratio_max"));
