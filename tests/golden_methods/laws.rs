@@ -43,7 +43,10 @@ fn permuted_samples_have_permuted_scores_and_the_same_draw() {
                 contrastive_scores(&ids, &scoring, negatives, 32),
                 contrastive_scores(&permuted_ids, &permuted, negatives, 32),
             ),
-            (conditional_scores(&scoring, &order[..9]), conditional_scores(&permuted, &[0, 1, 2, 3, 4, 5, 6, 7, 8])),
+            (
+                conditional_scores(&scoring, &order[..9]),
+                conditional_scores(&permuted, &[0, 1, 2, 3, 4, 5, 6, 7, 8]),
+            ),
         ];
         for (scores, permuted) in pairs {
             // sums meet in another order

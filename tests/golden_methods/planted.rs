@@ -74,8 +74,16 @@ fn planted_pools() {
         assert_eq!(pool.concepts, golden.concepts);
         assert_eq!(pool.kinds.iter().map(|kind| *kind as usize).collect::<Vec<_>>(), golden.kinds);
         for (found, expected) in [(&pool.learner, &golden.learner), (&pool.reference, &golden.reference)] {
-            assert_close(found.loss.logit_scale, expected.logits.logit_scale, 1e-3 * expected.logits.logit_scale);
-            assert_close(found.loss.logit_bias, expected.logits.logit_bias, 1e-3 * -expected.logits.logit_bias);
+            assert_close(
+                found.loss.logit_scale,
+                expected.logits.logit_scale,
+                1e-3 * expected.logits.logit_scale,
+            );
+            assert_close(
+                found.loss.logit_bias,
+                expected.logits.logit_bias,
+                1e-3 * -expected.logits.logit_bias,
+            );
             for (found, row, expected) in [
                 (&found.images, 0, &expected.image_0),
                 (&found.captions, 0, &expected.caption_0),

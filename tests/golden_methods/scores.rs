@@ -156,7 +156,9 @@ fn batches_marginals_and_shares() {
         let scoring = pool.scoring(&by);
         let terms = |rows: &[usize]| -> f64 {
             let pairs = rows.iter().flat_map(|i| rows.iter().map(move |j| (i, j)));
-            pairs.map(|(&i, &j)| case.learner_sigmoid_losses[i][j] + case.reference_sigmoid_losses[i][j]).sum()
+            pairs
+                .map(|(&i, &j)| case.learner_sigmoid_losses[i][j] + case.reference_sigmoid_losses[i][j])
+                .sum()
         };
         for set in &case.sets {
             let n = set.members.len();
