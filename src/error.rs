@@ -8,6 +8,7 @@ use parquet::errors::ParquetError;
 
 use crate::divide::FitError;
 use crate::embed::{ModelError, ModelKind};
+use crate::read::NoColumn;
 use crate::settings::{ModelRole, SettingsError};
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
@@ -17,6 +18,10 @@ pub enum Error {
     Settings { path: PathBuf, source: Box<SettingsError> },
     #[error("cannot use shard pattern `{pattern}`")]
     ShardPattern { pattern: String },
+    #[error("cannot read shards over `{scheme}`: `{pattern}`")]
+    RemoteShards { pattern: String, scheme: String },
+    #[error("cannot read samples from shard `{shard}`")]
+    ShardColumns { shard: String, source: NoColumn },
     #[error("no shard matches `{pattern}`")]
     NoShards { pattern: String },
     #[error("there is no shard `{path}`")]
@@ -134,6 +139,14 @@ impl Error {
             Error::NoShards { .. } | Error::ShardMissing { .. } => {
                 "paths in `read.shards` are relative to the current folder".to_owned()
             }
+            Error::RemoteShards { .. } => {
+                "only local files are read yet: copy the shards, or mount their store".to_owned()
+            }
+            Error::ShardColumns { .. } => {
+                "name the column in `read.image_column` or `read.caption_column`; for rows without images set \
+                 `read.samples = \"text\"`"
+                    .to_owned()
+            }
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
             Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
@@ -236,6 +249,8 @@ impl Error {
                 | Error::Fit { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
+                | Error::RemoteShards { .. }
+                | Error::ShardColumns { .. }
                 | Error::ShardMissing { .. }
                 | Error::ShardTwice { .. }
                 | Error::ShardOutsideRoot { .. }

@@ -152,7 +152,13 @@ impl Digests {
         let stage = |name: &str, content: Value| {
             Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
         };
-        let shards: Vec<_> = pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes)).collect();
+        let shards: Vec<_> = pool
+            .shards
+            .iter()
+            .map(|shard| {
+                (&shard.id, shard.size_bytes, shard.sidecar.as_ref().map(|beside| beside.size_bytes))
+            })
+            .collect();
         let samples = stage(
             "samples",
             json!({
@@ -161,6 +167,8 @@ impl Digests {
                 "limits": settings.read.limits,
                 "samples": settings.read.samples,
                 "label_field": settings.read.label_field,
+                "image_column": settings.read.image_column,
+                "caption_column": settings.read.caption_column,
             }),
         );
         let embeddings: BTreeMap<String, Digest> = models
