@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use superbatch::sample::SampleRef;
 use superbatch::select::{
-    Chance, Cutoff, FilterRatio, IndependentPlan, NEG_CLIP_BATCH_SIZE, Objective, Ranked, SoftCapPlan,
-    cutoffs, draw_independent, draw_soft_cap, draw_uniform, full_loss_scores, nearest_evaluation,
-    neg_clip_scores, norm_sim, rank_of, semdedup,
+    Chance, Cutoff, FilterRatio, IndependentPlan, NEG_CLIP_BATCH_SIZE, Objective, Precision, Ranked,
+    SoftCapPlan, cutoffs, draw_independent, draw_soft_cap, draw_uniform, full_loss_scores,
+    nearest_evaluation, neg_clip_scores, norm_sim, rank_of, semdedup,
 };
 use superbatch::settings::{Norm, Ranking};
 
@@ -207,7 +207,8 @@ fn neg_clip_loss_over_partitions() {
         let mut found = vec![0.0; 96];
         for batch in case.partitions.iter().flatten() {
             let members = pool.reference.at(batch);
-            let scores = neg_clip_scores(&members.images, &members.captions, case.temperature);
+            let scores =
+                neg_clip_scores(&members.images, &members.captions, case.temperature, Precision::default());
             for (row, score) in batch.iter().zip(scores) {
                 found[*row] += score / case.partitions.len() as f64;
             }

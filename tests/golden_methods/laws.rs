@@ -1,8 +1,9 @@
 //! What holds of every score and draw, whatever the numbers are.
 
 use superbatch::select::{
-    Chance, DrawPlan, IndependentPlan, Objective, SeededNegatives, batch_learnability, conditional_scores,
-    contrastive_scores, draw, draw_independent, full_loss_scores, neg_clip_scores, semdedup,
+    Chance, DrawPlan, IndependentPlan, Objective, Precision, SeededNegatives, batch_learnability,
+    conditional_scores, contrastive_scores, draw, draw_independent, full_loss_scores, neg_clip_scores,
+    semdedup,
 };
 
 use super::planted::coarse_pool;
@@ -61,8 +62,9 @@ fn permuted_samples_have_permuted_scores_and_the_same_draw() {
         assert_eq!(picks(&other).iter().map(|&place| order[place]).collect::<Vec<_>>(), picks(&pool));
     }
     let (images, captions) = (&pool.reference.images, &pool.reference.captions);
-    let scores = neg_clip_scores(images, captions, 0.01);
-    let permuted = neg_clip_scores(&other.reference.images, &other.reference.captions, 0.01);
+    let scores = neg_clip_scores(images, captions, 0.01, Precision::default());
+    let permuted =
+        neg_clip_scores(&other.reference.images, &other.reference.captions, 0.01, Precision::default());
     let similarities = [0.5; 96];
     let duplicates = semdedup(&pool.ids(), images, &similarities, 0.2);
     let permuted_duplicates = semdedup(&other.ids(), &other.reference.images, &similarities, 0.2);
