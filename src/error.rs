@@ -6,10 +6,14 @@ use std::path::PathBuf;
 
 use parquet::errors::ParquetError;
 
-use crate::divide::FitError;
+use crate::divide::{CentroidsError, FitError};
 use crate::embed::{ModelError, ModelKind};
+use crate::npy::NpyError;
 use crate::read::NoColumn;
+use crate::runtime::{DeviceError, pin};
+use crate::select::CalibrationError;
 use crate::settings::{ModelRole, SettingsError};
+use crate::setup::SetupError;
 
 /// A run that cannot go on. A bad sample is a [`Rejection`](crate::rejection::Rejection) instead.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +61,10 @@ pub enum Error {
     RuntimeMissing { searched: Vec<PathBuf> },
     #[error("cannot load the ONNX Runtime library `{path}`")]
     RuntimeLoad { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot install ONNX Runtime")]
+    Setup { source: Box<SetupError> },
     #[error("cannot use device `{device}`")]
-    Device { device: String, source: ort::Error },
+    Device { device: String, source: Box<DeviceError> },
     #[error("cannot run the {tower} tower of model `{folder}`")]
     Inference { tower: &'static str, folder: PathBuf, source: ort::Error },
     #[error("{what} takes {needed_bytes} bytes, more than `memory_limit_bytes` = {limit_bytes} allows")]
@@ -69,6 +75,8 @@ pub enum Error {
     OtherPlan { folder: PathBuf, differences: Vec<String> },
     #[error("store `{folder}` holds the samples of another pool, or read with other limits")]
     StoreOfAnotherPool { folder: PathBuf },
+    #[error("the runs `{left}` and `{right}` are of different pools")]
+    OtherPool { left: PathBuf, right: PathBuf },
     #[error("`{folder}` is not a run folder: it has no `plan.json`")]
     NotARun { folder: PathBuf },
     #[error("{} shards have no embeddings: {}", shards.len(), first_of(shards))]
@@ -81,10 +89,24 @@ pub enum Error {
     OtherParts { stage: String, n_missing: usize },
     #[error("no sample could be embedded")]
     NothingEmbedded,
+    #[error("cannot fit logit scale and bias of the {model} to the pool")]
+    Calibrate { model: ModelRole, source: CalibrationError },
+    #[error("there is no `models.expert_{cluster}`, but cluster {cluster} has samples")]
+    ExpertMissing { cluster: u32 },
+    #[error("`{folder}` is not complete, which a run must be before its next round")]
+    RunIncomplete { folder: PathBuf },
+    #[error("the run has no `models.learner`, whose next checkpoint a round scores with")]
+    NoLearner,
+    #[error("the experts' embeddings differ in width")]
+    ExpertsDiffer,
+    #[error("cannot use target embeddings `{path}`")]
+    Targets { path: PathBuf, source: NpyError },
     #[error("no sample could be scored")]
     NothingScored,
     #[error("cannot fit centroids")]
     Fit { source: FitError },
+    #[error("cannot take the centroids of `{path}`")]
+    Centroids { path: PathBuf, source: CentroidsError },
     #[error("two attempts at task {task} of `{stage}` gave different bytes")]
     Diverged { stage: String, task: usize },
     #[error("`{path}` is damaged: it is not what its marker says")]
@@ -174,14 +196,15 @@ impl Error {
             Error::RuntimeMissing { searched } => {
                 let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
                 format!(
-                    "`make setup` fetches it, or set `SUPERBATCH_ONNXRUNTIME` to its path; searched {}",
+                    "`superbatch setup` fetches it (or: pip install {}), or set `SUPERBATCH_ONNXRUNTIME` to its path; \
+                     searched {}",
+                    pin("onnxruntime").requirement,
                     places.join(", ")
                 )
             }
             Error::RuntimeLoad { .. } => "version 1.24 or later is needed".to_owned(),
-            Error::Device { .. } => {
-                "set `device = \"cpu\"`, or install the CUDA build of ONNX Runtime".to_owned()
-            }
+            Error::Setup { source } => source.hint(),
+            Error::Device { source, .. } => source.hint(),
             Error::MemoryLimit { .. } => {
                 "raise `memory_limit_bytes`, or lower `super_batch_size` or `n_clusters`".to_owned()
             }
@@ -191,6 +214,11 @@ impl Error {
                 differences.join("\n  ")
             ),
             Error::StoreOfAnotherPool { .. } => "give each pool a `store` of its own".to_owned(),
+            Error::OtherPool { .. } => {
+                "runs are compared sample by sample: both need the same shards and the same `read.shards_per_task`"
+                    .to_owned()
+            }
+            Error::RunIncomplete { .. } => "`superbatch run` goes on where it stopped".to_owned(),
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
                 "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
@@ -202,6 +230,11 @@ impl Error {
                 "the `rejection` column of `samples/` says why each sample was left out".to_owned()
             }
             Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
+            Error::Centroids { .. } => {
+                "`divide.centroids` takes the `divide/centroids.parquet` of a run with the same model; leave it out to \
+                 fit centroids"
+                    .to_owned()
+            }
             Error::Damaged { .. } | Error::VerifyFailed { .. } => {
                 "`superbatch repair RUN` drops damaged files and what was made from them; then run again"
                     .to_owned()
@@ -247,6 +280,7 @@ impl Error {
                 | Error::ReadSetting { .. }
                 | Error::Planted { .. }
                 | Error::Fit { .. }
+                | Error::Centroids { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
                 | Error::RemoteShards { .. }
@@ -259,6 +293,11 @@ impl Error {
                 | Error::ModelKind { .. }
                 | Error::ScaleMissing { .. }
                 | Error::BiasMissing { .. }
+                | Error::ExpertMissing { .. }
+                | Error::ExpertsDiffer
+                | Error::NoLearner
+                | Error::RunIncomplete { .. }
+                | Error::Targets { .. }
                 | Error::RuntimeMissing { .. }
                 | Error::RuntimeLoad { .. }
                 | Error::Device { .. }
@@ -266,6 +305,7 @@ impl Error {
                 | Error::DiskSpace { .. }
                 | Error::OtherPlan { .. }
                 | Error::StoreOfAnotherPool { .. }
+                | Error::OtherPool { .. }
                 | Error::NotARun { .. }
                 | Error::NothingToShow { .. }
                 | Error::KeyMissing { .. }

@@ -2,16 +2,18 @@
 //!
 //! Samples are counted in three shards and scaled by the shards' sizes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::mem::MaybeUninit;
 
 use serde::Serialize;
 use serde_json::json;
 
-use crate::embed::{LoadedModel, ModelKind, SessionSettings, open_shard};
+use crate::cost::SelectionCost;
+use crate::embed::{Model, ModelKind, Sessions, open_shard};
 use crate::error::Error;
 use crate::plan::{Plan, PlannedModel};
-use crate::settings::{EmbeddingDtype, Settings};
+use crate::settings::{EmbeddingDtype, ModelRole, Settings};
 use crate::storage::Storage;
 
 /// Samples of a shard that are counted at most.
@@ -39,6 +41,9 @@ pub struct Estimate {
     pub memory_limit_bytes: u64,
     /// Seconds that the models' own inference takes, where it was measured.
     pub inference_secs: Option<f64>,
+    /// What a kept sample costs beside training; none where nothing is drawn with a learner. The learner counts as
+    /// the model that is trained, unless a full learner was measured beside it.
+    pub cost: Option<SelectionCost>,
 }
 
 impl Estimate {
@@ -74,16 +79,26 @@ impl Estimate {
             device: settings.device.to_string(),
             memory_limit_bytes: settings.memory_limit_bytes,
             inference_secs: None,
+            cost: selection_cost(plan, n_samples, n_kept, 1.0),
         }
     }
 
     /// Runs each model for a moment to tell how long it will take for the pool.
     pub fn measure_inference(&mut self, plan: &Plan, settings: &Settings) -> Result<(), Error> {
-        let session = SessionSettings { device: settings.device, n_threads: self.n_threads };
         let mut secs = 0.0;
-        for (_, model) in plan.models.iter() {
-            let mut loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
-            secs += self.n_samples as f64 / loaded.samples_per_sec(plan.embed.inference_batch_size)?;
+        let mut secs_per_sample = BTreeMap::new();
+        for (role, model) in plan.models.iter() {
+            let model = Model::open(&model.folder, model.choice())?;
+            let batch_size = plan.embed.inference_batch_size;
+            let mut sessions = Sessions::open(&model, &settings.inference(), self.n_threads, batch_size)?;
+            let samples_per_sec = sessions.samples_per_sec()?;
+            secs_per_sample.insert(role, samples_per_sec.recip());
+            let audited = if role.is_audit() { plan.report.audit_fraction } else { 1.0 };
+            secs += audited * self.n_samples as f64 / samples_per_sec;
+        }
+        let of = |role| secs_per_sample.get(&role);
+        if let (Some(cheap), Some(full)) = (of(ModelRole::Learner), of(ModelRole::FullLearner)) {
+            self.cost = selection_cost(plan, self.n_samples, self.n_kept, cheap / full);
         }
         self.inference_secs = Some(secs);
         Ok(())
@@ -138,6 +153,14 @@ impl Estimate {
             bytes(self.exchange_bytes),
             bytes(self.curated_bytes)
         );
+        if let Some(cost) = &self.cost {
+            let _ = writeln!(
+                text,
+                "cost      {:.2} times that of training on a kept sample: {:.2} samples scored for each, by a scorer of \
+                 {:.2} of the learner's cost; and {:.2} once for the reference",
+                cost.cost, cost.n_scored_per_kept, cost.scorer, cost.reference_cost
+            );
+        }
         if let Some(secs) = self.inference_secs {
             let _ = writeln!(
                 text,
@@ -153,6 +176,12 @@ impl Estimate {
         );
         text
     }
+}
+
+/// The cost of a draw that a learner takes part in.
+fn selection_cost(plan: &Plan, n_samples: u64, n_kept: u64, scorer: f64) -> Option<SelectionCost> {
+    let is_scored = plan.models.has(ModelRole::Learner) && plan.select.draw.deal().is_some() && n_kept > 0;
+    is_scored.then(|| SelectionCost::new(n_samples, n_kept, scorer))
 }
 
 /// What a model is, in a few words.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::executor::Executor;
-use crate::run_folder::{Done, Marker, RunFolder, Stage};
+use crate::run_folder::{Done, Marker, RunFolder, Stage, is_exchange_file};
 use crate::storage::{FileRecord, PendingFile, Storage};
 use crate::table;
 
@@ -236,7 +236,9 @@ pub fn sources<C: for<'de> Deserialize<'de>>(
     let mut sources = Vec::with_capacity(tasks.len());
     for &task in tasks {
         let marker: Marker<C> = run.committed(stage, task)?;
-        sources.push(Source { file: marker.file().clone(), index: index_of(marker.counts) });
+        let file = marker.data.iter().find(|file| is_exchange_file(&file.name));
+        let file = file.expect("an exchange has a file a task").clone();
+        sources.push(Source { file, index: index_of(marker.counts) });
     }
     for level in 1.. {
         if sources.len() <= files_max {

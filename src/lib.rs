@@ -12,7 +12,10 @@ pub mod rejection;
 pub mod digest;
 pub mod storage;
 pub mod matrix;
+pub mod npy;
+pub mod vector;
 pub mod tile;
+pub mod fold;
 pub mod noise;
 pub mod smallest;
 pub mod rank;
@@ -27,6 +30,8 @@ pub mod run_folder;
 pub mod progress;
 pub mod executor;
 pub mod exchange;
+pub mod runtime;
+pub mod algebra;
 
 // the stages
 pub mod read;
@@ -34,12 +39,15 @@ pub mod embed;
 pub mod divide;
 pub mod select;
 pub mod write;
+pub mod compare;
 pub mod report;
 
 // what looks at a run or a machine
+pub mod cost;
 pub mod estimate;
 pub mod status;
 pub mod verify;
 pub mod inspect;
 pub mod doctor;
+pub mod setup;
 pub mod cli;

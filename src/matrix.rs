@@ -64,6 +64,31 @@ impl Matrix {
     }
 }
 
+/// The rows scaled to unit length.
+///
+/// # Panics
+///
+/// A row without direction.
+pub fn unit_rows(rows: &Matrix) -> Matrix {
+    let mut unit = rows.clone();
+    for row in 0..unit.n_rows() {
+        let inverse_length = inverse_length(unit.row(row));
+        unit.row_mut(row).iter_mut().for_each(|value| *value *= inverse_length);
+    }
+    unit
+}
+
+/// `1 / length` of a row.
+///
+/// # Panics
+///
+/// A row without direction.
+pub fn inverse_length(row: &[f32]) -> f32 {
+    let inverse_length = dot(row, row).sqrt().recip();
+    assert!(inverse_length.is_finite(), "an embedding without direction");
+    inverse_length
+}
+
 /// The inner product of two rows of the same length, summed in f32 in eight fixed lanes.
 pub fn dot(left: &[f32], right: &[f32]) -> f32 {
     assert_eq!(left.len(), right.len());

@@ -53,6 +53,14 @@ pub enum Purpose {
     Fit,
     /// The points from which the centroids start.
     Seeding,
+    /// The order in which a fit by mini-batches takes its points.
+    MiniBatches,
+    /// The clusters that get one more where a target does not share out evenly.
+    Balance,
+    /// The pairs on which logit scale and bias are fitted.
+    Calibrate,
+    /// The partitions of the pool into batches over which negCLIPLoss is averaged.
+    Partition,
     /// The members of the banks.
     Bank,
     /// The negatives of a contrastive score.
@@ -74,6 +82,10 @@ impl Purpose {
             Purpose::DealSamples => "deal_samples",
             Purpose::Fit => "fit",
             Purpose::Seeding => "seeding",
+            Purpose::MiniBatches => "mini_batches",
+            Purpose::Balance => "balance",
+            Purpose::Calibrate => "calibrate",
+            Purpose::Partition => "partition",
             Purpose::Bank => "bank",
             Purpose::Negatives => "negatives",
             Purpose::Reshuffle => "reshuffle",

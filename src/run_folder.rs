@@ -4,7 +4,8 @@
 //! their names. The marker is the only commit: readers read what markers name and nothing else. A marker carries
 //! the digest of its stage, so that a task done under other settings does not count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -21,8 +22,17 @@ pub struct Stage {
     /// Its folder below `_done/`.
     pub name: String,
     pub digest: Digest,
-    /// Whether its files lie in the store, which runs may share.
-    pub is_in_store: bool,
+    pub place: Place,
+}
+
+/// Where the files of a stage lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Run,
+    /// What depends on pool and model alone; runs may share it.
+    Store,
+    /// The run whose clusters a later round keeps.
+    Base,
 }
 
 impl Stage {
@@ -83,6 +93,7 @@ impl<C> Done<C> {
 pub struct RunFolder {
     run: Storage,
     store: Storage,
+    base: Storage,
     plan: Plan,
     plan_digest: Digest,
 }
@@ -128,9 +139,13 @@ impl RunFolder {
     }
 
     fn new(run: Storage, plan: Plan) -> RunFolder {
-        let store = plan.store.as_ref().map_or_else(|| run.clone(), Storage::new);
+        // relative folders, which a round has, are so to its own
+        let other = |folder: &Option<PathBuf>| {
+            folder.as_ref().map_or_else(|| run.clone(), |at| Storage::new(run.root().join(at)))
+        };
+        let (store, base) = (other(&plan.store), other(&plan.base));
         let plan_digest = Digest::of_json(&plan);
-        RunFolder { run, store, plan, plan_digest }
+        RunFolder { run, store, base, plan, plan_digest }
     }
 
     pub fn plan(&self) -> &Plan {
@@ -143,11 +158,15 @@ impl RunFolder {
 
     /// Where the files of a stage lie.
     pub fn storage(&self, stage: &Stage) -> &Storage {
-        if stage.is_in_store { &self.store } else { &self.run }
+        match stage.place {
+            Place::Run => &self.run,
+            Place::Store => &self.store,
+            Place::Base => &self.base,
+        }
     }
 
     pub fn samples(&self) -> Stage {
-        Stage { name: "samples".to_owned(), digest: self.plan.digests.samples.clone(), is_in_store: true }
+        Stage { name: "samples".to_owned(), digest: self.plan.digests.samples.clone(), place: Place::Store }
     }
 
     /// The embeddings of one model.
@@ -156,7 +175,7 @@ impl RunFolder {
         Some(Stage {
             name: format!("embeddings/{}", model.digest),
             digest: self.plan.digests.embeddings[&role.to_string()].clone(),
-            is_in_store: true,
+            place: Place::Store,
         })
     }
 
@@ -164,27 +183,49 @@ impl RunFolder {
     pub fn embed(&self) -> Stage {
         let digests =
             (&self.plan.digests.samples, &self.plan.digests.embeddings, self.plan.read.failed_shards_max);
-        Stage { name: "embed".to_owned(), digest: Digest::of_json(&digests), is_in_store: false }
+        Stage { name: "embed".to_owned(), digest: Digest::of_json(&digests), place: Place::Run }
     }
 
     /// A step of `divide`: `divide.fit`, `divide.assign`, `divide.bank`, `divide`.
     pub fn divide(&self, step: &'static str) -> Option<Stage> {
         let digest = self.plan.digests.divide.clone()?;
-        Some(Stage { name: step.to_owned(), digest, is_in_store: false })
+        Some(Stage { name: step.to_owned(), digest, place: Place::Base })
     }
 
-    /// A step of `select`: `select.bank`, `select.score`, `select.deal`, `select.draw`, `select`.
+    /// A step of what samples are worth by themselves: `select.calibrate`, `select.bank`, `select.score`.
+    pub fn score(&self, step: &'static str) -> Stage {
+        Stage { name: step.to_owned(), digest: self.plan.digests.score.clone(), place: Place::Run }
+    }
+
+    /// A step of the filter at this position: `.deal`, `.group`, or nothing for its scores.
+    pub fn filter(&self, position: usize, step: &'static str) -> Stage {
+        let filter = &self.plan.select.filters[position];
+        Stage {
+            name: format!("select.filter.{}{step}", filter.name),
+            digest: self.plan.digests.filters[position].clone(),
+            place: Place::Run,
+        }
+    }
+
+    /// What all filters together left.
+    pub fn filtered(&self) -> Stage {
+        let digests = &self.plan.digests;
+        let digest = digests.filters.last().unwrap_or(&digests.score).clone();
+        Stage { name: "select.filter".to_owned(), digest, place: Place::Run }
+    }
+
+    /// A step of the draw: `select.deal`, `select.draw`, `select`.
     pub fn select(&self, step: &'static str) -> Stage {
-        Stage { name: step.to_owned(), digest: self.plan.digests.select.clone(), is_in_store: false }
+        Stage { name: step.to_owned(), digest: self.plan.digests.select.clone(), place: Place::Run }
     }
 
     /// A step of `write`: `write.stats`, `write.gather`, `write`.
     pub fn write(&self, step: &'static str) -> Stage {
-        Stage { name: step.to_owned(), digest: self.plan.digests.write.clone(), is_in_store: false }
+        Stage { name: step.to_owned(), digest: self.plan.digests.write.clone(), place: Place::Run }
     }
 
     pub fn report(&self) -> Stage {
-        Stage { name: "report".to_owned(), digest: self.plan.digests.report.clone(), is_in_store: false }
+        Stage { name: "report".to_owned(), digest: self.plan.digests.report.clone(), place: Place::Run }
     }
 
     /// Every stage and step in the order of the flow, one for each distinct model, with the levels of merging that
@@ -200,7 +241,16 @@ impl RunFolder {
         for step in ["divide.fit", "divide.assign", "divide.bank", "divide"] {
             stages.extend(self.divide(step));
         }
-        for step in ["select.bank", "select.score", "select.deal", "select.draw", "select"] {
+        for step in ["select.calibrate", "select.bank", "select.score"] {
+            stages.push(self.score(step));
+        }
+        for (position, filter) in self.plan.select.filters.iter().enumerate() {
+            for step in filter.filter.steps() {
+                self.push_with_merges(&mut stages, self.filter(position, step))?;
+            }
+        }
+        stages.push(self.filtered());
+        for step in ["select.deal", "select.draw", "select"] {
             self.push_with_merges(&mut stages, self.select(step))?;
         }
         for step in ["write.stats", "write.gather", "write"] {
@@ -220,6 +270,36 @@ impl RunFolder {
             stages.push(level);
         }
         Ok(())
+    }
+
+    /// The run folder of a round of this run.
+    pub fn round_folder(&self, round: u64) -> Storage {
+        Storage::new(self.run.path(&format!("rounds/{round:03}")))
+    }
+
+    /// The rounds of this run that were begun, in order.
+    pub fn rounds(&self) -> Result<Vec<RunFolder>, Error> {
+        let mut rounds = Vec::new();
+        for round in 1.. {
+            match RunFolder::open(self.round_folder(round)) {
+                Ok(round) => rounds.push(round),
+                Err(Error::NotARun { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(rounds)
+    }
+
+    /// What a round follows: the run that it belongs to and the rounds before it, in order; nothing for a run.
+    pub fn rounds_before(&self) -> Result<Vec<RunFolder>, Error> {
+        if self.plan.base.is_none() {
+            return Ok(Vec::new());
+        }
+        let base = RunFolder::open(self.base.clone())?;
+        let mut before = base.rounds()?;
+        before.truncate(self.plan.round as usize - 1);
+        before.insert(0, base);
+        Ok(before)
     }
 
     /// The folders that hold the run's files.
@@ -391,27 +471,35 @@ impl RunFolder {
         Ok(markers)
     }
 
-    /// Drops what was committed under another digest: first the marker, then its files.
+    /// Drops what was committed under another digest, or by a step that the plan does not have: first the marker, then
+    /// its files. Embeddings of other models stay in the store.
     fn drop_stale(&self) -> Result<(), Error> {
-        for stage in self.stages()?.into_iter().chain(self.stages_without_divide()) {
-            for (name, marker) in self.markers_in(&stage)? {
+        let stages = self.stages()?;
+        for name in self.committed_stages()? {
+            let planned = stages.iter().find(|stage| stage.name == name);
+            let absent =
+                || Stage { name: name.clone(), digest: Digest::of_bytes(b"no stage"), place: Place::Run };
+            let stage = planned.cloned().unwrap_or_else(absent);
+            if stage.place == Place::Base && self.plan.base.is_some() {
+                continue;
+            }
+            for (marker_name, marker) in self.markers_in(&stage)? {
                 if marker.stage_digest != stage.digest {
-                    self.drop_marker(&stage, &name, &marker)?;
+                    self.drop_marker(&stage, &marker_name, &marker)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// The steps of `divide` where the plan has none, so that an earlier plan's files go.
-    fn stages_without_divide(&self) -> Vec<Stage> {
-        if self.plan.digests.divide.is_some() {
-            return Vec::new();
-        }
-        let absent = Digest::of_bytes(b"no divide stage");
-        ["divide.fit", "divide.assign", "divide.bank", "divide"]
-            .map(|name| Stage { name: name.to_owned(), digest: absent.clone(), is_in_store: false })
-            .to_vec()
+    /// The names of the stages that have markers in the run folder, and of the store's that the plan has.
+    fn committed_stages(&self) -> Result<BTreeSet<String>, Error> {
+        let markers = self.run.list_all("_done")?;
+        let folders = markers.iter().filter_map(|name| name.strip_prefix("_done/")?.rsplit_once('/'));
+        let of_run = folders.map(|(stage, _)| stage.to_owned());
+        let of_run = of_run.filter(|stage| !stage.starts_with("embeddings/"));
+        let of_plan = self.stages()?.into_iter().map(|stage| stage.name);
+        Ok(of_run.chain(of_plan).collect())
     }
 
     /// Takes a commit back: the marker first, so that nothing names a missing file.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::embed::CompleteTasks;
 use crate::error::Error;
 use crate::run_folder::{RunFolder, Stage};
-use crate::select::DrawPlans;
+use crate::select::{DrawPlans, calibrated_models, needs_bank};
 use crate::settings::SuperBatches;
 use crate::write::OutputPlan;
 
@@ -75,7 +75,9 @@ impl StageStatus {
 fn is_used(run: &RunFolder, stage: &Stage) -> bool {
     let draw = &run.plan().select.draw;
     match stage.name.as_str() {
-        "select.bank" => run.plan().divide.is_some() && draw.pair_score().is_some(),
+        "select.calibrate" => !calibrated_models(run.plan()).is_empty(),
+        "select.bank" => needs_bank(run),
+        "select.draw" => draw.deal().is_some(),
         "select.deal" => draw.deal().is_some_and(|deal| deal.super_batches == SuperBatches::WithinClusters),
         _ => true,
     }
@@ -88,11 +90,14 @@ fn n_tasks(run: &RunFolder, stage: &Stage) -> Result<Option<usize>, Error> {
     };
     Ok(match stage.name.as_str() {
         "divide.fit" | "divide.bank" | "select.bank" | "report" => Some(1),
+        "select.calibrate" => Some(calibrated_models(run.plan()).len()),
         "divide.assign" | "divide" | "select.score" | "select.deal" | "select" | "write.stats"
         | "write.gather" => complete()?,
         "select.draw" => run.stage_plan_if_present::<DrawPlans>(stage)?.map(|plan| plan.groups.len()),
         "write" => run.stage_plan_if_present::<OutputPlan>(stage)?.map(|plan| plan.shards.len()),
-        name if name.contains(".merge") => None,
+        // what only counts can tell
+        name if name.contains(".merge") || name.ends_with(".group") => None,
+        name if name.starts_with("select.filter") => complete()?,
         name if name.starts_with("embeddings/") => {
             let mut roles = run.plan().models.iter().map(|(role, _)| role);
             let role = roles.find(|role| run.embeddings(*role).as_ref() == Some(stage));

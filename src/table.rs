@@ -125,6 +125,11 @@ impl<'a> Rows<'a> {
         self.column(name).as_primitive::<Float64Type>()
     }
 
+    /// The same of a column that the table may lack.
+    pub fn embeddings_if_present(&self, name: &str) -> Option<(Matrix, Vec<bool>)> {
+        self.0.column_by_name(name).map(|_| self.embeddings(name))
+    }
+
     /// Embeddings as f32, with zeros where a row is null, and which rows are present.
     pub fn embeddings(&self, name: &str) -> (Matrix, Vec<bool>) {
         let list = self.column(name).as_fixed_size_list();

@@ -9,23 +9,21 @@
 use std::ops::Range;
 
 use gemm::Parallelism;
-use multiversion::multiversion;
+use pulp::Scalar;
 use rayon::prelude::*;
 
 use crate::matrix::Matrix;
+use crate::vector;
 
 /// Rows and columns of a tile: 256 KiB of f32, so that two tiles stay in a core's second-level cache.
 pub const TILE: usize = 256;
-
-/// How many f32 are summed before the sum goes into an f64.
-const BLOCK: usize = 8;
 
 /// `0..n` in runs of [`TILE`], the last one shorter.
 pub fn ranges(n: usize) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
     (0..n.div_ceil(TILE)).map(move |tile_idx| nth_range(n, tile_idx))
 }
 
-pub(crate) fn nth_range(n: usize, tile_idx: usize) -> Range<usize> {
+fn nth_range(n: usize, tile_idx: usize) -> Range<usize> {
     tile_idx * TILE..n.min((tile_idx + 1) * TILE)
 }
 
@@ -121,83 +119,12 @@ impl Tile {
     pub fn set(&mut self, row: usize, column: usize, value: f32) {
         self.values[row * self.n_columns + column] = value;
     }
-
-    /// Adds another tile of the same place, value by value.
-    pub fn add(&mut self, other: &Tile) {
-        assert_eq!((self.n_columns, self.values.len()), (other.n_columns, other.values.len()));
-        add_values(&mut self.values, &other.values);
-    }
-
-    /// Adds to `sums[j]` the sum over the rows of `tile[row, j]`: eight rows at a time in f32, beyond that in
-    /// f64.
-    pub fn add_column_sums(&self, sums: &mut [f64]) {
-        assert!(sums.len() == self.n_columns && self.n_columns <= TILE);
-        add_column_sums(&self.values, sums);
-    }
 }
 
-// Functions over f32 slices are compiled once for each set of vector instructions; the processor's are chosen
-// at run time. None of them reorders a sum or fuses a product into one, so all give the same bytes.
-
-#[multiversion(targets = "simd")]
-fn add_values(values: &mut [f32], others: &[f32]) {
-    for (value, other) in values.iter_mut().zip(others) {
-        *value += other;
-    }
-}
-
-#[multiversion(targets = "simd")]
-fn add_column_sums(values: &[f32], sums: &mut [f64]) {
-    let n_columns = sums.len();
-    let mut block_sums = [0.0f32; TILE];
-    let block_sums = &mut block_sums[..n_columns];
-    for block in values.chunks(BLOCK * n_columns.max(1)) {
-        block_sums.fill(0.0);
-        for row in block.chunks_exact(n_columns) {
-            for (sum, value) in block_sums.iter_mut().zip(row) {
-                *sum += value;
-            }
-        }
-        for (sum, block_sum) in sums.iter_mut().zip(&*block_sums) {
-            *sum += f64::from(*block_sum);
-        }
-    }
-}
-
-/// `e^x` for `x ≤ 0`, by arithmetic alone so that loops over it vectorise and give the same bytes with any
-/// vectors.
-///
-/// The relative error is below 3e-7 down to x = −87; from there to −∞ the result stays at e^−87 ≈ 1.6e-38.
-///
-/// # Source
-///
-/// `x = n·ln 2 + r`, |r| ≤ ½ ln 2 (Cody and Waite); the polynomial in r is our own minimax fit (relative
-/// error 7.5e-8).
+/// `e^x` for `x ≤ 0`, of one number: [`vector::exp_nonpositive`].
 #[inline(always)]
 pub fn exp_nonpositive(x: f32) -> f32 {
-    // adding it rounds to an integer, which is then in the lowest bits
-    const ROUND: f32 = 12_582_912.0; // 1.5·2²³
-    // ln 2 as a part with few bits, so that n times it is exact, and the rest
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.max(-87.0);
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    let polynomial =
-        horner(r, [1.000_000_1, 0.999_999_7, 0.499_988_9, 0.166_675_8, 0.041_915_875, 0.008_297_571]);
-    let power_of_two = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    polynomial * power_of_two
-}
-
-/// `coefficients[0] + coefficients[1]·x + …`
-#[inline(always)]
-pub fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
-    let mut sum = coefficients[N - 1];
-    for coefficient in coefficients[..N - 1].iter().rev() {
-        sum = sum * x + coefficient;
-    }
-    sum
+    vector::exp_nonpositive(Scalar, x)
 }
 
 /// Seeded unit rows for tests.
@@ -239,33 +166,17 @@ mod tests {
     }
 
     #[test]
-    fn column_sums_equal_sums_in_f64() {
-        let (rows, columns) = (wave(300, 24), wave(77, 24));
-        let mut tile = Tile::default();
-        tile.fill(&rows, 0..300, &columns, 0..77);
-        let mut sums = vec![1.0; 77];
-        tile.add_column_sums(&mut sums);
-        for (j, sum) in sums.iter().enumerate() {
-            let terms: Vec<f64> = (0..300)
-                .map(|i| {
-                    rows.row(i).iter().zip(columns.row(j)).map(|(l, r)| f64::from(*l) * f64::from(*r)).sum()
-                })
-                .collect();
-            let bound = 1e-5 * (1.0 + terms.iter().map(|term| term.abs()).sum::<f64>());
-            assert!((sum - 1.0 - terms.iter().sum::<f64>()).abs() < bound);
-        }
-    }
-
-    #[test]
     fn any_number_of_threads_gives_the_same_bytes() {
         let (rows, columns) = (wave(600, 40), wave(1000, 40));
         let sums_with = |n_threads| {
             rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap().install(|| {
                 map_strips(columns.n_rows(), |tile: &mut Tile, strip| {
-                    let mut sums = vec![0.0; strip.len()];
+                    let mut sums = vec![0.0f32; strip.len()];
                     for range in ranges(rows.n_rows()) {
                         tile.fill(&rows, range, &columns, strip.clone());
-                        tile.add_column_sums(&mut sums);
+                        for row in 0..tile.n_rows() {
+                            sums.iter_mut().zip(tile.row(row)).for_each(|(sum, value)| *sum += value);
+                        }
                     }
                     sums
                 })
@@ -275,15 +186,5 @@ mod tests {
         assert_eq!(one.iter().map(Vec::len).collect::<Vec<_>>(), [256, 256, 256, 232]);
         assert_eq!(one, sums_with(2));
         assert_eq!(one, sums_with(5));
-    }
-
-    #[test]
-    fn exp_has_its_stated_error() {
-        for step in 0..=870_000 {
-            let x = -(step as f32) * 1e-4;
-            let error = f64::from(exp_nonpositive(x)) / f64::from(x).exp() - 1.0;
-            assert!(error.abs() < 3e-7, "relative error {error:e} at {x}");
-        }
-        assert!(exp_nonpositive(f32::NEG_INFINITY) < 2e-38);
     }
 }

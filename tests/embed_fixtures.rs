@@ -11,6 +11,7 @@ use superbatch::embed::{
 use superbatch::error::Error;
 use superbatch::matrix::{Matrix, dot};
 use superbatch::read::{Limits, ReadSample, Sample, Samples};
+use superbatch::runtime::Place;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
@@ -40,7 +41,10 @@ fn cpu() -> SessionSettings {
 /// Embeds samples in batches of `n_batch`.
 fn embed(model: &Model, samples: &[Sample], n_batch: usize) -> PairEmbeddings {
     let mut towers = Towers::open(model, &cpu()).unwrap();
-    assert_eq!(towers.device_taken(), Device::Cpu);
+    assert_eq!(towers.place(), Place::CPU);
+    let nodes = towers.nodes();
+    assert_eq!(nodes.totals().into_keys().collect::<Vec<_>>(), ["CPUExecutionProvider"]);
+    assert!(nodes.totals()["CPUExecutionProvider"] > 40, "{nodes}");
     let ModelParts::Pair { image, text } = &model.parts else { panic!("the fixtures have both towers") };
     let tokenizer = Tokenizer::open(&model.folder, text).unwrap();
     let mut all: Option<PairEmbeddings> = None;
@@ -193,7 +197,7 @@ fn a_missing_variant_names_the_files() {
 
 #[test]
 fn a_gpu_that_is_not_there_is_an_error() {
-    let settings = SessionSettings { device: Device::Cuda(99), n_threads: 1 };
+    let settings = SessionSettings { device: "cuda:63".parse().unwrap(), n_threads: 1 };
     assert!(matches!(Towers::open(&model("learner"), &settings), Err(Error::Device { .. })));
 }
 

@@ -250,10 +250,9 @@ fn k_means_from_given_centroids() {
     let points = inputs.all().learner.0;
     let params = FitParams {
         n_clusters: k_means.start.len(),
-        n_restarts: 1,
         n_iterations_max: 100,
         tolerance: 0.0,
-        seed: 0,
+        ..FitParams::default()
     };
     let fit = refine(&points, points.gather(&k_means.start), &params);
     assert_close(fit.objective, k_means.objective, 1e-5);

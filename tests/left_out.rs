@@ -44,7 +44,7 @@ fn run_with_changed_shard(failed_shards_max: usize) -> Result<Report, Error> {
 
     let run = RunFolder::create(Storage::new(folder.path().join("run")), plan, OtherPlan::Refuse)?;
     let executor = Executor { part: Part::WHOLE, n_threads: 2, wait: Duration::ZERO };
-    superbatch::pipeline::run(&run, &executor, Device::Cpu)?;
+    superbatch::pipeline::run(&run, &executor, &settings.inference())?;
     report::run(&run, &executor)
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::executor::Part;
+use crate::runtime::Device;
 
 /// Curates image-text pools: keeps the part of a pool that teaches.
 ///
@@ -40,6 +41,18 @@ pub enum Command {
     Write(StageArgs),
     /// Writes the report.
     Report(StageArgs),
+    /// Scores and selects anew with the next checkpoint of the learner, into RUN/rounds/NNN.
+    ///
+    /// Clusters and the embeddings of every other model are kept; the report compares the rounds.
+    Round {
+        run: PathBuf,
+        /// The folder of the new checkpoint, or a folder and one of its exports: `models/a@fp16`.
+        #[arg(long, value_name = "DIR")]
+        learner: String,
+        /// Where models run, as `device` in a pipeline file.
+        #[arg(long, default_value = "auto")]
+        device: Device,
+    },
     /// Shows what of a run is done.
     Status {
         run: PathBuf,
@@ -61,11 +74,30 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Shows what this machine offers: runtime library, devices, threads; with a model, whether it runs.
+    /// Fetches the pinned ONNX Runtime library with pip, for an installed binary.
+    Setup {
+        /// The build with CUDA, and the libraries of CUDA that are missing.
+        #[arg(long)]
+        cuda: bool,
+        /// The Python interpreter whose pip fetches.
+        #[arg(long, default_value = "python3")]
+        python: String,
+    },
+    /// Compares two runs of one pool, or, with --pool, two models on its samples.
+    ///
+    /// A model is a folder, or a folder and one of its exports: `models/a@fp16`.
+    Compare(CompareArgs),
+    /// Shows what this machine offers: runtime library, GPUs, threads; with a model, whether and how fast it runs.
     Doctor {
-        /// A model folder to load and run once.
+        /// A model folder to load and time.
         #[arg(long)]
         model: Option<PathBuf>,
+        /// Time the model with several sessions, threads and rows at once, and suggest settings.
+        #[arg(long, requires = "model")]
+        bench: bool,
+        /// Where the model runs, as `device` in a pipeline file.
+        #[arg(long, default_value = "auto")]
+        device: Device,
     },
 }
 
@@ -94,4 +126,23 @@ pub struct StageArgs {
     /// With `--tasks`: how long to wait for other parts without any of their tasks being committed.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub wait_secs: u64,
+}
+
+#[derive(clap::Args)]
+pub struct CompareArgs {
+    /// A run folder or a model.
+    pub left: String,
+    /// Another of the same kind.
+    pub right: String,
+    /// Shards to compare two models on; more than one pattern may be given.
+    #[arg(long, value_name = "SHARDS")]
+    pub pool: Vec<String>,
+    /// Samples of the pool that both models embed at most.
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub samples: usize,
+    /// Where the models run, as `device` in a pipeline file.
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
+    #[arg(long)]
+    pub json: bool,
 }

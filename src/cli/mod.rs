@@ -4,23 +4,30 @@ mod args;
 mod output;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
-use crate::embed::Device;
+use crate::compare::{self, ModelName, ModelsRequest};
+use crate::doctor::{Bench, ExaminedModel};
+use crate::embed::{InferenceSettings, SessionSettings};
 use crate::error::Error;
 use crate::executor::{Executor, Part};
-use crate::plan::Plan;
+use crate::plan::{Plan, Pool};
 use crate::rejection::Rejection;
 use crate::run_folder::{OtherPlan, RunFolder};
-use crate::settings::Settings;
+use crate::runtime::Device;
+use crate::settings::{
+    DEFAULT_MEMORY_LIMIT_BYTES, EmbedSettings, ModelRole, ModelSettings, ReadSettings, Settings,
+};
+use crate::setup::{self, Build};
 use crate::storage::Storage;
 use crate::{divide, select, write};
 use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
 
-use args::{Args, Command, PipelineArgs, StageArgs};
+use args::{Args, Command, CompareArgs, PipelineArgs, StageArgs};
 use output::{Output, diagnostic};
 
 /// How a command ends.
@@ -61,7 +68,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Run(stage) => {
             let settings = settings_of(&stage.pipeline)?;
             let (run, executor) = open(&stage, &settings, settings.device)?;
-            pipeline::run(&run, &executor, settings.device)?;
+            pipeline::run(&run, &executor, &settings.inference())?;
             finish(&run, &executor)
         }
         Command::Plan { pipeline, json } => {
@@ -75,7 +82,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Embed(stage) => {
             let settings = settings_of(&stage.pipeline)?;
             let (run, executor) = open(&stage, &settings, settings.device)?;
-            pipeline::embed(&run, &executor, settings.device)?;
+            pipeline::embed(&run, &executor, &settings.inference())?;
             Ok(Exit::Done)
         }
         Command::Divide(stage) => stage_command(&stage, divide::run),
@@ -85,6 +92,7 @@ fn run(command: Command) -> Result<Exit, Error> {
             let (run, executor) = open(&stage, &settings_of(&stage.pipeline)?, Device::Cpu)?;
             finish(&run, &executor)
         }
+        Command::Round { run, learner, device } => round(run, &learner, device),
         Command::Status { run, json } => {
             let run = RunFolder::open(Storage::new(run))?;
             let status = status::Status::of(&run)?;
@@ -111,12 +119,66 @@ fn run(command: Command) -> Result<Exit, Error> {
             let shown = inspect::inspect(&path, key.as_deref())?;
             Output::stdout().line(&if json { shown.json() } else { shown.text() })
         }
-        Command::Doctor { model } => {
-            let (text, is_well) = doctor::examine(model.as_deref());
+        Command::Compare(args) => compare(&args),
+        Command::Setup { cuda, python } => {
+            let library = setup::setup(if cuda { Build::Cuda } else { Build::Cpu }, &python)?;
+            Output::stdout().line(&library.display().to_string())
+        }
+        Command::Doctor { model, bench, device } => {
+            let bench = if bench { Bench::Full } else { Bench::Default };
+            let model = model.as_deref().map(|folder| ExaminedModel { folder, device, bench });
+            let (text, is_well) = doctor::examine(model);
             Output::stdout().line(&text)?;
             Ok(if is_well { Exit::Done } else { Exit::Failed })
         }
     }
+}
+
+fn compare(args: &CompareArgs) -> Result<Exit, Error> {
+    let (json, text) = if args.pool.is_empty() {
+        let open = |run: &str| RunFolder::open(Storage::new(run));
+        let compared = compare::compare_runs(&open(&args.left)?, &open(&args.right)?)?;
+        (serde_json::to_string_pretty(&compared), compared.text())
+    } else {
+        let read = ReadSettings::of_shards(&args.pool);
+        let Ok(left) = args.left.parse();
+        let Ok(right) = args.right.parse();
+        let compared = compare::compare_models(&ModelsRequest {
+            left: &left,
+            right: &right,
+            pool: &Pool::find(&read)?,
+            read: &read,
+            n_samples: args.samples,
+            inference: InferenceSettings {
+                device: args.device,
+                sessions: None,
+                memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES,
+            },
+            n_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            inference_batch_size: EmbedSettings::default().inference_batch_size,
+        })?;
+        (serde_json::to_string_pretty(&compared), compared.text())
+    };
+    Output::stdout().line(&if args.json {
+        json.expect("a comparison is representable as JSON")
+    } else {
+        text
+    })
+}
+
+fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
+    let Ok(ModelName { folder, variant }) = learner.parse();
+    let base = RunFolder::open(Storage::new(run))?;
+    let former = base.plan().models.get(ModelRole::Learner).ok_or(Error::NoLearner)?;
+    let learner =
+        ModelSettings { folder, variant, image_size_px: former.image_size_px, calibrate: former.calibrate };
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = pipeline::open_round(&base, &learner, &SessionSettings { device, n_threads })?;
+    let executor = Executor { part: Part::WHOLE, n_threads, wait: Duration::ZERO };
+    let inference =
+        InferenceSettings { device, sessions: None, memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES };
+    pipeline::run(&run, &executor, &inference)?;
+    finish(&run, &executor)
 }
 
 fn stage_command(

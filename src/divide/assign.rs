@@ -46,7 +46,7 @@ pub fn commit_assignments(
         .f32("centroid_margin", assignments.iter().map(|assignment| assignment.centroid_margin));
     let stage = run.divide("divide.assign").expect("the plan has the stage");
     let name = crate::exchange::file_name(&stage, task);
-    let written = table::write(run.run(), &name, &columns.build(), &[])?;
+    let written = table::write(run.storage(&stage), &name, &columns.build(), &[])?;
     let counts = AssignCounts { rows: rows.len() as u64, clusters };
     run.commit(&stage, task, Done::new(vec![written], vec![file, centroids.file.clone()], counts))?;
     Ok(())

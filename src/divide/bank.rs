@@ -126,7 +126,7 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
     }
     let stage = run.divide("divide.bank").expect("the plan has the stage");
     let digest = [("divide_digest", stage.digest.to_string())];
-    let file = table::write(run.run(), BANK, &columns.build(), &digest)?;
+    let file = table::write(run.storage(&stage), BANK, &columns.build(), &digest)?;
     run.commit(&stage, 0, Done::new(vec![file], read, rows.len() as u64))?;
     Ok(())
 }
@@ -145,7 +145,7 @@ fn choose_members(
     for &task in tasks {
         let marker = run.committed::<AssignCounts>(&stage, task)?;
         read.push(marker.file().clone());
-        let batch = table::read(run.run(), marker.file(), &["shard", "sample_idx", "cluster"])?;
+        let batch = table::read(run.storage(&stage), marker.file(), &["shard", "sample_idx", "cluster"])?;
         let rows = Rows(&batch);
         for (sample, &cluster) in
             SampleRef::of_rows(&rows, &plan.pool)?.into_iter().zip(rows.u32("cluster").values())
@@ -195,7 +195,7 @@ impl Texts {
 pub fn read_banks(run: &RunFolder, settings: &DivideSettings) -> Result<LoadedBanks, Error> {
     let stage = run.divide("divide.bank").expect("the plan has the stage");
     let marker = run.committed::<u64>(&stage, 0)?;
-    let batch = table::read(run.run(), marker.file(), &[])?;
+    let batch = table::read(run.storage(&stage), marker.file(), &[])?;
     let rows = Rows(&batch);
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let (images, _) = rows.embeddings("image_embedding");

@@ -4,35 +4,118 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::embed::{read_embedded_samples, read_embeddings};
+use crate::embed::{EmbeddingsCounts, read_embedded_samples, read_embeddings};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::{Done, Marker, RunFolder};
 use crate::sample::SampleRef;
-use crate::settings::{DivideSettings, EmbeddingDtype};
+use crate::settings::{DivideSettings, FitKind};
 use crate::smallest::Smallest;
 use crate::storage::FileRecord;
-use crate::table::{self, Columns, Rows};
+use crate::table::{self, Rows};
 
-use super::kmeans::{FitParams, fit};
+use super::kmeans::{FitError, FitMethod, FitParams, fit, fit_levels};
+use super::saved::{PlannedCentroids, SavedCentroids, centroids_table, tree_of};
+use super::tree::ClusterTree;
 
 const CENTROIDS: &str = "divide/centroids.parquet";
 
 /// A fit ends when an iteration improves its objective by no more than this part of it.
 const FIT_TOLERANCE: f64 = 1e-4;
 
-/// How the centroids were found.
+/// Where the centroids came from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FitCounts {
-    pub n_points: u64,
-    /// `Σ (1 − cos)` over the points of the fit.
-    pub objective: f64,
-    pub n_iterations: usize,
+#[serde(tag = "source", rename_all = "snake_case")]
+pub enum FitCounts {
+    Fitted {
+        n_points: u64,
+        /// `Σ (1 − cos)` over the points of the fit.
+        objective: f64,
+        n_iterations: usize,
+    },
+    /// From another run.
+    Taken(PlannedCentroids),
 }
 
-/// Fits centroids on the samples of smallest keyed hash.
-pub fn commit_fit(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -> Result<(), Error> {
+impl FitParams {
+    pub fn of(settings: &DivideSettings, seed: u64) -> FitParams {
+        FitParams {
+            n_clusters: settings.n_clusters,
+            seeding: settings.seeding,
+            method: match settings.fit {
+                FitKind::FullSample => FitMethod::FullSample,
+                FitKind::MiniBatch => FitMethod::MiniBatch { size: settings.mini_batch_size },
+            },
+            n_restarts: settings.n_restarts,
+            n_iterations_max: settings.n_iterations_max,
+            tolerance: FIT_TOLERANCE,
+            seed,
+        }
+    }
+}
+
+/// Says whether there are enough samples for the clusters before anything of them is read.
+///
+/// # Errors
+///
+/// Fewer embedded samples than clusters.
+pub fn check_n_samples(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -> Result<(), Error> {
+    let stage = run.embeddings(settings.model).expect("checked with the settings");
+    let mut n_points = 0;
+    for &task in tasks {
+        let counts = run.committed::<EmbeddingsCounts>(&stage, task)?.counts;
+        n_points += (counts.rows - counts.rejected.values().sum::<u64>()) as usize;
+    }
+    let n_clusters = settings.n_clusters;
+    match n_points < n_clusters && run.plan().centroids.is_none() {
+        true => Err(Error::Fit { source: FitError::TooFewPoints { n_points, n_clusters } }),
+        false => Ok(()),
+    }
+}
+
+/// Commits the centroids: those of another run, or else fitted ones.
+pub fn commit_centroids(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -> Result<(), Error> {
+    let (rows, tree, read, counts) = match &run.plan().centroids {
+        Some(planned) => {
+            let SavedCentroids { rows, tree, .. } = planned.read()?;
+            (rows, tree, Vec::new(), FitCounts::Taken(planned.clone()))
+        }
+        None => fit_to_pool(run, settings, tasks)?,
+    };
+    let model = run.plan().models.get(settings.model).expect("checked with the settings");
+    let (table, description) = centroids_table(&rows, &tree, &model.digest);
+    let stage = run.divide("divide.fit").expect("the plan has the stage");
+    let description: Vec<_> =
+        [("divide_digest", stage.digest.to_string())].into_iter().chain(description).collect();
+    let file = table::write(run.storage(&stage), CENTROIDS, &table, &description)?;
+    run.commit(&stage, 0, Done::new(vec![file], read, counts))?;
+    Ok(())
+}
+
+type Found = (Matrix, ClusterTree, Vec<FileRecord>, FitCounts);
+
+/// Fits centroids and levels on the samples of smallest keyed hash.
+fn fit_to_pool(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -> Result<Found, Error> {
+    let (points, read) = points_of_fit(run, settings, tasks)?;
+    let params = FitParams::of(settings, run.plan().seed);
+    let fitted = fit(&points, &params).map_err(|source| Error::Fit { source })?;
+    let tree = fit_levels(&fitted.centroids, &settings.parent_levels, &params);
+    let tree = tree.map_err(|source| Error::Fit { source })?;
+    let counts = FitCounts::Fitted {
+        n_points: points.n_rows() as u64,
+        objective: fitted.objective,
+        n_iterations: fitted.n_iterations,
+    };
+    Ok((fitted.centroids, tree, read, counts))
+}
+
+/// The embeddings of the samples of smallest keyed hash, in pool order, and the files that they came from.
+fn points_of_fit(
+    run: &RunFolder,
+    settings: &DivideSettings,
+    tasks: &[usize],
+) -> Result<(Matrix, Vec<FileRecord>), Error> {
     let plan = run.plan();
     let mut chosen = Smallest::new(settings.fit_samples_per_cluster * settings.n_clusters);
     for &task in tasks {
@@ -59,45 +142,30 @@ pub fn commit_fit(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -
             }
         }
     }
-    let points = points.ok_or(Error::NothingEmbedded)?;
-    let params = FitParams {
-        n_clusters: settings.n_clusters,
-        n_restarts: settings.n_restarts,
-        n_iterations_max: settings.n_iterations_max,
-        tolerance: FIT_TOLERANCE,
-        seed: plan.seed,
-    };
-    let fitted = fit(&points, &params).map_err(|source| Error::Fit { source })?;
-    let is_present = vec![true; fitted.centroids.n_rows()];
-    let mut columns = Columns::default();
-    columns.u32("cluster", (0..fitted.centroids.n_rows() as u32).map(Some)).embeddings(
-        "centroid",
-        &fitted.centroids,
-        &is_present,
-        EmbeddingDtype::F32,
-    );
-    let stage = run.divide("divide.fit").expect("the plan has the stage");
-    let digest = [("divide_digest", stage.digest.to_string())];
-    let file = table::write(run.run(), CENTROIDS, &columns.build(), &digest)?;
-    let counts = FitCounts {
-        n_points: points.n_rows() as u64,
-        objective: fitted.objective,
-        n_iterations: fitted.n_iterations,
-    };
-    run.commit(&stage, 0, Done::new(vec![file], read, counts))?;
-    Ok(())
+    Ok((points.ok_or(Error::NothingEmbedded)?, read))
 }
 
 /// The committed centroids, and the file that they came from.
 pub struct Centroids {
     /// `[n_clusters, d]`.
     pub rows: Matrix,
+    pub tree: ClusterTree,
     pub file: FileRecord,
 }
 
 pub fn read_centroids(run: &RunFolder) -> Result<Centroids, Error> {
     let stage = run.divide("divide.fit").expect("the plan has the stage");
     let marker: Marker<FitCounts> = run.committed(&stage, 0)?;
-    let batch = table::read(run.run(), marker.file(), &[])?;
-    Ok(Centroids { rows: Rows(&batch).embeddings("centroid").0, file: marker.file().clone() })
+    let batch = table::read(run.storage(&stage), marker.file(), &[])?;
+    let settings = run.plan().divide.as_ref().expect("the plan has the stage");
+    Ok(Centroids {
+        rows: Rows(&batch).embeddings("centroid").0,
+        tree: tree_of(&batch, &settings.parent_levels),
+        file: marker.file().clone(),
+    })
+}
+
+/// The committed levels above the clusters.
+pub fn read_tree(run: &RunFolder) -> Result<ClusterTree, Error> {
+    Ok(read_centroids(run)?.tree)
 }

@@ -43,7 +43,7 @@ impl HardnessParams {
 pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Result<(), Error> {
     let assign = run.divide("divide.assign").expect("the plan has the stage");
     let marker = run.committed::<AssignCounts>(&assign, task)?;
-    let assigned = table::read(run.run(), marker.file(), &[])?;
+    let assigned = table::read(run.storage(&assign), marker.file(), &[])?;
     let (embedded, embeddings_file) = read_embeddings(run, measure.model, task)?;
     let texts = Texts::read(run, task)?;
     let rows = Rows(&assigned);
@@ -83,7 +83,7 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
     let table = hardness_table(run, measure, &rows, &measured);
     let stage = run.divide("divide").expect("the plan has the stage");
     let digest = [("divide_digest", stage.digest.to_string())];
-    let file = table::write(run.run(), &format!("divide/{task:05}.parquet"), &table, &digest)?;
+    let file = table::write(run.storage(&stage), &format!("divide/{task:05}.parquet"), &table, &digest)?;
     let read = vec![marker.file().clone(), embeddings_file, texts.file.clone(), measure.banks.file.clone()];
     run.commit(&stage, task, Done::new(vec![file], read, samples.len() as u64))?;
     Ok(())
@@ -145,6 +145,11 @@ impl DividedTask {
         self.clusters[self.row(sample)]
     }
 
+    /// The cluster of a sample, if the divide model embedded it.
+    pub fn cluster_of(&self, sample: SampleRef) -> Option<u32> {
+        self.samples.binary_search(&sample).ok().map(|row| self.clusters[row])
+    }
+
     /// The sample's row in the table; every embedded sample has one.
     pub fn row(&self, sample: SampleRef) -> usize {
         self.samples.binary_search(&sample).expect("an embedded sample has a cluster")
@@ -155,7 +160,7 @@ impl DividedTask {
 pub fn read_divided(run: &RunFolder, task: usize) -> Result<DividedTask, Error> {
     let stage = run.divide("divide").expect("the plan has the stage");
     let marker = run.committed::<u64>(&stage, task)?;
-    let table = table::read(run.run(), marker.file(), &[])?;
+    let table = table::read(run.storage(&stage), marker.file(), &[])?;
     let rows = Rows(&table);
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let clusters = rows.u32("cluster").values().to_vec();

@@ -1,11 +1,17 @@
 //! Embeddings in; centroids, each sample's cluster and its hardness out.
 
+mod tree;
 mod kmeans;
 mod hardness;
 
 pub use hardness::{Banks, Exclusions, Hardness, HardnessParams, Negatives, Samples, exclusions, hardness};
-pub use kmeans::{Assignment, Fit, FitError, FitParams, assign, fit, merge_small, refine};
+pub use kmeans::{
+    Assignment, Fit, FitError, FitMethod, FitParams, Seeding, assign, fit, fit_levels, merge_small, refine,
+    starting_points,
+};
+pub use tree::ClusterTree;
 
+mod saved;
 mod fit;
 mod assign;
 mod bank;
@@ -14,6 +20,7 @@ mod stage;
 
 pub use assign::AssignCounts;
 pub use bank::{Bank, LoadedBanks, Texts, read_banks};
-pub use fit::{Centroids, FitCounts, read_centroids};
+pub use fit::{Centroids, FitCounts, read_centroids, read_tree};
 pub use measure::{DividedTask, read_divided};
+pub use saved::{CentroidsError, PlannedCentroids, SavedCentroids};
 pub use stage::run;

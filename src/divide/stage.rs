@@ -1,7 +1,7 @@
 //! The stage: embeddings of the pool in; `divide/` with centroids, banks, clusters and hardness out.
 //!
 //! ```text
-//! divide.fit     one task      centroids from a seeded sample of the pool
+//! divide.fit     one task      centroids and levels from a seeded sample of the pool, or those of another run
 //! divide.assign  a task a run of shards    each sample's cluster
 //! divide.bank    one task      the seeded negatives of each cluster and of the pool
 //! divide         a task a run of shards    hardness of each sample against the banks
@@ -14,7 +14,7 @@ use crate::run_folder::RunFolder;
 
 use super::assign::commit_assignments;
 use super::bank::commit_banks;
-use super::fit::{commit_fit, read_centroids};
+use super::fit::{check_n_samples, commit_centroids, read_centroids};
 use super::measure::{Measure, commit_hardness};
 
 /// Does every undone step of the stage.
@@ -22,7 +22,10 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
     let Some(settings) = &run.plan().divide else { return Ok(()) };
     let step = |name| run.divide(name).expect("the plan has the stage");
     let tasks = complete_tasks(run)?.tasks;
-    executor.run(run, &step("divide.fit"), &[0], 1, |_| commit_fit(run, settings, &tasks))?;
+    if !run.undone(&step("divide.fit"), &[0])?.is_empty() {
+        check_n_samples(run, settings, &tasks)?;
+    }
+    executor.run(run, &step("divide.fit"), &[0], 1, |_| commit_centroids(run, settings, &tasks))?;
     let is_bank_done = run.undone(&step("divide.bank"), &[0])?.is_empty();
     // the report wants the counts of a step whose files may be gone
     let is_counted = run.are_counted(&step("divide.assign"), &tasks)?;

@@ -1,15 +1,17 @@
 //! This machine, and a model if one is named, in; what they offer to a run out.
 
 mod machine;
+mod gpu;
 mod model;
+mod bench;
 
 use std::fmt::Write;
 use std::path::Path;
 
-use ort::ep::{self, ExecutionProvider};
-
-use crate::embed::{load_runtime, runtime_build, runtime_library};
 use crate::error::Error;
+use crate::runtime::{Device, Provider, library};
+
+pub use model::Bench;
 
 /// Width of the names before the findings.
 const NAME_WIDTH: usize = 12;
@@ -28,13 +30,22 @@ impl Findings {
     }
 }
 
-/// Looks at the machine, the runtime library and the model; says whether a run can work with them.
-pub fn examine(model: Option<&Path>) -> (String, bool) {
+/// A model to look at, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct ExaminedModel<'a> {
+    pub folder: &'a Path,
+    pub device: Device,
+    pub bench: Bench,
+}
+
+/// Looks at the machine, the runtime library, the GPUs and the model; says whether a run can work with them.
+pub fn examine(model: Option<ExaminedModel>) -> (String, bool) {
     let mut findings = Findings::default();
     findings.say("superbatch", env!("CARGO_PKG_VERSION"));
     machine::examine(&mut findings);
-    let examined = examine_runtime(&mut findings).and_then(|()| match model {
-        Some(folder) => model::examine(&mut findings, folder),
+    let examined = examine_runtime(&mut findings).and_then(|()| gpu::examine(&mut findings));
+    let examined = examined.and_then(|()| match model {
+        Some(model) => model::examine(&mut findings, model.folder, model.device, model.bench),
         None => Ok(()),
     });
     let is_well = examined.is_ok();
@@ -43,13 +54,13 @@ pub fn examine(model: Option<&Path>) -> (String, bool) {
 }
 
 fn examine_runtime(findings: &mut Findings) -> Result<(), Error> {
-    load_runtime()?;
-    findings.say("runtime", runtime_library()?.display().to_string());
+    library::load()?;
+    findings.say("runtime", library::library()?.display().to_string());
     // what follows are compiler flags
-    findings.say("", runtime_build().split(", cmake").next().unwrap_or_default());
-    // the two that sessions are opened with
-    let providers = if ep::CUDA::is_available().unwrap_or(false) { "CPU, CUDA" } else { "CPU" };
-    findings.say("", format!("execution providers compiled in: {providers}"));
+    findings.say("", library::build_info().split(", cmake").next().unwrap_or_default());
+    let providers = Provider::ALL.into_iter().filter(|provider| provider.is_compiled_in());
+    let names: Vec<&str> = providers.map(Provider::name).collect();
+    findings.say("", format!("execution providers compiled in: {}", names.join(", ")));
     Ok(())
 }
 
@@ -61,18 +72,22 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(name)
     }
 
+    fn cpu(folder: &Path) -> ExaminedModel<'_> {
+        ExaminedModel { folder, device: Device::Cpu, bench: Bench::Default }
+    }
+
     #[test]
     fn a_machine_with_a_model_is_well() {
-        let (text, is_well) = examine(Some(&fixture("learner")));
+        let (text, is_well) = examine(Some(cpu(&fixture("learner"))));
         assert!(is_well, "{text}");
-        for shown in ["superbatch", "processor", "runtime", "CPU", "model.toml", "inference batch of 64"] {
+        for shown in ["superbatch", "processor", "runtime", "CPU", "model.toml", "samples/s"] {
             assert!(text.contains(shown), "{shown} in {text}");
         }
     }
 
     #[test]
     fn a_model_that_is_not_there_is_said_with_a_hint() {
-        let (text, is_well) = examine(Some(Path::new("no/such/model")));
+        let (text, is_well) = examine(Some(cpu(Path::new("no/such/model"))));
         assert!(!is_well);
         let last: Vec<&str> = text.lines().rev().take(3).map(str::trim).collect();
         assert_eq!(last[2], "error: cannot load model `no/such/model`");

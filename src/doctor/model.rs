@@ -2,42 +2,51 @@
 
 use std::path::Path;
 
-use ort::ep::{self, ExecutionProvider};
-
 use crate::embed::image::{Preprocessing, Resize};
 use crate::embed::{
-    CaptionForm, Device, LoadedModel, Model, ModelChoice, ModelKind, SessionSettings, StatedLogits,
+    CaptionForm, DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings, LoadedModel, Model, ModelChoice, ModelKind,
+    SessionSettings, Sessions, StatedLogits,
 };
 use crate::error::Error;
+use crate::runtime::Device;
+use crate::settings::DEFAULT_MEMORY_LIMIT_BYTES;
 
-use super::Findings;
+use super::{Findings, bench};
 
-/// Sizes of inference batches that are timed.
-const BATCH_SIZES: [usize; 3] = [1, 8, 64];
+/// How much is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bench {
+    /// The way that `embed` would take.
+    Default,
+    /// Sessions, threads and rows at once.
+    Full,
+}
 
-pub fn examine(findings: &mut Findings, folder: &Path) -> Result<(), Error> {
+pub fn examine(findings: &mut Findings, folder: &Path, device: Device, bench: Bench) -> Result<(), Error> {
+    let model = Model::open(folder, ModelChoice::default())?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let settings = SessionSettings { device: Device::Auto, n_threads };
-    let mut loaded = LoadedModel::open(folder, ModelChoice::default(), &settings)?;
+    let loaded = LoadedModel::load(model, &SessionSettings { device, n_threads })?;
     describe(findings, &loaded);
-
-    let device = loaded.towers.device_taken();
-    findings.say("device", device.to_string());
-    if device == Device::Cpu
-        && ep::CUDA::is_available().unwrap_or(false)
-        && let Err(error) = LoadedModel::open(
-            folder,
-            ModelChoice::default(),
-            &SessionSettings { device: Device::Cuda(0), ..settings },
-        )
-    {
-        findings.say("", format!("the runtime has CUDA, but it cannot be used\n{}", error.message()));
+    findings.say("device", format!("{}, nodes: {}", loaded.towers.place(), loaded.towers.nodes()));
+    let fallen_back = loaded.towers.nodes();
+    for (operator, n) in fallen_back.fallen_back(loaded.towers.place()) {
+        findings.say("", format!("{n} nodes of `{operator}` run on the processor"));
     }
-    for batch_size in BATCH_SIZES {
-        let rate = loaded.samples_per_sec(batch_size)?;
-        findings.say("", format!("{rate:.1} samples/s, in an inference batch of {batch_size}"));
+    match bench {
+        Bench::Full => bench::examine(findings, &loaded.model, device),
+        Bench::Default => {
+            let inference =
+                InferenceSettings { device, sessions: None, memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES };
+            let batch_size = DEFAULT_INFERENCE_BATCH_SIZE;
+            let mut sessions = Sessions::open(&loaded.model, &inference, n_threads, batch_size)?;
+            let rate = sessions.samples_per_sec()?;
+            findings.say(
+                "speed",
+                format!("{rate:.1} samples/s, as `embed` would run it; `--bench` tries other ways"),
+            );
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 fn describe(findings: &mut Findings, loaded: &LoadedModel) {

@@ -1,10 +1,15 @@
 //! A read sample in, the inputs of every model out: decoded once, preprocessed once for each distinct rule.
 
+use std::sync::Arc;
+
+use ::image::RgbImage;
+
 use crate::error::Error;
 use crate::read::{Limits, ReadSample, RejectedSample, Sample};
 use crate::rejection::Rejection;
 
 use super::image::{Preprocessing, decode, preprocess};
+use super::loaded::LoadedModel;
 use super::model::{Model, ModelParts, TextSide};
 use super::tokenize::{Tokenizer, Tokens};
 use super::tower::{BatchInputs, BatchOutputs, Logits};
@@ -32,8 +37,10 @@ pub struct DecodedSample {
     pub inputs: Option<ModelInputs>,
 }
 
-/// What the models take of one sample, by model.
+/// What the models take of one sample.
 pub struct ModelInputs {
+    /// By model, which of these it takes.
+    taken: Arc<[Taken]>,
     /// `[3, height, width]` of each distinct preprocessing.
     pixels: Vec<Vec<f32>>,
     /// One row for each tokenizer.
@@ -47,7 +54,7 @@ pub struct Encoders {
     preprocessings: Vec<Preprocessing>,
     tokenizers: Vec<Tokenizer>,
     /// By model, which of these it takes.
-    taken: Vec<Taken>,
+    taken: Arc<[Taken]>,
     limits: Limits,
 }
 
@@ -62,9 +69,10 @@ enum Taken {
 impl Encoders {
     pub fn new<'a>(models: impl IntoIterator<Item = &'a Model>, limits: Limits) -> Result<Encoders, Error> {
         let mut encoders =
-            Encoders { preprocessings: Vec::new(), tokenizers: Vec::new(), taken: Vec::new(), limits };
+            Encoders { preprocessings: Vec::new(), tokenizers: Vec::new(), taken: Arc::new([]), limits };
+        let mut taken = Vec::new();
         for model in models {
-            let taken = match &model.parts {
+            taken.push(match &model.parts {
                 ModelParts::Pair { image, text } => Taken::Pair {
                     pixels: encoders.preprocessing(&image.preprocessing),
                     tokens: encoders.tokenizer(model, text)?,
@@ -73,9 +81,9 @@ impl Encoders {
                     Taken::Image { pixels: encoders.preprocessing(&image.preprocessing) }
                 }
                 ModelParts::Text(text) => Taken::Text { tokens: encoders.tokenizer(model, text)? },
-            };
-            encoders.taken.push(taken);
+            });
         }
+        encoders.taken = taken.into();
         Ok(encoders)
     }
 
@@ -91,6 +99,11 @@ impl Encoders {
     fn tokenizer(&mut self, model: &Model, side: &TextSide) -> Result<usize, Error> {
         self.tokenizers.push(Tokenizer::open(&model.folder, side)?);
         Ok(self.tokenizers.len() - 1)
+    }
+
+    /// What the models take of a black image with a short caption.
+    pub fn blank(&self) -> Result<ModelInputs, Error> {
+        self.encode(&RgbImage::new(1, 1), Some("a photo"), None)
     }
 
     /// Decodes one sample.
@@ -115,47 +128,75 @@ impl Encoders {
             }
         };
         (row.width, row.height) = (Some(image.width()), Some(image.height()));
-        let pixels = self.preprocessings.iter().map(|preprocessing| {
-            let mut pixels = vec![0.0; preprocessing.n_values()];
-            preprocess(&image, preprocessing, &mut pixels);
-            pixels
-        });
-        let mut inputs = ModelInputs { pixels: pixels.collect(), tokens: Vec::new(), label: row.label };
-        for tokenizer in &self.tokenizers {
-            let mut tokens = Tokens::new(tokenizer.context_length());
-            // models of captions are planned for pools where every sample has one
-            tokenizer.encode(row.caption.as_deref().expect("a whole sample has a caption"), &mut tokens)?;
-            inputs.tokens.push(tokens);
-        }
+        let inputs = self.encode(&image, row.caption.as_deref(), row.label)?;
         Ok(DecodedSample { row, inputs: Some(inputs) })
     }
 
-    /// What a model takes of an inference batch.
-    pub fn batch(&self, model_idx: usize, batch: &[ModelInputs]) -> BatchInputs {
-        let pixels = |position: usize| {
-            let mut pixels = Vec::with_capacity(batch.len() * self.preprocessings[position].n_values());
-            batch.iter().for_each(|inputs| pixels.extend_from_slice(&inputs.pixels[position]));
+    fn encode(
+        &self,
+        image: &RgbImage,
+        caption: Option<&str>,
+        label: Option<u32>,
+    ) -> Result<ModelInputs, Error> {
+        let pixels = self.preprocessings.iter().map(|preprocessing| {
+            let mut pixels = vec![0.0; preprocessing.n_values()];
+            preprocess(image, preprocessing, &mut pixels);
             pixels
-        };
-        let tokens = |position: usize| {
-            let mut tokens = Tokens::new(self.tokenizers[position].context_length());
-            batch.iter().for_each(|inputs| tokens.append(&inputs.tokens[position]));
-            tokens
-        };
-        match self.taken[model_idx] {
-            Taken::Pair { pixels: image, tokens: text } => {
-                BatchInputs::Pairs { pixels: pixels(image), tokens: tokens(text) }
-            }
-            Taken::Image { pixels: image } => {
-                BatchInputs::Images { pixels: pixels(image), n_images: batch.len() }
-            }
-            Taken::Text { tokens: text } => BatchInputs::Captions(tokens(text)),
+        });
+        let mut inputs =
+            ModelInputs { taken: self.taken.clone(), pixels: pixels.collect(), tokens: Vec::new(), label };
+        for tokenizer in &self.tokenizers {
+            let caption = caption.expect("models of captions are planned where every sample has one");
+            let mut tokens = Tokens::new(tokenizer.context_length());
+            tokenizer.encode(caption, &mut tokens)?;
+            inputs.tokens.push(tokens);
         }
+        Ok(inputs)
     }
 }
 
-/// What a model made of an inference batch: a rejection in place of each row that is null.
-pub fn rejections(outputs: &BatchOutputs, batch: &[ModelInputs]) -> Vec<Option<Rejection>> {
+/// What a model made of some samples, a row a sample.
+pub struct EmbeddedBatch {
+    pub outputs: BatchOutputs,
+    /// Why there is nothing for a sample.
+    pub rejections: Vec<Option<Rejection>>,
+}
+
+/// Runs one model over samples. `model_idx` is its position in the encoders that made the inputs.
+pub fn embed_batch(
+    loaded: &mut LoadedModel,
+    model_idx: usize,
+    batch: &[ModelInputs],
+) -> Result<EmbeddedBatch, Error> {
+    let outputs = loaded.towers.embed(&batch_inputs(model_idx, batch))?;
+    let rejections = rejections(&outputs, batch);
+    Ok(EmbeddedBatch { outputs, rejections })
+}
+
+fn batch_inputs(model_idx: usize, batch: &[ModelInputs]) -> BatchInputs {
+    let pixels = |position: usize| {
+        let mut pixels = Vec::with_capacity(batch.len() * batch[0].pixels[position].len());
+        batch.iter().for_each(|inputs| pixels.extend_from_slice(&inputs.pixels[position]));
+        pixels
+    };
+    let tokens = |position: usize| {
+        let mut tokens = Tokens::new(batch[0].tokens[position].context_length());
+        batch.iter().for_each(|inputs| tokens.append(&inputs.tokens[position]));
+        tokens
+    };
+    match batch[0].taken[model_idx] {
+        Taken::Pair { pixels: image, tokens: text } => {
+            BatchInputs::Pairs { pixels: pixels(image), tokens: tokens(text) }
+        }
+        Taken::Image { pixels: image } => {
+            BatchInputs::Images { pixels: pixels(image), n_images: batch.len() }
+        }
+        Taken::Text { tokens: text } => BatchInputs::Captions(tokens(text)),
+    }
+}
+
+/// A rejection in place of each row that is no result.
+fn rejections(outputs: &BatchOutputs, batch: &[ModelInputs]) -> Vec<Option<Rejection>> {
     let mut rejections = vec![None; batch.len()];
     let mut reject = |rows: &[usize]| {
         rows.iter().for_each(|&row| rejections[row] = Some(Rejection::DegenerateEmbedding));

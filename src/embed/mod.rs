@@ -3,29 +3,35 @@
 pub mod image;
 mod model;
 mod tokenize;
-mod runtime;
 mod session;
+mod graph;
+mod graph_inputs;
 mod tower;
 mod loaded;
 mod feed;
 mod decoded;
 mod values;
+mod infer;
 mod writer;
 mod stage;
+mod rate;
 mod complete;
 mod rows;
 
+pub use crate::runtime::Device;
 pub use complete::{CompleteTasks, complete_tasks};
+pub use decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow};
 pub use feed::open_shard;
+pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing};
 pub use loaded::LoadedModel;
 pub use model::{
     CaptionForm, ImageSide, LogitBias, LogitScale, Model, ModelChoice, ModelError, ModelKind, ModelParts,
     Sourced, StatedLogits, TextPreparation, TextSide, Variant,
 };
+pub use rate::Sessions;
 pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
-pub use runtime::{build_info as runtime_build, library as runtime_library, load as load_runtime};
-pub use session::{Device, SessionSettings, UnknownDevice};
-pub use stage::{FailedTask, run};
+pub use session::SessionSettings;
+pub use stage::{FailedTask, InferenceSettings, run};
 pub use tokenize::{Tokenizer, Tokens};
 pub use tower::{
     BatchInputs, BatchOutputs, CombinedTower, Embeddings, ImageTower, Logits, PairEmbeddings, TextTower,

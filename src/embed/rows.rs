@@ -1,6 +1,7 @@
 //! What later stages read of this one: the embeddings of a task's samples under one model.
 
 use crate::error::Error;
+use crate::matrix::Matrix;
 use crate::rejection::Rejection;
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
@@ -24,6 +25,17 @@ impl EmbeddedRows {
     /// Whether the model has something for the sample at this row.
     pub fn is_present(&self, row: usize) -> bool {
         self.rejections[row].is_none()
+    }
+
+    /// The rows at which these samples stand, all of which are embedded.
+    pub fn rows_of(&self, samples: &[SampleRef]) -> Vec<usize> {
+        let row = |sample| self.samples.binary_search(sample).expect("an embedded sample");
+        samples.iter().map(row).collect()
+    }
+
+    /// Both towers, where the model has both.
+    pub fn pairs(&self) -> Option<(&Matrix, &Matrix)> {
+        self.rows.images().zip(self.rows.captions())
     }
 }
 

@@ -7,8 +7,11 @@
 //! reader ─ blocks of samples → decoders (rayon) ─ decoded blocks → inference ─ embedded tasks → writer
 //! ```
 //!
-//! Inference batches are cut at fixed multiples from the start of each task, so that they are the same in every run.
+//! One pool of decoders serves all devices. Inference batches are cut at fixed multiples from the start of each task, so
+//! that they are the same in every run, and embeddings go back into the order of the shard, so that the files are the
+//! same for any number of devices and sessions.
 
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use rayon::prelude::*;
@@ -18,16 +21,27 @@ use crate::executor::Executor;
 use crate::progress::Progress;
 use crate::read::ReadSample;
 use crate::run_folder::{RunFolder, Stage};
+use crate::runtime::{Device, Place};
 use crate::settings::ModelRole;
 
-use super::decoded::{DecodedSample, Encoders, ModelInputs, rejections};
+use super::decoded::{DecodedSample, Encoders};
 use super::feed::{self, Block, Event, TaskWork};
-use super::loaded::LoadedModel;
-use super::session::{Device, SessionSettings};
-use super::writer::{EmbeddedTask, write_task};
+use super::infer::{Cutter, Sharing, Step, Worker, rows_at_once};
+use super::model::Model;
+use super::writer::{EmbeddedTask, ModelFacts, write_task};
 
 /// Blocks that wait between two threads.
 const BLOCKS_WAITING: usize = 2;
+
+/// What inference may use of this machine; nothing of it changes what an embedding means.
+#[derive(Clone, Copy, Debug)]
+pub struct InferenceSettings {
+    pub device: Device,
+    /// Sets of sessions on each device; absent: as many as threads and memory have room for.
+    pub sessions: Option<usize>,
+    /// Weights take a quarter of it at most, unless `sessions` says otherwise.
+    pub memory_limit_bytes: u64,
+}
 
 /// Where a task's shards could not be read, after its retries.
 #[derive(Debug)]
@@ -45,42 +59,83 @@ struct NeededModel {
 }
 
 /// Does every undone embed task of this process's part, and returns those that failed.
-pub fn run(run: &RunFolder, executor: &Executor, device: Device) -> Result<Vec<FailedTask>, Error> {
-    let models = needed_models(run, executor)?;
-    let work = undone_work(run, executor, &models)?;
+pub fn run(
+    run: &RunFolder,
+    executor: &Executor,
+    settings: &InferenceSettings,
+) -> Result<Vec<FailedTask>, Error> {
+    let needed = needed_models(run, executor)?;
+    let work = undone_work(run, executor, &needed)?;
     if work.is_empty() {
         return Ok(Vec::new());
     }
-    let settings = SessionSettings { device, n_threads: executor.n_threads };
-    let mut loaded = Vec::with_capacity(models.len());
-    for model in &models {
+    let mut models = Vec::with_capacity(needed.len());
+    for model in &needed {
         let planned = run.plan().models.get(model.role).expect("the plan names the model");
-        loaded.push(LoadedModel::open(&planned.folder, planned.choice(), &settings)?);
+        models.push(Model::open(&planned.folder, planned.choice())?);
     }
-    let encoders = Encoders::new(loaded.iter().map(|loaded| &loaded.model), run.plan().read.limits.clone())?;
+    let encoders = Encoders::new(&models, run.plan().read.limits.clone())?;
+    let mut workers = open_workers(run, executor, settings, &models)?;
+    let facts = ModelFacts::of_workers(&workers);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(executor.n_threads)
         .build()
         .expect("threads of a pool can be started");
     let progress = Progress::bytes("embed", work.iter().map(|work| task_bytes(run, work.task)).sum(), 0);
+    let (read_sender, read_receiver) = sync_channel(BLOCKS_WAITING);
+    let (decoded_sender, decoded_receiver) = sync_channel(BLOCKS_WAITING);
+    let (job_sender, job_receiver) = sync_channel(workers.len());
+    let (step_sender, step_receiver) = sync_channel(4 * workers.len());
+    let (embedded_sender, embedded_receiver) = sync_channel(1);
+    let job_receiver = Mutex::new(job_receiver);
+    let inference_batch_size = run.plan().embed.inference_batch_size;
+    let rows_at_once = rows_at_once(workers[0].place.provider, inference_batch_size);
     std::thread::scope(|scope| {
-        let (read_sender, read_receiver) = sync_channel(BLOCKS_WAITING);
-        let (decoded_sender, decoded_receiver) = sync_channel(BLOCKS_WAITING);
-        let (embedded_sender, embedded_receiver) = sync_channel(1);
-        let (pool, encoders, work, models, progress) = (&pool, &encoders, &work, &models, &progress);
+        let (pool, encoders, work, needed) = (&pool, &encoders, &work, &needed);
+        let (progress, job_receiver) = (&progress, &job_receiver);
+        // each thread owns its ends of the channels, so that one that stops stops those around it
         scope.spawn(move || feed::read_tasks(run, work, &read_sender));
         scope.spawn(move || decode_blocks(pool, encoders, &read_receiver, &decoded_sender));
-        let writer = scope.spawn(move || write_tasks(run, models, progress, &embedded_receiver));
-        let mut models = Inference { loaded: &mut loaded, encoders };
-        let inferred = infer_tasks(run, work, &mut models, &decoded_receiver, &embedded_sender, progress);
-        // with both ends dropped the other threads end, whether or not inference did its share
-        drop((decoded_receiver, embedded_sender));
+        scope.spawn(move || {
+            let cutter = Cutter { work, inference_batch_size, rows_at_once };
+            cutter.run(&decoded_receiver, &job_sender, &step_sender);
+        });
+        for worker in &mut workers {
+            scope.spawn(move || worker.work(job_receiver));
+        }
+        let writer = scope.spawn(move || write_tasks(run, needed, progress, &embedded_receiver));
+        let assembled = assemble_tasks(work, &facts, &step_receiver, &embedded_sender, progress);
+        // with both ends dropped the other threads end, whether or not all was done
+        drop((step_receiver, embedded_sender));
         let written = writer.join().expect("the writer does not panic");
-        let failed = inferred?;
+        let failed = assembled?;
         written?;
         progress.finish();
         Ok(failed)
     })
+}
+
+/// A set of sessions for each device, or several, as its threads and the memory limit have room for.
+fn open_workers(
+    run: &RunFolder,
+    executor: &Executor,
+    settings: &InferenceSettings,
+    models: &[Model],
+) -> Result<Vec<Worker>, Error> {
+    let places = settings.device.places()?;
+    let n_threads = (executor.n_threads / places.len()).max(1);
+    let graph_bytes = models.iter().map(|model| model.graph_bytes).sum::<u64>() * places.len() as u64;
+    let provider = places[0].provider;
+    let sharing =
+        Sharing::of(provider, n_threads, graph_bytes, settings.memory_limit_bytes, settings.sessions);
+    let shown: Vec<String> = places.iter().map(Place::to_string).collect();
+    tracing::info!(
+        devices = shown.join(" "),
+        sessions_a_device = sharing.n_sessions,
+        threads_a_session = sharing.n_threads,
+        "inference"
+    );
+    Worker::open_all(models, &places, sharing, run.plan().embed.inference_batch_size)
 }
 
 fn task_bytes(run: &RunFolder, task: usize) -> u64 {
@@ -130,84 +185,46 @@ fn decode_blocks(
     }
 }
 
-/// Runs the models over what is decoded, task by task, and hands on each task that is complete.
-fn infer_tasks(
-    run: &RunFolder,
+/// Puts embeddings beside their samples, task by task, and hands on each task that is complete.
+fn assemble_tasks(
     work: &[TaskWork],
-    models: &mut Inference,
-    receiver: &Receiver<Event<DecodedSample>>,
+    models: &[ModelFacts],
+    receiver: &Receiver<Step>,
     sender: &SyncSender<EmbeddedTask>,
     progress: &Progress,
 ) -> Result<Vec<FailedTask>, Error> {
-    let batch_size = run.plan().embed.inference_batch_size;
     let mut failed = Vec::new();
     let mut n_embedded = 0;
-    let mut current: Option<TaskInference> = None;
-    for event in receiver {
-        match event {
-            Event::Start { work_idx } => current = Some(TaskInference::new(&work[work_idx], models.loaded)),
-            Event::Samples(block) => {
-                let inference = current.as_mut().expect("a task starts before its samples");
-                for sample in block.samples {
-                    inference.push(block.shard_idx, sample);
-                    if inference.waiting.len() == batch_size {
-                        n_embedded += inference.run_batch(models)?;
-                        progress
-                            .message(format!("{:.0} images/s", n_embedded as f64 / progress.elapsed_secs()));
-                    }
-                }
+    let mut current: Option<EmbeddedTask> = None;
+    const STARTED: &str = "a task starts before its samples";
+    for step in receiver {
+        match step {
+            Step::Start { work_idx } => {
+                let work = &work[work_idx];
+                let facts = work.models.iter().map(|&model| models[model].clone());
+                current = Some(EmbeddedTask::new(work.clone(), facts.collect()));
             }
-            Event::End { times } => {
-                let mut inference = current.take().expect("a task starts before it ends");
-                n_embedded += inference.run_batch(models)?;
-                inference.task.times = times;
-                if sender.send(inference.task).is_err() {
+            Step::Rows { shard_idx, rows } => current.as_mut().expect(STARTED).push_rows(shard_idx, rows),
+            Step::Inferred(result) => {
+                let inferred = result.recv().expect("a worker answers each job")?;
+                let task = current.as_mut().expect(STARTED);
+                n_embedded += task.push_embeddings(&inferred);
+                progress.message(format!("{:.0} images/s", n_embedded as f64 / progress.elapsed_secs()));
+            }
+            Step::End { times } => {
+                let mut task = current.take().expect(STARTED);
+                task.times = times;
+                if sender.send(task).is_err() {
                     break; // the writer failed and says why
                 }
             }
-            Event::Failed { task, error } => failed.push(FailedTask { task, error }),
-            Event::Broken { error } => return Err(error),
+            Step::Failed { task, error } => failed.push(FailedTask { task, error }),
+            Step::Broken { error } => return Err(error),
         }
     }
+    let secs = progress.elapsed_secs();
+    tracing::info!(n_embedded, secs, "embedded");
     Ok(failed)
-}
-
-/// The models, and what prepares their batches.
-struct Inference<'a> {
-    loaded: &'a mut [LoadedModel],
-    encoders: &'a Encoders,
-}
-
-/// One task on its way through the models.
-struct TaskInference {
-    task: EmbeddedTask,
-    /// The inputs of the next inference batch.
-    waiting: Vec<ModelInputs>,
-}
-
-impl TaskInference {
-    fn new(work: &TaskWork, models: &[LoadedModel]) -> TaskInference {
-        let rows = work.models.iter().map(|&model| models[model].no_rows());
-        TaskInference { task: EmbeddedTask::new(work.clone(), rows), waiting: Vec::new() }
-    }
-
-    fn push(&mut self, shard_idx: usize, sample: DecodedSample) {
-        let inputs = self.task.push(shard_idx, sample);
-        self.waiting.extend(inputs);
-    }
-
-    /// Runs every model of the task over the waiting samples; returns how many they were.
-    fn run_batch(&mut self, models: &mut Inference) -> Result<usize, Error> {
-        let batch = std::mem::take(&mut self.waiting);
-        if !batch.is_empty() {
-            for (slot, model_idx) in self.task.work.models.clone().into_iter().enumerate() {
-                let model = &mut models.loaded[model_idx];
-                let outputs = model.towers.embed(&models.encoders.batch(model_idx, &batch))?;
-                self.task.push_outputs(slot, &outputs, rejections(&outputs, &batch), model.numerics());
-            }
-        }
-        Ok(batch.len())
-    }
 }
 
 fn write_tasks(

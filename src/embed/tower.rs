@@ -1,17 +1,13 @@
 //! Tensors and token ids in, unit embeddings out: the graphs of a model, on one device.
 
-use std::borrow::Cow;
-use std::path::{Path, PathBuf};
-
-use half::f16;
-use ort::session::{Session, SessionInputValue};
-use ort::value::{Tensor, TensorElementType, ValueType};
-
+use super::graph::{Graph, Input, N_DRY};
+use super::graph_inputs::{Pixels, TokenInputs};
 use super::model::{ImageSide, Model, ModelError, ModelParts, TextSide};
-use super::session::{self, Device, SessionSettings};
+use super::session::SessionSettings;
 use super::tokenize::Tokens;
 use crate::error::Error;
 use crate::matrix::Matrix;
+use crate::runtime::{NodeCounts, Place};
 
 /// Embeddings of one tower, a row a sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +78,7 @@ impl Towers {
     ///
     /// [`Error::Model`] for graphs that cannot be loaded, lack inputs or outputs, or want images of another size;
     /// [`Error::Device`] for a GPU that was asked for and cannot be used; those of
-    /// [`load_runtime`](super::load_runtime).
+    /// [`load`](crate::runtime::library::load).
     pub fn open(model: &Model, settings: &SessionSettings) -> Result<Towers, Error> {
         let image_tower = |side, outputs| ImageTower::open(model, side, outputs, settings).map(Box::new);
         let text_tower = |side| TextTower::open(model, side, settings).map(Box::new);
@@ -123,13 +119,25 @@ impl Towers {
     }
 
     /// What the graphs run on.
-    pub fn device_taken(&self) -> Device {
+    pub fn place(&self) -> Place {
         match self {
-            Towers::Split(tower, _) | Towers::Image(tower) | Towers::Classifier(tower) => {
-                tower.device_taken()
+            Towers::Split(tower, _) | Towers::Image(tower) | Towers::Classifier(tower) => tower.graph.place,
+            Towers::Text(tower) => tower.graph.place,
+            Towers::Combined(tower) => tower.graph.place,
+        }
+    }
+
+    /// Which provider runs how many nodes of all graphs.
+    pub fn nodes(&self) -> NodeCounts {
+        match self {
+            Towers::Split(image, text) => {
+                let mut nodes = image.graph.nodes.clone();
+                nodes.extend(&text.graph.nodes);
+                nodes
             }
-            Towers::Text(tower) => tower.device_taken(),
-            Towers::Combined(tower) => tower.graph.device,
+            Towers::Image(tower) | Towers::Classifier(tower) => tower.graph.nodes.clone(),
+            Towers::Text(tower) => tower.graph.nodes.clone(),
+            Towers::Combined(tower) => tower.graph.nodes.clone(),
         }
     }
 
@@ -193,10 +201,6 @@ impl ImageTower {
         Ok(rows)
     }
 
-    pub fn device_taken(&self) -> Device {
-        self.graph.device
-    }
-
     fn width(&mut self) -> Result<usize, ModelError> {
         let blank = self.pixels.blank(N_DRY);
         let input = self.pixels.input(&blank, N_DRY).map_err(|source| self.graph.dry_fault(source))?;
@@ -234,13 +238,9 @@ impl TextTower {
         Ok(unit_rows(rows))
     }
 
-    pub fn device_taken(&self) -> Device {
-        self.graph.device
-    }
-
     fn width(&mut self) -> Result<usize, ModelError> {
-        let inputs =
-            self.tokens.inputs(&self.tokens.blank(N_DRY)).map_err(|source| self.graph.dry_fault(source))?;
+        let blank = self.tokens.blank(N_DRY);
+        let inputs = self.tokens.inputs(&blank).map_err(|source| self.graph.dry_fault(source))?;
         let [width] = self.graph.dry_run(inputs, [&self.output])?;
         Ok(width)
     }
@@ -276,14 +276,9 @@ impl CombinedTower {
         Ok(CombinedTower { graph, pixels, tokens, image_output, text_output })
     }
 
-    fn inputs(&self, pixels: &[f32], tokens: &Tokens) -> ort::Result<Vec<Input>> {
-        let mut inputs = self.tokens.inputs(tokens)?;
-        inputs.push(self.pixels.input(pixels, tokens.n_rows())?);
-        Ok(inputs)
-    }
-
     fn embed(&mut self, pixels: &[f32], tokens: &Tokens) -> Result<PairEmbeddings, Error> {
-        let inputs = self.inputs(pixels, tokens).map_err(|source| self.graph.fault(source))?;
+        let inputs = pair_inputs(&self.pixels, &self.tokens, pixels, tokens);
+        let inputs = inputs.map_err(|source| self.graph.fault(source))?;
         let [image, text] =
             self.graph.run(inputs, [&self.image_output, &self.text_output], tokens.n_rows())?;
         Ok(PairEmbeddings { image: unit_rows(image), text: unit_rows(text) })
@@ -291,142 +286,23 @@ impl CombinedTower {
 
     fn widths(&mut self) -> Result<(usize, usize), ModelError> {
         let (pixels, tokens) = (self.pixels.blank(N_DRY), self.tokens.blank(N_DRY));
-        let inputs = self.inputs(&pixels, &tokens).map_err(|source| self.graph.dry_fault(source))?;
+        let inputs = pair_inputs(&self.pixels, &self.tokens, &pixels, &tokens);
+        let inputs = inputs.map_err(|source| self.graph.dry_fault(source))?;
         let [image, text] = self.graph.dry_run(inputs, [&self.image_output, &self.text_output])?;
         Ok((image, text))
     }
 }
 
-/// Samples of the dry run: two, so that a graph with a fixed batch of one is found out.
-const N_DRY: usize = 2;
-
-type Input = (Cow<'static, str>, SessionInputValue<'static>);
-
-/// A loaded graph file.
-struct Graph {
-    session: Session,
-    path: PathBuf,
-    folder: PathBuf,
-    /// For messages: `image`, `text` or `combined`.
-    tower: &'static str,
-    device: Device,
-}
-
-impl Graph {
-    fn open(
-        model: &Model,
-        path: &Path,
-        tower: &'static str,
-        settings: &SessionSettings,
-    ) -> Result<Graph, Error> {
-        let (session, device) = session::open(model, path, settings)?;
-        Ok(Graph { session, path: path.to_owned(), folder: model.folder.clone(), tower, device })
-    }
-
-    fn fault(&self, source: ort::Error) -> Error {
-        Error::Inference { tower: self.tower, folder: self.folder.clone(), source }
-    }
-
-    fn dry_fault(&self, source: ort::Error) -> ModelError {
-        ModelError::DryRun { graph: self.path.clone(), source }
-    }
-
-    fn input_names(&self) -> Vec<String> {
-        self.session.inputs().iter().map(|input| input.name().to_owned()).collect()
-    }
-
-    /// The element type of an input, if the graph has it.
-    fn input_type(&self, name: &str) -> Option<TensorElementType> {
-        let input = self.session.inputs().iter().find(|input| input.name() == name)?;
-        match input.dtype() {
-            ValueType::Tensor { ty, .. } => Some(*ty),
-            _ => None,
-        }
-    }
-
-    fn no_input(&self, wanted: &'static str) -> ModelError {
-        ModelError::NoInput { graph: self.path.clone(), wanted, offered: self.input_names() }
-    }
-
-    /// Refuses a graph that wants something which we do not feed.
-    fn check_inputs(&self, pixels: &[&str], tokens: &[&str]) -> Result<(), ModelError> {
-        let unknown =
-            self.input_names().into_iter().find(|name| !pixels.iter().chain(tokens).any(|fed| fed == name));
-        match unknown {
-            None => Ok(()),
-            Some(input) => Err(ModelError::UnknownInput { graph: self.path.clone(), input }),
-        }
-    }
-
-    /// The length of each axis of an input, −1 where any will do; none where the graph does not say.
-    fn input_shape(&self, name: &str) -> Option<Vec<i64>> {
-        let input = self.session.inputs().iter().find(|input| input.name() == name)?;
-        match input.dtype() {
-            ValueType::Tensor { shape, .. } if !shape.is_empty() => Some(shape.to_vec()),
-            _ => None,
-        }
-    }
-
-    /// The output that the manifest names, else the first of the preferred ones that the graph has, else its only one.
-    fn output(&self, named: Option<&str>, preferred: &[&str]) -> Result<String, ModelError> {
-        let offered: Vec<String> =
-            self.session.outputs().iter().map(|output| output.name().to_owned()).collect();
-        let wanted: Vec<&str> = named.map_or(preferred.to_vec(), |name| vec![name]);
-        match wanted.iter().find(|name| offered.iter().any(|output| output == *name)) {
-            Some(name) => Ok((*name).to_owned()),
-            None if named.is_none() && offered.len() == 1 => Ok(offered[0].clone()),
-            None => Err(ModelError::NoOutput {
-                graph: self.path.clone(),
-                wanted: wanted.into_iter().map(str::to_owned).collect(),
-                offered,
-            }),
-        }
-    }
-
-    fn run<const N: usize>(
-        &mut self,
-        inputs: Vec<Input>,
-        outputs: [&str; N],
-        n: usize,
-    ) -> Result<[Matrix; N], Error> {
-        let (tower, folder, path) = (self.tower, &self.folder, &self.path);
-        let fault = |source| Error::Inference { tower, folder: folder.clone(), source };
-        let values = self.session.run(inputs).map_err(fault)?;
-        let mut all = Vec::with_capacity(N);
-        for output in outputs {
-            let (shape, raw) = extract(&values[output]).map_err(fault)?;
-            if shape.len() != 2 || shape[0] != n as i64 || shape[1] < 1 {
-                let source =
-                    ModelError::OutputShape { graph: path.clone(), output: output.to_owned(), shape };
-                return Err(Error::Model { folder: folder.clone(), source });
-            }
-            all.push(Matrix::new(raw, shape[1] as usize));
-        }
-        Ok(all.try_into().expect("one for each output"))
-    }
-
-    /// The widths of outputs.
-    fn dry_run<const N: usize>(
-        &mut self,
-        inputs: Vec<Input>,
-        outputs: [&str; N],
-    ) -> Result<[usize; N], ModelError> {
-        match self.run(inputs, outputs, N_DRY) {
-            Ok(rows) => Ok(rows.map(|rows| rows.n_cols())),
-            Err(Error::Model { source, .. }) => Err(source),
-            Err(Error::Inference { source, .. }) => Err(self.dry_fault(source)),
-            Err(error) => unreachable!("running a graph has no other error: {error}"),
-        }
-    }
-}
-
-/// The values of an f32 or f16 output.
-fn extract(value: &ort::value::DynValue) -> ort::Result<(Vec<i64>, Vec<f32>)> {
-    if let Ok((shape, values)) = value.try_extract_tensor::<f16>() {
-        return Ok((shape.to_vec(), values.iter().map(|value| value.to_f32()).collect()));
-    }
-    let (shape, values) = value.try_extract_tensor::<f32>()?;
-    Ok((shape.to_vec(), values.to_vec()))
+/// What a graph with both towers takes.
+fn pair_inputs<'a>(
+    pixels: &'a Pixels,
+    tokens: &'a TokenInputs,
+    pixel_values: &'a [f32],
+    captions: &'a Tokens,
+) -> ort::Result<Vec<Input<'a>>> {
+    let mut inputs = tokens.inputs(captions)?;
+    inputs.push(pixels.input(pixel_values, captions.n_rows())?);
+    Ok(inputs)
 }
 
 /// Scales each row to length 1 and finds those that have none; lengths are summed in f64.
@@ -456,145 +332,4 @@ fn finite_rows(mut rows: Matrix) -> Logits {
         }
     }
     Logits { rows, degenerate }
-}
-
-/// How images are fed.
-struct Pixels {
-    name: String,
-    kind: TensorElementType,
-    width: usize,
-    height: usize,
-}
-
-impl Pixels {
-    /// The input is what `model.toml` names, else `pixel_values`, else the only one.
-    fn of(graph: &Graph, side: &ImageSide) -> Result<Pixels, ModelError> {
-        let inputs = graph.input_names();
-        let only = match &inputs[..] {
-            [only] => only.as_str(),
-            _ => "pixel_values",
-        };
-        let name = side.input.as_deref().unwrap_or(only);
-        let kind = graph.input_type(name).ok_or_else(|| graph.no_input("pixels"))?;
-        if !matches!(kind, TensorElementType::Float32 | TensorElementType::Float16) {
-            return Err(ModelError::Unsupported { setting: "pixel type", value: kind.to_string() });
-        }
-        let (width, height) = side.preprocessing.size();
-        let pixels = Pixels { name: name.to_owned(), kind, width: width as usize, height: height as usize };
-        pixels.check_shape(graph)?;
-        Ok(pixels)
-    }
-
-    /// Refuses a graph whose input is fixed to another shape than `[n, 3, height, width]`.
-    fn check_shape(&self, graph: &Graph) -> Result<(), ModelError> {
-        let Some(shape) = graph.input_shape(&self.name) else { return Ok(()) };
-        let given = [3, self.height as i64, self.width as i64];
-        let is_fit = shape.len() == 4
-            && shape[1..].iter().zip(given).all(|(&fixed, given)| fixed < 0 || fixed == given);
-        if is_fit {
-            return Ok(());
-        }
-        let axes = |shape: &[i64]| {
-            let axes =
-                shape.iter().map(|&length| if length < 0 { "any".to_owned() } else { length.to_string() });
-            format!("[{}]", axes.collect::<Vec<_>>().join(", "))
-        };
-        Err(ModelError::InputShape {
-            graph: graph.path.clone(),
-            input: self.name.clone(),
-            takes: axes(&shape),
-            given: format!("[n, 3, {}, {}]", self.height, self.width),
-        })
-    }
-
-    fn blank(&self, n: usize) -> Vec<f32> {
-        vec![0.0; n * 3 * self.height * self.width]
-    }
-
-    fn input(&self, pixels: &[f32], n: usize) -> ort::Result<Input> {
-        let shape = [n, 3, self.height, self.width];
-        assert_eq!(pixels.len(), shape.iter().product::<usize>(), "pixels of {n} images");
-        let value = match self.kind {
-            TensorElementType::Float16 => {
-                Tensor::from_array((shape, pixels.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>()))?
-                    .into_dyn()
-            }
-            _ => Tensor::from_array((shape, pixels.to_vec()))?.into_dyn(),
-        };
-        Ok((Cow::Owned(self.name.clone()), value.into()))
-    }
-}
-
-/// What a text graph can want of a caption.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum TokenInput {
-    Ids,
-    Mask,
-    Positions,
-    Types,
-}
-
-/// How captions are fed: only what the graph declares.
-struct TokenInputs {
-    inputs: Vec<(String, TokenInput, TensorElementType)>,
-    context_length: usize,
-}
-
-impl TokenInputs {
-    fn of(graph: &Graph, side: &TextSide) -> Result<TokenInputs, ModelError> {
-        let ids = side.input.as_deref().unwrap_or("input_ids");
-        let known = [
-            (ids, TokenInput::Ids),
-            ("attention_mask", TokenInput::Mask),
-            ("position_ids", TokenInput::Positions),
-            ("token_type_ids", TokenInput::Types),
-        ];
-        let mut inputs = Vec::new();
-        for (name, input) in known {
-            match graph.input_type(name) {
-                Some(kind @ (TensorElementType::Int64 | TensorElementType::Int32)) => {
-                    inputs.push((name.to_owned(), input, kind));
-                }
-                Some(kind) => {
-                    return Err(ModelError::Unsupported { setting: "token type", value: kind.to_string() });
-                }
-                None if input == TokenInput::Ids => return Err(graph.no_input("token ids")),
-                None => {}
-            }
-        }
-        Ok(TokenInputs { inputs, context_length: side.preparation.context_length })
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.inputs.iter().map(|(name, _, _)| name.as_str()).collect()
-    }
-
-    fn blank(&self, n: usize) -> Tokens {
-        Tokens::blank(self.context_length, n)
-    }
-
-    fn inputs(&self, tokens: &Tokens) -> ort::Result<Vec<Input>> {
-        assert_eq!(tokens.context_length(), self.context_length);
-        let shape = [tokens.n_rows(), self.context_length];
-        let mut all = Vec::with_capacity(self.inputs.len());
-        for (name, input, kind) in &self.inputs {
-            let values: Vec<i64> = match input {
-                TokenInput::Ids => tokens.ids().to_vec(),
-                TokenInput::Mask => tokens.mask().to_vec(),
-                TokenInput::Positions => {
-                    (0..tokens.n_rows()).flat_map(|_| 0..self.context_length as i64).collect()
-                }
-                TokenInput::Types => vec![0; tokens.ids().len()],
-            };
-            let value = match kind {
-                TensorElementType::Int32 => {
-                    Tensor::from_array((shape, values.iter().map(|&id| id as i32).collect::<Vec<_>>()))?
-                        .into_dyn()
-                }
-                _ => Tensor::from_array((shape, values))?.into_dyn(),
-            };
-            all.push((Cow::Owned(name.clone()), value.into()));
-        }
-        Ok(all)
-    }
 }

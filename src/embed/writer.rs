@@ -11,9 +11,9 @@ use crate::run_folder::{Done, RunFolder, Stage};
 use crate::storage;
 use crate::table::{self, Columns};
 
-use super::decoded::{DecodedSample, ModelInputs, SampleRow};
+use super::decoded::SampleRow;
 use super::feed::{ShardTimes, TaskWork};
-use super::tower::BatchOutputs;
+use super::infer::{InferredRows, Worker};
 use super::values::ModelRows;
 
 /// Counts of one task of `samples/`.
@@ -81,35 +81,79 @@ pub struct EmbeddedTask {
 struct TaskRows {
     rows: ModelRows,
     rejections: Vec<Option<Rejection>>,
+    /// The fewest that went through the model at once: fewer than asked where a GPU's memory did not do.
+    rows_at_once: usize,
     numerics: BTreeMap<String, String>,
 }
 
 impl EmbeddedTask {
-    /// `rows` are those of each of the task's models, empty yet.
-    pub fn new(work: TaskWork, rows: impl IntoIterator<Item = ModelRows>) -> EmbeddedTask {
-        let models =
-            rows.into_iter().map(|rows| TaskRows { rows, rejections: Vec::new(), numerics: BTreeMap::new() });
+    /// `models` has one for each of `work.models`.
+    pub fn new(work: TaskWork, models: Vec<ModelFacts>) -> EmbeddedTask {
+        let models = models.into_iter().map(|facts| TaskRows {
+            rows: facts.no_rows,
+            rejections: Vec::new(),
+            rows_at_once: usize::MAX,
+            numerics: facts.numerics,
+        });
         EmbeddedTask { work, times: Vec::new(), rows: Vec::new(), models: models.collect() }
     }
 
-    /// Takes a sample's row and hands back what the models take of it.
-    pub fn push(&mut self, shard_idx: usize, sample: DecodedSample) -> Option<ModelInputs> {
-        self.rows.push((shard_idx, sample.row));
-        sample.inputs
+    /// Takes the next samples of one shard.
+    pub fn push_rows(&mut self, shard_idx: usize, rows: Vec<SampleRow>) {
+        self.rows.extend(rows.into_iter().map(|row| (shard_idx, row)));
     }
 
-    /// Takes what the model in this slot gave for the next samples that were not rejected.
-    pub fn push_outputs(
-        &mut self,
-        slot: usize,
-        outputs: &BatchOutputs,
-        rejections: Vec<Option<Rejection>>,
-        numerics: BTreeMap<String, String>,
-    ) {
-        let rows = &mut self.models[slot];
-        rows.numerics = numerics;
-        rows.rows.append(outputs);
-        rows.rejections.extend(rejections);
+    /// Takes what the task's models made of the next samples that were not rejected, one for each model; returns how
+    /// many samples they are of.
+    pub fn push_embeddings(&mut self, inferred: &[InferredRows]) -> usize {
+        assert_eq!(inferred.len(), self.models.len(), "rows of every model of the task");
+        for (rows, inferred) in self.models.iter_mut().zip(inferred) {
+            for piece in &inferred.pieces {
+                rows.rows.append(&piece.outputs);
+                rows.rejections.extend(&piece.rejections);
+            }
+            rows.rows_at_once = rows.rows_at_once.min(inferred.rows_at_once);
+        }
+        inferred[0].pieces.iter().map(|piece| piece.rejections.len()).sum()
+    }
+}
+
+impl TaskRows {
+    /// What the embeddings depend on beside the model and its inputs.
+    fn numerics(&self) -> BTreeMap<String, String> {
+        let mut numerics = self.numerics.clone();
+        if self.rows_at_once < usize::MAX {
+            numerics.insert("rows_at_once".to_owned(), self.rows_at_once.to_string());
+        }
+        numerics
+    }
+}
+
+/// What is known of a model before it embeds.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// Of the model's kind and width.
+    no_rows: ModelRows,
+    /// See [`LoadedModel::numerics`](super::LoadedModel::numerics).
+    numerics: BTreeMap<String, String>,
+}
+
+impl ModelFacts {
+    /// Of each model that the workers have; where GPUs differ all are named.
+    pub fn of_workers(workers: &[Worker]) -> Vec<ModelFacts> {
+        let of_model = |model_idx: usize| {
+            let mut numerics: BTreeMap<String, String> = BTreeMap::new();
+            for worker in workers {
+                for (key, value) in worker.models[model_idx].numerics() {
+                    let known = numerics.entry(key).or_insert_with(|| value.clone());
+                    if !known.split(" + ").any(|part| part == value) {
+                        *known = format!("{known} + {value}");
+                    }
+                }
+            }
+            ModelFacts { no_rows: workers[0].models[model_idx].no_rows(), numerics }
+        };
+        (0..workers[0].models.len()).map(of_model).collect()
     }
 }
 
@@ -159,14 +203,16 @@ fn write_embeddings(
         .text("shard", samples.iter().map(|(shard_idx, _)| Some(&shards[*shard_idx].id)))
         .u64("sample_idx", samples.iter().map(|(_, row)| Some(row.sample_idx)));
     rows.rows.add_columns(&mut columns, &rows.rejections, run.plan().embed.embedding_dtype);
-    let description = [("embeddings_digest", stage.digest.to_string())];
-    let file = table::write(folder, &name, &columns.build(), &description)?;
+    let numerics = rows.numerics();
+    let json = serde_json::to_string(&numerics).expect("numerics are representable as JSON");
+    let metadata = [("embeddings_digest", stage.digest.to_string()), ("numerics", json)];
+    let file = table::write(folder, &name, &columns.build(), &metadata)?;
     let mut rejected = BTreeMap::new();
     for rejection in rows.rejections.iter().flatten() {
         *rejected.entry(rejection.text().to_owned()).or_default() += 1;
     }
     let counts = EmbeddingsCounts { rows: samples.len() as u64, rejected };
-    let done = Done { data: vec![file], read: Vec::new(), counts, numerics: rows.numerics.clone() };
+    let done = Done { data: vec![file], read: Vec::new(), counts, numerics };
     if !run.commit(stage, task, done)? {
         folder.remove(&name)?; // another attempt was first
     }

@@ -8,12 +8,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 
-use crate::embed::{CompleteTasks, complete_tasks};
+use crate::embed::CompleteTasks;
 use crate::error::Error;
 use crate::rejection::Rejection;
 use crate::run_folder::{RunFolder, Stage};
 use crate::select::{DrawPlans, SuperBatch, Verdict};
-use crate::settings::{Draw, Order};
+use crate::settings::Draw;
 use crate::table::{self, Rows};
 use crate::write::OutputPlan;
 
@@ -190,18 +190,8 @@ impl Plans {
         verdicts: &RecordBatch,
         row: usize,
     ) -> Result<Option<CuratedRow>, Error> {
-        let rows = Rows(verdicts);
-        let (super_batches, ranks) = (rows.u64("super_batch"), rows.u32("draw_rank"));
-        let Some(outputs) = self.outputs.as_ref().filter(|_| ranks.is_valid(row)) else { return Ok(None) };
-        let (block, within) = match run.plan().write.order {
-            Order::SubBatch => (super_batches.value(row) as usize, u64::from(ranks.value(row))),
-            Order::Shard => {
-                let tasks = complete_tasks(run)?.tasks;
-                let block = tasks.binary_search(&task).expect("only complete tasks have verdicts");
-                (block, (0..row).filter(|&before| ranks.is_valid(before)).count() as u64)
-            }
-        };
-        let position = outputs.block_starts[block] + within;
+        let Some(outputs) = &self.outputs else { return Ok(None) };
+        let Some(position) = outputs.positions(run, task, verdicts)?[row] else { return Ok(None) };
         let shard = outputs.shard_of(position);
         let marker = run.marker::<IgnoredAny>(&run.write("write"), shard)?;
         Ok(marker.map(|marker| CuratedRow {
@@ -219,10 +209,27 @@ fn sentence(fate: &Fate, super_batches: &HashMap<u64, SuperBatch>, draw: &Draw) 
         Fate::Undecided => return "undecided: `select` has not come to its shard yet".to_owned(),
         Fate::Decided(row) => *row,
     };
-    let super_batch = row.position("super_batch").expect("every decided sample came to a draw");
-    let planned = super_batches.get(&super_batch);
     let scores = scores(row);
-    if row.text_of("verdict") != Some(Verdict::Kept.text()) {
+    let verdict = row.text_of("verdict");
+    if verdict == Some(Verdict::Filtered.text()) {
+        let filter = row.text_of("removed_by").unwrap_or_default();
+        let of = row
+            .text_of("duplicate_of")
+            .map_or_else(String::new, |other| format!(", as a duplicate of {other}"));
+        return format!("filtered: taken out by `{filter}`{of}{scores}");
+    }
+    let is_kept = verdict == Some(Verdict::Kept.text());
+    let Some(super_batch) = row.position("super_batch") else {
+        let by = row
+            .number("score")
+            .map_or_else(String::new, |score| format!(", with a score of {}", number(score)));
+        return match is_kept {
+            true => format!("kept: by `{}` over the whole pool{by}{scores}", draw.name()),
+            false => format!("not drawn: by `{}` over the whole pool{by}{scores}", draw.name()),
+        };
+    };
+    let planned = super_batches.get(&super_batch);
+    if !is_kept {
         let kept = planned.map_or_else(String::new, |planned| {
             format!(", which kept {} of {} samples", planned.n_kept, planned.n_samples)
         });
@@ -231,12 +238,17 @@ fn sentence(fate: &Fate, super_batches: &HashMap<u64, SuperBatch>, draw: &Draw) 
     let rank = row.position("draw_rank").expect("a kept sample was drawn") + 1;
     let of = planned.map_or_else(String::new, |planned| format!(" of {}", planned.n_kept));
     let how = match (draw.name(), row.position("chunk"), row.number("conditional_score")) {
-        ("jest", Some(chunk), Some(score)) => {
+        ("random", ..) => ", uniformly".to_owned(),
+        (_, Some(chunk), Some(score)) => {
             format!(", chunk {chunk}, with a conditional score of {}", number(score))
         }
-        _ => ", uniformly".to_owned(),
+        _ => String::new(),
     };
-    format!("kept: drawn as number {rank}{of} in super-batch {super_batch}{how}{scores}")
+    let pass = match row.position("pass") {
+        Some(pass) if pass > 0 => format!(" of pass {pass}"),
+        _ => String::new(),
+    };
+    format!("kept: drawn as number {rank}{of} in super-batch {super_batch}{pass}{how}{scores}")
 }
 
 /// What the sample scores by itself, as far as there are models.

@@ -3,26 +3,30 @@
 //! The plan names each stage's digest: its settings, the version of its algorithm and the digests of the stages
 //! that it reads. Threads, device, memory and output paths are in none of them.
 
+mod digests;
 mod pool;
 mod model;
 mod planted;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::digest::Digest;
-use crate::embed::{Device, LoadedModel, SessionSettings};
+use crate::divide::PlannedCentroids;
+use crate::embed::{LoadedModel, SessionSettings};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
+use crate::runtime::Device;
+use crate::select::pair_score;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, Models, ReadSettings, ReportSettings, SelectSettings, Settings,
-    WriteSettings,
+    DivideSettings, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings, ScoreKind,
+    SelectSettings, Settings, WriteSettings,
 };
 
+pub use digests::Digests;
 pub use model::PlannedModel;
+use model::Wants;
 pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
 
@@ -31,6 +35,9 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// Versions of the stages' algorithms; a change of one redoes the stage and those after it.
 const ALGORITHM_VERSION: u32 = 1;
+
+/// The run folder from the folder of one of its rounds, `RUN/rounds/NNN`.
+const BASE: &str = "../..";
 
 /// What a run will do, fixed before it does anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,27 +48,19 @@ pub struct Plan {
     /// 0 for the first selection; one more for each new learner checkpoint.
     pub round: u64,
     pub store: Option<PathBuf>,
+    /// The run folder whose clusters a later round keeps.
+    pub base: Option<PathBuf>,
     pub pool: Pool,
     pub models: Models<PlannedModel>,
     pub read: ReadSettings,
     pub embed: EmbedSettings,
     pub divide: Option<DivideSettings>,
+    /// Centroids of another run, taken instead of fitting.
+    pub centroids: Option<PlannedCentroids>,
     pub select: SelectSettings,
     pub write: WriteSettings,
     pub report: ReportSettings,
     pub digests: Digests,
-}
-
-/// The digest of every stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Digests {
-    pub samples: Digest,
-    /// By the role of the model.
-    pub embeddings: BTreeMap<String, Digest>,
-    pub divide: Option<Digest>,
-    pub select: Digest,
-    pub write: Digest,
-    pub report: Digest,
 }
 
 impl Plan {
@@ -72,38 +71,79 @@ impl Plan {
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
+        let wants =
+            Wants { read: &settings.read, divide: settings.divide.as_ref(), select: &settings.select };
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
             let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
-            planned.push((role, PlannedModel::new(&loaded, model, &settings.embed)));
+            let model = PlannedModel::new(&loaded, model, &settings.embed);
+            model::check(&wants, role, &model, &loaded.model)?;
+            planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
-        model::check(settings, &models)?;
-        let planted = settings.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let mut divide = settings.divide.clone();
+        let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
-        let digests = Digests::new(settings, &pool, &models, &divide, &select, &planted);
+        check_experts(&models, &divide)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
-        Ok(Plan {
+        let mut plan = Plan {
             format_version: FORMAT_VERSION,
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             seed: settings.seed,
             round: 0,
             store: store.transpose()?,
+            base: None,
             pool,
             models,
             read: settings.read.clone(),
             embed: settings.embed.clone(),
             divide,
+            centroids,
             select,
             write: settings.write.clone(),
             report: settings.report.clone(),
-            digests,
-        })
+            digests: Digests::default(),
+        };
+        plan.digests = Digests::of(&plan, None)?;
+        Ok(plan)
+    }
+
+    /// The plan of a later round: a new learner checkpoint scores and selects anew, with the same clusters and the same
+    /// embeddings of every other model.
+    ///
+    /// # Errors
+    ///
+    /// A learner that cannot be used, or a run without one.
+    pub fn next_round(
+        &self,
+        round: u64,
+        learner: &ModelSettings,
+        session: &SessionSettings,
+    ) -> Result<Plan, Error> {
+        if !self.models.has(ModelRole::Learner) {
+            return Err(Error::NoLearner);
+        }
+        let loaded = LoadedModel::open(&learner.folder, learner.choice(), session)?;
+        let model = PlannedModel::new(&loaded, learner, &self.embed);
+        let wants = Wants { read: &self.read, divide: self.divide.as_ref(), select: &self.select };
+        model::check(&wants, ModelRole::Learner, &model, &loaded.model)?;
+        let mut plan = self.clone();
+        plan.models.insert(ModelRole::Learner, model);
+        plan.round = round;
+        // both below the folder of the run, wherever that is moved
+        plan.base = Some(PathBuf::from(BASE));
+        plan.store.get_or_insert_with(|| PathBuf::from(BASE));
+        plan.digests = Digests::of(&plan, self.digests.divide.clone())?;
+        Ok(plan)
+    }
+
+    /// What pairs are scored by in `hard_learnability` and in batch learnability.
+    pub fn pair_score(&self) -> Option<ScoreKind> {
+        pair_score(&self.select, &self.models)
     }
 
     /// The tasks that a model embeds: all, or the audited ones if it only audits.
@@ -140,100 +180,30 @@ impl Plan {
     }
 }
 
-impl Digests {
-    fn new(
-        settings: &Settings,
-        pool: &Pool,
-        models: &Models<PlannedModel>,
-        divide: &Option<DivideSettings>,
-        select: &SelectSettings,
-        planted: &Option<PlantedSamples>,
-    ) -> Digests {
-        let stage = |name: &str, content: Value| {
-            Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
-        };
-        let shards: Vec<_> = pool
-            .shards
-            .iter()
-            .map(|shard| {
-                (&shard.id, shard.size_bytes, shard.sidecar.as_ref().map(|beside| beside.size_bytes))
-            })
-            .collect();
-        let samples = stage(
-            "samples",
-            json!({
-                "shards": shards,
-                "shards_per_task": pool.shards_per_task,
-                "limits": settings.read.limits,
-                "samples": settings.read.samples,
-                "label_field": settings.read.label_field,
-                "image_column": settings.read.image_column,
-                "caption_column": settings.read.caption_column,
-            }),
-        );
-        let embeddings: BTreeMap<String, Digest> = models
-            .iter()
-            .map(|(role, model)| {
-                let digest = stage("embeddings", json!({"samples": samples, "model": model.digest}));
-                (role.to_string(), digest)
-            })
-            .collect();
-        let failed = settings.read.failed_shards_max;
-        let divide = divide.as_ref().map(|divide| {
-            let embeddings = &embeddings[&divide.model.to_string()];
-            stage("divide", json!({"settings": divide, "seed": settings.seed, "embeddings": embeddings, "failed_shards_max": failed}))
-        });
-        // what audits comes in when samples are chosen already
-        let chosen_by = || models.iter().filter(|(role, _)| !role.is_audit());
-        let embeddings_read: BTreeMap<String, &Digest> =
-            chosen_by().map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()])).collect();
-        let scales: Vec<_> =
-            chosen_by().map(|(_, model)| (model.logit_scale, model.logit_bias, model.calibrate)).collect();
-        let select = stage(
-            "select",
-            json!({
-                "settings": select,
-                "seed": settings.seed,
-                "embeddings": embeddings_read,
-                "logit_scales_and_biases": scales,
-                "divide": divide,
-                "failed_shards_max": failed,
-            }),
-        );
-        let write = stage("write", json!({"settings": settings.write, "select": select}));
-        let planted = planted.as_ref().map(PlantedSamples::digest);
-        let audits: BTreeMap<String, &Digest> = models
-            .iter()
-            .filter(|(role, _)| role.is_audit())
-            .map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()]))
-            .collect();
-        // without audits their fraction changes nothing
-        let audit_fraction = (!audits.is_empty()).then_some(settings.report.audit_fraction);
-        let report = stage(
-            "report",
-            json!({
-                "planted": planted,
-                "select": select,
-                "write": write,
-                "audits": audits,
-                "audit_fraction": audit_fraction,
-            }),
-        );
-        Digests { samples, embeddings, divide, select, write, report }
+/// Whether every cluster has its expert, and all of them embed in spaces of one width.
+fn check_experts(models: &Models<PlannedModel>, divide: &Option<DivideSettings>) -> Result<(), Error> {
+    let Some(first) = models.experts().next() else { return Ok(()) };
+    let n_clusters = divide.as_ref().map_or(0, |divide| divide.n_clusters as u32);
+    if let Some(cluster) = (0..n_clusters).find(|cluster| !models.has(ModelRole::Expert(*cluster))) {
+        return Err(Error::ExpertMissing { cluster });
     }
+    let width = |cluster| models.get(ModelRole::Expert(cluster)).map(|expert| expert.embedding_dim);
+    match models.experts().find(|cluster| width(*cluster) != width(first)) {
+        Some(_) => Err(Error::ExpertsDiffer),
+        None => Ok(()),
+    }
+}
 
-    /// By stage, from the first to `select`.
-    pub fn up_to_select(&self) -> Value {
-        let Digests { samples, embeddings, divide, select, .. } = self;
-        json!({"samples": samples, "embeddings": embeddings, "divide": divide, "select": select})
-    }
-
-    /// By stage, from the first to `write`.
-    pub fn up_to_write(&self) -> Value {
-        let mut digests = self.up_to_select();
-        digests["write"] = json!(self.write);
-        digests
-    }
+/// Finds the centroids of another run, if the settings name any.
+fn resolve_centroids(
+    divide: &mut Option<DivideSettings>,
+    models: &Models<PlannedModel>,
+    memory_limit_bytes: u64,
+) -> Result<Option<PlannedCentroids>, Error> {
+    let Some(divide) = divide else { return Ok(None) };
+    let Some(path) = divide.centroids.clone() else { return Ok(None) };
+    let model = models.get(divide.model).expect("checked with the settings");
+    PlannedCentroids::resolve(&path, divide, model, memory_limit_bytes).map(Some)
 }
 
 /// Lowers the sizes of fit, banks and dealing groups to what the memory limit allows: a quarter of it for the banks,
@@ -302,3 +272,6 @@ fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

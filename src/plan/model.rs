@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::digest::Digest;
-use crate::embed::{LoadedModel, ModelChoice, ModelKind, Variant};
+use crate::embed::{LoadedModel, LogitScale, Model, ModelChoice, ModelKind, Variant};
 use crate::error::Error;
 use crate::select::Objective;
 use crate::settings::{
-    Draw, EmbedSettings, ModelRole, ModelSettings, Models, SampleContents, Settings, SuperBatchMethod,
+    ActiveClipScore, DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, ReadSettings,
+    SampleContents, SelectSettings, SuperBatchMethod,
 };
 
 /// A model as the plan fixes it.
@@ -33,8 +34,6 @@ pub struct PlannedModel {
     /// SigLIP's sign; null where the model states none.
     pub logit_bias: Option<f64>,
     pub logit_bias_source: String,
-    /// What training of the scale began with, if the model says so: for a hint, never taken.
-    pub initial_logit_scale: Option<f64>,
 }
 
 const CALIBRATED: &str = "calibrated on the pool";
@@ -64,8 +63,13 @@ impl PlannedModel {
             logit_scale_source: source(stated.scale.as_ref().map(|scale| &scale.source)),
             logit_bias: unless_calibrated(stated.bias.as_ref().map(|bias| bias.value.get())),
             logit_bias_source: source(stated.bias.as_ref().map(|bias| &bias.source)),
-            initial_logit_scale: loaded.model.initial_logit_scale.map(|scale| scale.get()),
         }
+    }
+
+    /// Whether pairs have a loss under this objective: the sigmoid wants a scale and a bias, the softmax a scale.
+    pub fn has_logits(&self, objective: Objective) -> bool {
+        let has_bias = objective == Objective::Softmax || self.logit_bias.is_some();
+        self.kind == ModelKind::Pair && (self.calibrate || self.logit_scale.is_some() && has_bias)
     }
 
     /// What of the folder is taken.
@@ -74,55 +78,72 @@ impl PlannedModel {
     }
 }
 
-/// Whether each model is of a kind that the pool and its role want.
-pub(super) fn check(settings: &Settings, models: &Models<PlannedModel>) -> Result<(), Error> {
-    for (role, model) in models.iter() {
-        let refused = |wanted| {
-            Err(Error::ModelKind { model: role, folder: model.folder.clone(), kind: model.kind, wanted })
-        };
-        let samples = settings.read.samples;
-        if model.kind.takes_captions() && samples != SampleContents::ImageText {
-            return refused("one that takes images alone: the pool has no captions to rely on");
-        }
-        if model.kind == ModelKind::Classifier && samples != SampleContents::ImageClass {
-            return refused("one that gives embeddings: the pool has no labels");
-        }
-        let divides = settings.divide.as_ref().is_some_and(|divide| divide.model == role);
-        if divides && !model.kind.embeds_images() {
-            return refused("one that embeds images, which are to be clustered");
-        }
-        check_draw(settings, role, model)?;
+/// What of the settings says which models can be used.
+pub(super) struct Wants<'a> {
+    pub read: &'a ReadSettings,
+    pub divide: Option<&'a DivideSettings>,
+    pub select: &'a SelectSettings,
+}
+
+/// Whether a model is of a kind that the pool and its role want, and states what its loss takes.
+pub(super) fn check(
+    wants: &Wants,
+    role: ModelRole,
+    planned: &PlannedModel,
+    model: &Model,
+) -> Result<(), Error> {
+    let kind = planned.kind;
+    let folder = || planned.folder.clone();
+    let samples = wants.read.samples;
+    let divides = wants.divide.is_some_and(|divide| divide.model == role);
+    let scored_as = scored_as(&wants.select.draw, role);
+    let wanted = if kind.takes_captions() && samples != SampleContents::ImageText {
+        Some("one that takes images alone: the pool promises no captions")
+    } else if kind == ModelKind::Classifier && samples != SampleContents::ImageClass {
+        Some("one that gives embeddings: the pool has no labels")
+    } else if divides && !kind.embeds_images() {
+        Some("one that embeds images, which are to be clustered")
+    } else if scored_as == Some(ModelKind::Pair) && kind != ModelKind::Pair {
+        Some("one with an image and a text tower, which the draw scores with")
+    } else if scored_as == Some(ModelKind::Classifier) && kind != ModelKind::Classifier {
+        Some("a classifier, which the draw scores with")
+    } else {
+        None
+    };
+    if let Some(wanted) = wanted {
+        return Err(Error::ModelKind { model: role, folder: folder(), kind, wanted });
+    }
+    let takes_logits = role != ModelRole::Base && takes_logits(&wants.select.draw);
+    if takes_logits && !planned.calibrate && planned.logit_scale.is_none() {
+        let initial = model.initial_logit_scale.map(LogitScale::get);
+        return Err(Error::ScaleMissing { model: role, folder: folder(), initial });
+    }
+    let needs_bias = takes_logits && wants.select.objective == Objective::Sigmoid;
+    if needs_bias && !planned.calibrate && planned.logit_bias.is_none() {
+        return Err(Error::BiasMissing { model: role, folder: folder() });
     }
     Ok(())
 }
 
-/// Whether a model that the draw scores with is of its kind, and states what its loss takes.
-fn check_draw(settings: &Settings, role: ModelRole, model: &PlannedModel) -> Result<(), Error> {
-    let Draw::InSuperBatches(draw) = &settings.select.draw else { return Ok(()) };
-    let is_scored = !matches!(role, ModelRole::Base);
-    let wanted = match draw.method {
+/// Whether the draw scores pairs by their losses.
+fn takes_logits(draw: &Draw) -> bool {
+    let Draw::InSuperBatches(draw) = draw else { return false };
+    match &draw.method {
+        SuperBatchMethod::Jest(_) | SuperBatchMethod::FullLoss(_) => true,
+        SuperBatchMethod::ActiveClip(active_clip) => active_clip.score == ActiveClipScore::Contrastive,
+        SuperBatchMethod::ClassAct(_) | SuperBatchMethod::SoftCap(_) | SuperBatchMethod::Random(_) => false,
+    }
+}
+
+/// The kind of model that the draw scores with, if it scores with this one.
+fn scored_as(draw: &Draw, role: ModelRole) -> Option<ModelKind> {
+    let Draw::InSuperBatches(draw) = draw else { return None };
+    match draw.method {
+        _ if role == ModelRole::Base => None,
         SuperBatchMethod::Jest(_) | SuperBatchMethod::FullLoss(_) | SuperBatchMethod::ActiveClip(_) => {
-            ModelKind::Pair
+            Some(ModelKind::Pair)
         }
-        SuperBatchMethod::ClassAct(_) => ModelKind::Classifier,
-        SuperBatchMethod::SoftCap(_) | SuperBatchMethod::Random(_) => return Ok(()),
-    };
-    if is_scored && model.kind != wanted {
-        let wanted = match wanted {
-            ModelKind::Classifier => "a classifier, which the draw scores with",
-            _ => "one with an image and a text tower, which the draw scores with",
-        };
-        let (folder, kind) = (model.folder.clone(), model.kind);
-        return Err(Error::ModelKind { model: role, folder, kind, wanted });
+        SuperBatchMethod::ClassAct(_) => Some(ModelKind::Classifier),
+        SuperBatchMethod::SoftCap(_) | SuperBatchMethod::Random(_) => None,
     }
-    let needs_logits = is_scored && settings.select.draw.pair_score().is_some() && !model.calibrate;
-    let needs_bias = needs_logits && settings.select.objective == Objective::Sigmoid;
-    if needs_logits && model.logit_scale.is_none() {
-        let initial = model.initial_logit_scale;
-        return Err(Error::ScaleMissing { model: role, folder: model.folder.clone(), initial });
-    }
-    if needs_bias && model.logit_bias.is_none() {
-        return Err(Error::BiasMissing { model: role, folder: model.folder.clone() });
-    }
-    Ok(())
 }

@@ -98,6 +98,11 @@ impl Pool {
         &self.shards[start..(start + self.shards_per_task).min(self.shards.len())]
     }
 
+    /// The task of the shard at this position in the pool.
+    pub fn task_of(&self, shard_idx: u32) -> usize {
+        shard_idx as usize / self.shards_per_task
+    }
+
     /// Position in the pool of a task's first shard.
     pub fn first_shard_idx(&self, task: usize) -> usize {
         task * self.shards_per_task

@@ -9,6 +9,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 
+use crate::divide::FitCounts;
 use crate::embed::Variant;
 use crate::plan::Plan;
 use crate::settings::{
@@ -17,6 +18,7 @@ use crate::settings::{
 use crate::write::Distribution;
 
 use super::chart::{Bars, CLUSTERS_DRAWN_MAX, Quantiles};
+use super::facts::{Fact, facts};
 use super::planted::Planted;
 use super::summary::{DivideReport, Report};
 
@@ -56,6 +58,7 @@ struct Page<'a> {
     learnability: Option<Quantiles>,
     scores: Vec<ScoreRow<'a>>,
     planted: Option<PlantedRow>,
+    facts: Vec<Fact>,
     curated: Cut<Curated<'a>>,
     curated_bytes: String,
     settings: String,
@@ -103,14 +106,19 @@ struct Divide {
     n_clusters: usize,
     bank_size: String,
     is_hardness_exact: bool,
-    n_points: String,
-    n_iterations: usize,
-    objective_mean: String,
+    fit: Fit,
     effective_clusters: [String; 2],
     gain_standard_errors: Option<String>,
     sizes: Option<Bars>,
     n_drawn_max: usize,
     clusters: Cut<Cluster>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "source", rename_all = "snake_case")]
+enum Fit {
+    Fitted { n_points: String, n_iterations: usize, objective_mean: String },
+    Taken { path: PathBuf },
 }
 
 #[derive(Serialize)]
@@ -177,7 +185,7 @@ impl<'a> Page<'a> {
             ],
             filtered: shares(&counts.filtered),
             rejected: shares(&counts.rejected),
-            worst_shard_ratio: ratio_percent(report.rejection_ratio_max_of_shards),
+            worst_shard_ratio: percent_of(report.rejection_ratio_max_of_shards),
             left_out_shards: Cut::new(report.left_out_shards.iter()),
             models: models(plan),
             divide: report
@@ -197,6 +205,7 @@ impl<'a> Page<'a> {
             },
             scores: score_rows(report),
             planted: report.planted.as_ref().map(PlantedRow::new),
+            facts: facts(report, plan),
             curated: Cut::new(curated),
             curated_bytes: bytes(report.curated.iter().map(|shard| shard.size_bytes).sum()),
             settings: pipeline(plan),
@@ -212,6 +221,19 @@ impl<T> Cut<T> {
     }
 }
 
+impl Fit {
+    fn new(counts: &FitCounts) -> Fit {
+        match counts {
+            FitCounts::Fitted { n_points, objective, n_iterations } => Fit::Fitted {
+                n_points: whole(*n_points),
+                n_iterations: *n_iterations,
+                objective_mean: number(objective / (*n_points).max(1) as f64),
+            },
+            FitCounts::Taken(centroids) => Fit::Taken { path: centroids.path.clone() },
+        }
+    }
+}
+
 impl Divide {
     fn new(report: &DivideReport, settings: &DivideSettings) -> Divide {
         let clusters = report.cluster_sizes.iter().map(|(&cluster, &n)| {
@@ -223,9 +245,7 @@ impl Divide {
             n_clusters: settings.n_clusters,
             bank_size: whole(settings.bank_size as u64),
             is_hardness_exact: report.is_hardness_exact,
-            n_points: whole(report.fit.n_points),
-            n_iterations: report.fit.n_iterations,
-            objective_mean: number(report.fit.objective / report.fit.n_points.max(1) as f64),
+            fit: Fit::new(&report.fit),
             effective_clusters: [report.effective_clusters, report.effective_clusters_kept].map(number),
             gain_standard_errors: report.hardness_gain_standard_errors.map(number),
             sizes: Bars::new(&report.cluster_sizes, &report.kept_cluster_sizes),
@@ -239,10 +259,10 @@ impl PlantedRow {
     fn new(planted: &Planted) -> PlantedRow {
         PlantedRow {
             n: whole(planted.n_planted),
-            pool: ratio_percent(planted.pool_share),
-            kept: ratio_percent(planted.kept_share),
-            random: ratio_percent(planted.random_share_mean),
-            random_deviation: ratio_percent(planted.random_share_standard_deviation),
+            pool: percent_of(planted.pool_share),
+            kept: percent_of(planted.kept_share),
+            random: percent_of(planted.random_share_mean),
+            random_deviation: percent_of(planted.random_share_standard_deviation),
         }
     }
 }
@@ -317,7 +337,7 @@ fn pipeline(plan: &Plan) -> String {
 }
 
 /// With a comma between thousands.
-fn whole(n: u64) -> String {
+pub fn whole(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (position, digit) in digits.chars().enumerate() {
@@ -330,7 +350,7 @@ fn whole(n: u64) -> String {
 }
 
 /// Three decimals, fewer where there are three digits or more before the point.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let n_decimals = match value.abs() {
         above if above >= 1000.0 => 0,
         above if above >= 100.0 => 1,
@@ -340,10 +360,10 @@ fn number(value: f64) -> String {
 }
 
 fn percent(n: u64, of: u64) -> String {
-    ratio_percent(n as f64 / of.max(1) as f64)
+    percent_of(n as f64 / of.max(1) as f64)
 }
 
-fn ratio_percent(ratio: f64) -> String {
+pub fn percent_of(ratio: f64) -> String {
     format!("{:.2} %", ratio * 100.0)
 }
 

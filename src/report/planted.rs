@@ -1,15 +1,13 @@
 //! A file of samples known to be bad in; how many of them were kept, and how many a uniform draw keeps, out.
 
-use std::collections::HashMap;
-
-use arrow::array::{Array, RecordBatch};
+use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::plan::PlantedSamples;
 use crate::run_folder::RunFolder;
-use crate::select::DrawPlans;
+use crate::select::{Verdict, VerdictCounts};
 use crate::table::Rows;
 
 /// Seeds of the uniform control.
@@ -19,10 +17,10 @@ const N_CONTROL_SEEDS: u64 = 10;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Planted {
     pub n_planted: u64,
-    /// Planted over all samples that came to the draw.
+    /// Planted over all samples of the pool that were not rejected.
     pub pool_share: f64,
     pub kept_share: f64,
-    /// Over ten seeds of a uniform draw that keeps each sample as often as its super-batch keeps any.
+    /// Over ten seeds of a uniform draw of as many samples of the pool.
     pub random_share_mean: f64,
     pub random_share_standard_deviation: f64,
 }
@@ -30,8 +28,8 @@ pub struct Planted {
 /// Planted samples as they are counted.
 pub struct PlantedCounts {
     planted: PlantedSamples,
-    /// By super-batch: the chance of any sample to be kept.
-    chances: HashMap<u64, f64>,
+    /// The share of the pool that is kept.
+    chance: f64,
     pool: Share,
     kept: Share,
     controls: Vec<Share>,
@@ -56,15 +54,17 @@ impl Share {
 
 impl PlantedCounts {
     /// Reads the file that the settings name, if they name one.
-    pub fn read(run: &RunFolder, plans: &DrawPlans) -> Result<Option<PlantedCounts>, Error> {
+    pub fn read(run: &RunFolder, tasks: &[usize]) -> Result<Option<PlantedCounts>, Error> {
         let Some(path) = &run.plan().report.planted else { return Ok(None) };
-        let chance = |n_kept: usize, n_samples: usize| n_kept as f64 / n_samples as f64;
+        let (mut n_kept, mut n_decided) = (0, 0);
+        for &task in tasks {
+            let counts: VerdictCounts = run.committed_counts(&run.select("select"), task)?;
+            n_kept += counts.kept;
+            n_decided += counts.n_decided();
+        }
         Ok(Some(PlantedCounts {
             planted: PlantedSamples::read(path)?,
-            chances: plans
-                .super_batches()
-                .map(|planned| (planned.super_batch, chance(planned.n_kept, planned.n_samples)))
-                .collect(),
+            chance: n_kept as f64 / n_decided.max(1) as f64,
             pool: Share::default(),
             kept: Share::default(),
             controls: vec![Share::default(); N_CONTROL_SEEDS as usize],
@@ -74,20 +74,17 @@ impl PlantedCounts {
     /// Counts the rows of one table of `select/`.
     pub fn add(&mut self, verdicts: &RecordBatch) {
         let rows = Rows(verdicts);
-        let (shards, keys) = (rows.text("shard"), rows.text("key"));
-        let (sample_idxs, super_batches, ranks) =
-            (rows.u64("sample_idx"), rows.u64("super_batch"), rows.u32("draw_rank"));
-        for row in (0..verdicts.num_rows()).filter(|&row| super_batches.is_valid(row)) {
+        let (shards, keys, sample_idxs) = (rows.text("shard"), rows.text("key"), rows.u64("sample_idx"));
+        for row in 0..verdicts.num_rows() {
             let id = (shards.value(row).to_owned(), keys.value(row).to_owned());
             let is_planted = self.planted.contains(&id);
             self.pool.add(is_planted);
-            if ranks.is_valid(row) {
+            if rows.text("verdict").value(row) == Verdict::Kept.text() {
                 self.kept.add(is_planted);
             }
-            let chance = self.chances[&super_batches.value(row)];
             for (seed, control) in self.controls.iter_mut().enumerate() {
                 let hash = keyed_hash(Purpose::Control, seed as u64, 0, &id.0, sample_idxs.value(row));
-                if (hash as f64) < chance * 64f64.exp2() {
+                if (hash as f64) < self.chance * 64f64.exp2() {
                     control.add(is_planted);
                 }
             }

@@ -6,16 +6,21 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type};
 use serde::{Deserialize, Serialize};
 
+use crate::compare::{RankCorrelation, RunsComparison, SharedPart, compare_runs};
 use crate::divide::{AssignCounts, FitCounts};
 use crate::embed::{CompleteTasks, SamplesCounts, ShardCounts, complete_tasks};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::plan::FORMAT_VERSION;
+use crate::plan::Plan;
 use crate::run_folder::{Marker, RunFolder};
-use crate::select::{DrawCounts, DrawPlans, VerdictCounts};
+use crate::select::{
+    Audit, CalibratedLogits, DrawCounts, DrawPlans, SuperBatchCounts, Verdict, VerdictCounts, audit,
+    calibrated_models,
+};
 use crate::smallest::Smallest;
 use crate::table::{self, Rows};
-use crate::write::{Distribution, SCORES};
+use crate::write::{Distribution, score_columns};
 
 use super::planted::{Planted, PlantedCounts};
 
@@ -43,8 +48,23 @@ pub struct Report {
     pub kept_scores: BTreeMap<String, Distribution>,
     pub divide: Option<DivideReport>,
     pub select: SelectReport,
+    /// Where cheaper models scored in the place of full ones.
+    pub audit: Option<Audit>,
     pub planted: Option<Planted>,
+    /// With the run that a round belongs to, and with the rounds before it.
+    pub rounds: Vec<RoundComparison>,
     pub curated: Vec<CuratedShard>,
+}
+
+/// How far a round agrees with an earlier one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundComparison {
+    /// The earlier one; 0 for the run itself.
+    pub round: u64,
+    pub n_common: usize,
+    pub kept: SharedPart,
+    /// Of each score, Spearman's: how stale the earlier round's are by now.
+    pub rank_correlations: BTreeMap<String, RankCorrelation>,
 }
 
 /// read = kept + not drawn + filtered + rejected.
@@ -82,6 +102,15 @@ pub struct SelectReport {
     pub batch_learnability_reshuffled: Option<f64>,
     /// The same over uniform draws from the same super-batches.
     pub batch_learnability_random: Option<f64>,
+    /// Samples over which the first chunk's draw is as good as uniform, of a super-batch: `e^entropy`, `(Σp)²/Σp²`.
+    pub effective_samples: Option<f64>,
+    pub effective_samples_of_collisions: Option<f64>,
+    /// Mean score of the drawn, of as many of the best, and of all of a super-batch.
+    pub mean_score_of_drawn: Option<f64>,
+    pub mean_score_of_best: Option<f64>,
+    pub mean_score_of_all: Option<f64>,
+    /// Logit scale and bias of the models that were calibrated.
+    pub calibrated: BTreeMap<String, CalibratedLogits>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,13 +124,10 @@ impl Report {
     /// Reads every committed table of the run once.
     pub fn of(run: &RunFolder) -> Result<Report, Error> {
         let complete = complete_tasks(run)?;
-        let plans: DrawPlans = run
-            .stage_plan_if_present(&run.select("select.draw"))?
-            .ok_or_else(|| Error::NotCommitted { stage: "select.draw".to_owned(), task: 0 })?;
         let mut counts = Counts::default();
         let mut worst: Option<(f64, String)> = None;
         let mut columns = ColumnSummaries::default();
-        let mut planted = PlantedCounts::read(run, &plans)?;
+        let mut planted = PlantedCounts::read(run, &complete.tasks)?;
         for &task in &complete.tasks {
             let read = run.committed::<SamplesCounts>(&run.samples(), task)?.counts;
             let marker = run.committed::<VerdictCounts>(&run.select("select"), task)?;
@@ -113,7 +139,7 @@ impl Report {
                     worst = Some((ratio, shard.shard.clone()));
                 }
             }
-            columns.add(&verdicts, run.plan().seed);
+            columns.add(&verdicts, run.plan());
             if let Some(planted) = &mut planted {
                 planted.add(&verdicts);
             }
@@ -137,8 +163,10 @@ impl Report {
             counts,
             divide: divide_report(run, &complete, &columns)?,
             left_out_shards: complete.left_out_shards,
-            select: select_report(run, &plans)?,
+            select: select_report(run)?,
+            audit: audit(run)?,
             planted: planted.map(PlantedCounts::finish),
+            rounds: compare_rounds(run)?,
             curated: curated_shards(run)?,
             scores: columns.distributions(false),
             kept_scores: columns.distributions(true),
@@ -154,9 +182,11 @@ impl Counts {
         for (text, n) in read.shards.iter().flat_map(|shard| &shard.rejected) {
             *self.rejected.entry(text.clone()).or_default() += n;
         }
-        if verdicts.degenerate > 0 {
-            let text = crate::rejection::Rejection::DegenerateEmbedding.text();
-            *self.rejected.entry(text.to_owned()).or_default() += verdicts.degenerate;
+        for (reason, n) in &verdicts.unusable {
+            *self.rejected.entry(reason.clone()).or_default() += n;
+        }
+        for (filter, n) in &verdicts.filtered {
+            *self.filtered.entry(filter.clone()).or_default() += n;
         }
     }
 }
@@ -171,7 +201,7 @@ fn rejection_ratio(shard: &ShardCounts, verdicts: &RecordBatch) -> f64 {
 /// Running summaries of every score column, of all rows and of the kept, in bounded memory.
 #[derive(Default)]
 struct ColumnSummaries {
-    columns: BTreeMap<(&'static str, bool), ColumnSummary>,
+    columns: BTreeMap<(String, bool), ColumnSummary>,
     cluster_sizes: BTreeMap<u32, u64>,
     kept_cluster_sizes: BTreeMap<u32, u64>,
 }
@@ -184,35 +214,39 @@ struct ColumnSummary {
 }
 
 impl ColumnSummaries {
-    fn add(&mut self, verdicts: &RecordBatch, seed: u64) {
+    fn add(&mut self, verdicts: &RecordBatch, plan: &Plan) {
         let rows = Rows(verdicts);
-        let ranks = rows.u32("draw_rank");
+        let verdict = rows.text("verdict");
+        let is_kept = |row: usize| verdict.value(row) == Verdict::Kept.text();
         let hashes: Vec<u64> = (0..verdicts.num_rows())
             .map(|row| {
                 keyed_hash(
                     Purpose::Summary,
-                    seed,
+                    plan.seed,
                     0,
                     rows.text("shard").value(row),
                     rows.u64("sample_idx").value(row),
                 )
             })
             .collect();
-        for name in SCORES {
+        for name in score_columns(plan) {
             let column = verdicts.column_by_name(name).expect("`select/` has these columns");
             let column = arrow::compute::cast(column, &DataType::Float64).expect("a number");
             let values = column.as_primitive::<Float64Type>();
             for row in (0..values.len()).filter(|&row| values.is_valid(row)) {
-                self.columns.entry((name, false)).or_default().add(hashes[row], values.value(row));
-                if ranks.is_valid(row) {
-                    self.columns.entry((name, true)).or_default().add(hashes[row], values.value(row));
+                self.columns.entry((name.to_owned(), false)).or_default().add(hashes[row], values.value(row));
+                if is_kept(row) {
+                    self.columns
+                        .entry((name.to_owned(), true))
+                        .or_default()
+                        .add(hashes[row], values.value(row));
                 }
             }
         }
         for (row, cluster) in rows.u32("cluster").iter().enumerate() {
             let Some(cluster) = cluster else { continue };
             *self.cluster_sizes.entry(cluster).or_default() += 1;
-            if ranks.is_valid(row) {
+            if is_kept(row) {
                 *self.kept_cluster_sizes.entry(cluster).or_default() += 1;
             }
         }
@@ -220,7 +254,7 @@ impl ColumnSummaries {
 
     fn distributions(self: &ColumnSummaries, of_kept: bool) -> BTreeMap<String, Distribution> {
         let of_kind = self.columns.iter().filter(|((_, is_kept), _)| *is_kept == of_kept);
-        of_kind.map(|((name, _), summary)| ((*name).to_owned(), summary.distribution())).collect()
+        of_kind.map(|((name, _), summary)| (name.clone(), summary.distribution())).collect()
     }
 }
 
@@ -270,7 +304,7 @@ fn divide_report(
             *assigned.entry(cluster).or_default() += n;
         }
     }
-    let gain = columns.columns.get(&("hardness_gain", false));
+    let gain = columns.columns.get(&("hardness_gain".to_owned(), false));
     Ok(Some(DivideReport {
         fit: fit.counts,
         effective_clusters: effective(&columns.cluster_sizes),
@@ -289,23 +323,40 @@ fn effective(sizes: &BTreeMap<u32, u64>) -> f64 {
     shares.map(|share| -share * share.ln()).sum::<f64>().exp()
 }
 
-fn select_report(run: &RunFolder, plans: &DrawPlans) -> Result<SelectReport, Error> {
+fn compare_rounds(run: &RunFolder) -> Result<Vec<RoundComparison>, Error> {
+    let compared = run.rounds_before()?.into_iter().map(|earlier| {
+        let RunsComparison { n_common, kept, rank_correlations, .. } = compare_runs(&earlier, run)?;
+        Ok(RoundComparison { round: earlier.plan().round, n_common, kept, rank_correlations })
+    });
+    compared.collect()
+}
+
+fn select_report(run: &RunFolder) -> Result<SelectReport, Error> {
     let stage = run.select("select.draw");
-    let (mut drawn, mut reshuffled, mut random) = (Vec::new(), Vec::new(), Vec::new());
-    for group in 0..plans.groups.len() {
-        for counts in run.committed_counts::<DrawCounts>(&stage, group)?.super_batches {
-            drawn.extend(counts.batch_learnability);
-            reshuffled.extend(counts.batch_learnability_reshuffled);
-            random.extend(counts.batch_learnability_random);
-        }
+    let plans: Option<DrawPlans> = run.stage_plan_if_present(&stage)?;
+    let mut super_batches: Vec<SuperBatchCounts> = Vec::new();
+    for group in 0..plans.map_or(0, |plans| plans.groups.len()) {
+        super_batches.extend(run.committed_counts::<DrawCounts>(&stage, group)?.super_batches);
     }
-    let mean =
-        |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    let mean = |value: fn(&SuperBatchCounts) -> Option<f64>| {
+        let values: Vec<f64> = super_batches.iter().filter_map(value).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    let mut calibrated = BTreeMap::new();
+    for (task, role) in calibrated_models(run.plan()).into_iter().enumerate() {
+        calibrated.insert(role.to_string(), run.committed_counts(&run.score("select.calibrate"), task)?);
+    }
     Ok(SelectReport {
-        n_super_batches: plans.super_batches().count() as u64,
-        batch_learnability: mean(drawn),
-        batch_learnability_reshuffled: mean(reshuffled),
-        batch_learnability_random: mean(random),
+        n_super_batches: super_batches.len() as u64,
+        batch_learnability: mean(|counts| counts.batch_learnability),
+        batch_learnability_reshuffled: mean(|counts| counts.batch_learnability_reshuffled),
+        batch_learnability_random: mean(|counts| counts.batch_learnability_random),
+        effective_samples: mean(|counts| Some(counts.weights?.effective_samples)),
+        effective_samples_of_collisions: mean(|counts| Some(counts.weights?.effective_samples_of_collisions)),
+        mean_score_of_drawn: mean(|counts| Some(counts.weights?.mean_of_drawn)),
+        mean_score_of_best: mean(|counts| Some(counts.weights?.mean_of_best)),
+        mean_score_of_all: mean(|counts| Some(counts.weights?.mean_of_all)),
+        calibrated,
     })
 }
 

@@ -5,18 +5,25 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::exchange::{self, ExchangeWriter, Index, Source};
+use crate::exchange::{self, ExchangeWriter, Index};
 use crate::noise::{Purpose, SampleId, keyed_hash};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
-use crate::settings::{Draw, Random, SuperBatchMethod};
-use crate::storage::FileRecord;
-use crate::table::{Columns, Rows};
+use crate::settings::{
+    ActiveClip, ActiveClipScore, Deal, Jest, PassPool, ScoreKind, SoftCap, SuperBatchDraw, SuperBatchMethod,
+};
+use crate::table;
 
-use super::draw_plan::{DrawPlans, Group, Members, SuperBatch};
-use super::joint::{DrawPlan, Drawn, PassKey, draw, draw_uniform};
+use super::draw_plan::{Dealt, DrawPlans, SuperBatch};
+use super::group::{GroupRows, read_group};
+use super::independent::{
+    DistanceToBest, EffectiveSamples, IndependentPlan, SoftCapPlan, draw_independent, draw_soft_cap,
+};
+use super::joint::{Chance, DrawPlan, Drawn, PassKey, draw_remaining, draw_uniform};
+use super::outcome::{Outcome, draws_table, outcome_table};
 use super::score::batch_learnability;
-use super::scored::{ScoredModels, read_usable};
+use super::share::{SeededNegatives, contrastive_scores, full_loss_scores};
+use super::usable::Measure;
 
 /// Counts of one task of `select.draw`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,39 +33,61 @@ pub struct DrawCounts {
     pub index: Index,
 }
 
-/// One super-batch after its draw.
+/// One super-batch after its draws.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SuperBatchCounts {
     pub super_batch: u64,
     pub n_samples: usize,
+    /// Draws of the first pass.
     pub n_kept: usize,
-    /// `F(A)/|A|` of the drawn sub-batch, nats; none where nothing is scored or kept.
+    /// By pass, the samples that it drew and no pass before it.
+    pub n_first: Vec<u64>,
+    /// `F(A)/|A|` of the first pass's sub-batch, nats; none where no pairs are scored or nothing is kept.
     pub batch_learnability: Option<f64>,
     /// The same of as many of the group's kept samples, dealt anew.
     pub batch_learnability_reshuffled: Option<f64>,
     /// The same of a uniform draw of the same size.
     pub batch_learnability_random: Option<f64>,
+    /// How far from uniform, and from the best, the first draw is; none for uniform draws.
+    pub weights: Option<WeightCounts>,
+}
+
+/// What the log-weights of a super-batch's first chunk say of its draw.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WeightCounts {
+    /// `e^entropy` and `(Σp)²/Σp²` of `p = softmax(gain · score)`, samples.
+    pub effective_samples: f64,
+    pub effective_samples_of_collisions: f64,
+    /// Mean score of the drawn, of as many of the best, and of all.
+    pub mean_of_drawn: f64,
+    pub mean_of_best: f64,
+    pub mean_of_all: f64,
 }
 
 /// What every task of `select.draw` takes.
 pub struct Drawer<'a> {
     pub run: &'a RunFolder,
+    pub draw: &'a SuperBatchDraw,
     pub plans: &'a DrawPlans,
-    pub dealt: Option<&'a [Source]>,
+    pub dealt: Option<&'a Dealt>,
 }
 
-/// The samples of a group and their embeddings.
-struct GroupRows {
-    samples: Vec<SampleRef>,
-    models: ScoredModels,
-    read: Vec<FileRecord>,
+/// The samples of one super-batch, drawn in turn by every pass.
+pub struct Passes<'a> {
+    pub run: &'a RunFolder,
+    pub ids: Vec<SampleId<'a>>,
+    pub rows: GroupRows,
+    pub n_kept: usize,
 }
 
-/// One sample of a super-batch after the draw.
-pub struct Outcome {
-    sample: SampleRef,
-    super_batch: u64,
-    drawn: Option<Drawn>,
+/// One pass over a super-batch.
+pub struct Pass {
+    /// The log-weight of each sample at the start, before gain and noise.
+    pub scores: Vec<f64>,
+    /// In the order of the draw, and how often each was drawn.
+    pub drawn: Vec<(Drawn, usize)>,
+    /// What the scores were multiplied by; none for a uniform draw and for one without noise.
+    gain: Option<f64>,
 }
 
 impl Drawer<'_> {
@@ -67,7 +96,7 @@ impl Drawer<'_> {
         let run = self.run;
         let plan = run.plan();
         let group = &self.plans.groups[group_idx];
-        let rows = self.read(group)?;
+        let rows = read_group(run, group, self.dealt)?;
         assert_eq!(rows.samples.len(), group.n_samples, "a group holds what its plan counted");
 
         let order = ordered(run, Purpose::DealSamples, &rows.samples);
@@ -80,12 +109,10 @@ impl Drawer<'_> {
             counts.push(self.draw_super_batch(&rows, super_batch, members, &mut outcomes));
         }
         self.measure_reshuffled(&rows, &order, &outcomes, &mut counts);
+
         let mut by_task: BTreeMap<usize, Vec<&Outcome>> = BTreeMap::new();
         for outcome in &outcomes {
-            by_task
-                .entry(outcome.sample.shard_idx as usize / plan.pool.shards_per_task)
-                .or_default()
-                .push(outcome);
+            by_task.entry(plan.pool.task_of(outcome.sample.shard_idx)).or_default().push(outcome);
         }
         let stage = run.select("select.draw");
         let name = exchange::file_name(&stage, group_idx);
@@ -94,45 +121,52 @@ impl Drawer<'_> {
             writer.push(task, outcome_table(run, &outcomes))?;
         }
         let written = writer.finish()?;
+        let mut data = vec![written.file];
+        if self.plans.n_passes > 1 {
+            let name = format!("draws/{group_idx:05}.parquet");
+            let entries = super::table_metadata(run, &plan.digests.up_to_select());
+            data.push(table::write(run.run(), &name, &draws_table(run, &outcomes), &entries)?);
+        }
         let counts = DrawCounts { super_batches: counts, index: written.index };
-        run.commit(&stage, group_idx, Done::new(vec![written.file], rows.read, counts))?;
+        run.commit(&stage, group_idx, Done::new(data, rows.read, counts))?;
         Ok(())
     }
 
-    fn read(&self, group: &Group) -> Result<GroupRows, Error> {
-        let tasks = match &group.members {
-            Members::Tasks(tasks) => tasks,
-            Members::Partition(partition) => return self.read_partition(*partition),
-        };
-        let mut rows: Option<GroupRows> = None;
-        for &task in tasks {
-            let usable = read_usable(self.run, task)?;
-            match &mut rows {
-                None => {
-                    rows =
-                        Some(GroupRows { samples: usable.samples, models: usable.models, read: usable.read })
-                }
-                Some(rows) => {
-                    rows.samples.extend(usable.samples);
-                    rows.models.append(&usable.models);
-                    rows.read.extend(usable.read);
-                }
+    /// Draws a super-batch once a pass, and adds what became of its samples.
+    fn draw_super_batch(
+        &self,
+        rows: &GroupRows,
+        super_batch: &SuperBatch,
+        members: &[usize],
+        outcomes: &mut Vec<Outcome>,
+    ) -> SuperBatchCounts {
+        let rows = rows.gather(members);
+        let ids = rows.samples.iter().map(|sample| sample.id(&self.run.plan().pool)).collect();
+        let passes = Passes { run: self.run, ids, rows, n_kept: super_batch.n_kept };
+        let Deal { n_passes, pass_pool, .. } = self.draw.deal;
+        let mut found: Vec<Outcome> =
+            passes.rows.samples.iter().map(|&sample| Outcome::new(sample, super_batch.super_batch)).collect();
+        let mut n_first = Vec::with_capacity(n_passes);
+        let mut first_pass = None;
+        for pass_idx in 0..n_passes {
+            let is_taken: Vec<bool> = match pass_pool {
+                PassPool::All => vec![false; found.len()],
+                PassPool::Remaining => found.iter().map(|outcome| outcome.n_repeats > 0).collect(),
+            };
+            let pass = passes.draw(&self.draw.method, pass_idx, &is_taken);
+            let mut n_new = 0;
+            for (drawn, n_repeats) in &pass.drawn {
+                n_new += u64::from(found[drawn.row].take(pass_idx, *drawn, *n_repeats, n_new));
             }
+            n_first.push(n_new);
+            first_pass.get_or_insert(pass);
         }
-        Ok(rows.expect("a group has a task"))
-    }
-
-    fn read_partition(&self, partition: usize) -> Result<GroupRows, Error> {
-        let sources = self.dealt.expect("partitions come from an exchange");
-        let batch =
-            exchange::read_target(self.run.run(), sources, partition)?.expect("planned from the exchange");
-        let rows = Rows(&batch);
-        let used = sources.iter().filter(|source| source.index.n_rows(partition) > 0);
-        Ok(GroupRows {
-            samples: SampleRef::of_rows(&rows, &self.run.plan().pool)?,
-            models: ScoredModels::of_rows(self.run, &rows),
-            read: used.map(|source| source.file.clone()).collect(),
-        })
+        let first_pass = first_pass.expect("at least one pass");
+        for (outcome, score) in found.iter_mut().zip(&first_pass.scores) {
+            outcome.score = *score;
+        }
+        outcomes.extend(found);
+        passes.counts(super_batch, n_first, &first_pass)
     }
 
     /// What the kept samples teach when other kept samples of the group stand beside them.
@@ -145,78 +179,172 @@ impl Drawer<'_> {
         outcomes: &[Outcome],
         counts: &mut [SuperBatchCounts],
     ) {
-        let Some(score) = self.run.plan().select.draw.pair_score() else { return };
-        let kept = order.iter().zip(outcomes).filter(|(_, outcome)| outcome.drawn.is_some());
+        let Some(score) = self.run.plan().pair_score() else { return };
+        let kept = order.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_in_pass(0));
         let kept: Vec<usize> = kept.map(|(&row, _)| row).collect();
         let samples: Vec<SampleRef> = kept.iter().map(|&row| rows.samples[row]).collect();
         let dealt = ordered(self.run, Purpose::Reshuffle, &samples);
         let mut start = 0;
-        for counts in counts.iter_mut().filter(|counts| counts.n_kept > 0) {
-            let batch: Vec<usize> = dealt[start..start + counts.n_kept].iter().map(|&at| kept[at]).collect();
-            start += counts.n_kept;
+        for counts in counts.iter_mut() {
+            let n = counts.n_first[0] as usize;
+            let batch: Vec<usize> = dealt[start..start + n].iter().map(|&at| kept[at]).collect();
+            start += n;
             let all: Vec<usize> = (0..batch.len()).collect();
             let models = rows.models.gather(&batch);
-            counts.batch_learnability_reshuffled = Some(batch_learnability(&models.scoring(score), &all));
-        }
-    }
-
-    fn draw_super_batch(
-        &self,
-        rows: &GroupRows,
-        super_batch: &SuperBatch,
-        members: &[usize],
-        outcomes: &mut Vec<Outcome>,
-    ) -> SuperBatchCounts {
-        let plan = self.run.plan();
-        let ids: Vec<SampleId> = members.iter().map(|&row| rows.samples[row].id(&plan.pool)).collect();
-        let key = PassKey { seed: plan.seed, round: plan.round, pass: 0 };
-        let uniform = draw_uniform(&ids, super_batch.n_kept, key);
-        let mut learnability = (None, None);
-        let Draw::InSuperBatches(step) = &plan.select.draw else { panic!("a draw in super-batches") };
-        let drawn = match &step.method {
-            SuperBatchMethod::Random(Random {}) => uniform,
-            SuperBatchMethod::Jest(step) => {
-                let models = rows.models.gather(members);
-                let scoring = models.scoring(step.score);
-                let draw_plan = DrawPlan {
-                    sub_batch_size: super_batch.n_kept,
-                    n_chunks: step.n_chunks,
-                    gain: step.gain,
-                    chance: step.draw,
-                    key,
-                };
-                let drawn = draw(&ids, &scoring, &draw_plan).drawn;
-                let of = |drawn: &[Drawn]| {
-                    let rows: Vec<usize> = drawn.iter().map(|drawn| drawn.row).collect();
-                    (!rows.is_empty()).then(|| batch_learnability(&scoring, &rows))
-                };
-                learnability = (of(&drawn), of(&uniform));
-                drawn
-            }
-            _ => unreachable!("drawn elsewhere"),
-        };
-        let first = outcomes.len();
-        outcomes.extend(members.iter().map(|&row| Outcome {
-            sample: rows.samples[row],
-            super_batch: super_batch.super_batch,
-            drawn: None,
-        }));
-        for drawn in drawn {
-            outcomes[first + drawn.row].drawn = Some(drawn);
-        }
-        SuperBatchCounts {
-            super_batch: super_batch.super_batch,
-            n_samples: super_batch.n_samples,
-            n_kept: super_batch.n_kept,
-            batch_learnability: learnability.0,
-            batch_learnability_reshuffled: None,
-            batch_learnability_random: learnability.1,
+            let scoring = models.scoring(score, Measure::Objective);
+            counts.batch_learnability_reshuffled = (n > 0).then(|| batch_learnability(&scoring, &all));
         }
     }
 }
 
+impl Passes<'_> {
+    fn key(&self, pass_idx: usize) -> PassKey {
+        let plan = self.run.plan();
+        PassKey { seed: plan.seed, round: plan.round, pass: pass_idx as u64 }
+    }
+
+    /// Draws once; none of the taken.
+    pub fn draw(&self, method: &SuperBatchMethod, pass_idx: usize, is_taken: &[bool]) -> Pass {
+        let n_left = is_taken.iter().filter(|is_taken| !**is_taken).count();
+        let n_kept = self.n_kept.min(n_left);
+        match method {
+            SuperBatchMethod::Jest(jest) => self.draw_jest(jest, n_kept, pass_idx, is_taken),
+            SuperBatchMethod::ActiveClip(active_clip) => {
+                let scores = self.active_clip_scores(active_clip);
+                self.draw_by(scores, active_clip.gain, active_clip.draw, n_kept, pass_idx, is_taken)
+            }
+            SuperBatchMethod::ClassAct(class_act) => {
+                self.draw_by(self.weights(), class_act.gain, class_act.draw, n_kept, pass_idx, is_taken)
+            }
+            SuperBatchMethod::FullLoss(full_loss) => {
+                let scoring = self.rows.models.scoring(full_loss.score, Measure::Objective);
+                let scores = full_loss_scores(&scoring, self.n_kept.max(1));
+                self.draw_by(scores, 1.0, Chance::TopK, n_kept, pass_idx, is_taken)
+            }
+            SuperBatchMethod::SoftCap(soft_cap) => self.draw_capped(soft_cap, pass_idx),
+            SuperBatchMethod::Random(_) => {
+                let scores = vec![0.0; self.ids.len()];
+                let pass = self.draw_by(scores, 1.0, Chance::Gumbel, n_kept, pass_idx, is_taken);
+                Pass { gain: None, ..pass }
+            }
+        }
+    }
+
+    fn draw_jest(&self, jest: &Jest, n_kept: usize, pass_idx: usize, is_taken: &[bool]) -> Pass {
+        let plan = DrawPlan {
+            sub_batch_size: n_kept,
+            n_chunks: jest.n_chunks,
+            gain: jest.gain,
+            chance: jest.draw,
+            key: self.key(pass_idx),
+        };
+        let scoring = self.rows.models.scoring(jest.score, Measure::Objective);
+        let drawn = draw_remaining(&self.ids, &scoring, is_taken, &plan);
+        Pass { scores: drawn.scores, drawn: once(drawn.drawn), gain: gain_of(jest.gain, jest.draw) }
+    }
+
+    fn draw_by(
+        &self,
+        scores: Vec<f64>,
+        gain: f64,
+        chance: Chance,
+        n_kept: usize,
+        pass_idx: usize,
+        is_taken: &[bool],
+    ) -> Pass {
+        let plan = IndependentPlan { sub_batch_size: n_kept, gain, chance, key: self.key(pass_idx) };
+        let drawn = draw_independent(&self.ids, &scores, is_taken, &plan);
+        Pass { scores, drawn: once(drawn), gain: gain_of(gain, chance) }
+    }
+
+    fn draw_capped(&self, soft_cap: &SoftCap, pass_idx: usize) -> Pass {
+        let scores = self.weights();
+        let plan = SoftCapPlan {
+            n_draws: self.n_kept,
+            n_per_turn: soft_cap.n_per_turn.min(self.ids.len()),
+            gain: soft_cap.gain,
+            penalty: soft_cap.penalty,
+            key: self.key(pass_idx),
+        };
+        let drawn = draw_soft_cap(&self.ids, &scores, &plan);
+        let drawn = drawn.into_iter().map(|repeated| (repeated.first, repeated.n_repeats)).collect();
+        Pass { scores, drawn, gain: Some(soft_cap.gain) }
+    }
+
+    fn weights(&self) -> Vec<f64> {
+        self.rows.weights.clone().expect("the rows of this draw carry weights")
+    }
+
+    fn active_clip_scores(&self, active_clip: &ActiveClip) -> Vec<f64> {
+        let models = &self.rows.models;
+        match active_clip.score {
+            ActiveClipScore::DotProduct => {
+                models.scoring(ScoreKind::Learnability, Measure::DotProduct).scores()
+            }
+            ActiveClipScore::Contrastive => {
+                let plan = self.run.plan();
+                let negatives = SeededNegatives {
+                    n_negatives: active_clip.n_negatives,
+                    seed: plan.seed,
+                    round: plan.round,
+                };
+                let scoring = models.scoring(ScoreKind::Learnability, Measure::Objective);
+                contrastive_scores(&self.ids, &scoring, negatives, self.n_kept.max(1))
+            }
+        }
+    }
+
+    fn counts(&self, super_batch: &SuperBatch, n_first: Vec<u64>, pass: &Pass) -> SuperBatchCounts {
+        let score = self.run.plan().pair_score();
+        let learnability_of = |rows: Vec<usize>| {
+            let scoring = self.rows.models.scoring(score?, Measure::Objective);
+            (!rows.is_empty()).then(|| batch_learnability(&scoring, &rows))
+        };
+        let rows: Vec<usize> = pass.drawn.iter().map(|(drawn, _)| drawn.row).collect();
+        let uniform = draw_uniform(&self.ids, rows.len(), self.key(0));
+        SuperBatchCounts {
+            super_batch: super_batch.super_batch,
+            n_samples: super_batch.n_samples,
+            n_kept: super_batch.n_kept,
+            n_first,
+            weights: weight_counts(pass, &rows),
+            batch_learnability: learnability_of(rows),
+            batch_learnability_reshuffled: None,
+            batch_learnability_random: learnability_of(uniform.iter().map(|drawn| drawn.row).collect()),
+        }
+    }
+}
+
+fn once(drawn: Vec<Drawn>) -> Vec<(Drawn, usize)> {
+    drawn.into_iter().map(|drawn| (drawn, 1)).collect()
+}
+
+fn gain_of(gain: f64, chance: Chance) -> Option<f64> {
+    match chance {
+        Chance::Gumbel => Some(gain),
+        Chance::TopK => None,
+    }
+}
+
+fn weight_counts(pass: &Pass, rows: &[usize]) -> Option<WeightCounts> {
+    let gain = pass.gain?;
+    let scores: Vec<f64> = pass.scores.iter().copied().filter(|score| score.is_finite()).collect();
+    if rows.is_empty() || scores.len() < pass.scores.len() {
+        return None;
+    }
+    let effective = EffectiveSamples::of(&scores, gain);
+    let distance = DistanceToBest::of(&scores, rows);
+    Some(WeightCounts {
+        effective_samples: effective.of_entropy,
+        effective_samples_of_collisions: effective.of_collisions,
+        mean_of_drawn: distance.mean_of_drawn,
+        mean_of_best: distance.mean_of_best,
+        mean_of_all: distance.mean_of_all,
+    })
+}
+
 /// The rows of a group in the order of their keyed hashes, ties by sample id.
-fn ordered(run: &RunFolder, purpose: Purpose, samples: &[SampleRef]) -> Vec<usize> {
+pub fn ordered(run: &RunFolder, purpose: Purpose, samples: &[SampleRef]) -> Vec<usize> {
     let plan = run.plan();
     let mut order: Vec<(u64, SampleRef, usize)> = samples
         .iter()
@@ -228,19 +356,4 @@ fn ordered(run: &RunFolder, purpose: Purpose, samples: &[SampleRef]) -> Vec<usiz
         .collect();
     order.sort_unstable();
     order.into_iter().map(|(_, _, row)| row).collect()
-}
-
-/// The rows that go back to the shards.
-pub fn outcome_table(run: &RunFolder, outcomes: &[&Outcome]) -> arrow::array::RecordBatch {
-    let ids = || outcomes.iter().map(|outcome| outcome.sample.id(&run.plan().pool));
-    let drawn = || outcomes.iter().map(|outcome| outcome.drawn);
-    let mut columns = Columns::default();
-    columns
-        .text("shard", ids().map(|id| Some(id.shard)))
-        .u64("sample_idx", ids().map(|id| Some(id.sample_idx)))
-        .u64("super_batch", outcomes.iter().map(|outcome| Some(outcome.super_batch)))
-        .u32("chunk", drawn().map(|drawn| drawn.map(|drawn| drawn.chunk as u32)))
-        .u32("draw_rank", drawn().map(|drawn| drawn.map(|drawn| drawn.draw_rank as u32)))
-        .f64("conditional_score", drawn().map(|drawn| drawn.map(|drawn| drawn.conditional_score)));
-    columns.build()
 }

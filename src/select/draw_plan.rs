@@ -1,21 +1,28 @@
 //! Counts of the pool in; which samples meet in which super-batch, and how many of each are kept, out.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::exchange::Source;
 use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::RunFolder;
+use crate::settings::Deal;
 
 use super::counts::{kept_in, super_batch_sizes};
-use super::scored::score_counts;
+use super::deal::Partitions;
+use super::quotas::quotas;
+use super::reach::reach_counts;
 
 /// Every dealing group and super-batch of the pool, in pool order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrawPlans {
     /// Samples that come to the draw.
     pub n_samples: u64,
+    /// Draws of one pass.
     pub n_kept: u64,
+    pub n_passes: usize,
     pub groups: Vec<Group>,
 }
 
@@ -33,8 +40,8 @@ pub struct Group {
 pub enum Members {
     /// All samples of these tasks.
     Tasks(Vec<usize>),
-    /// A partition of the exchange to clusters.
-    Partition(usize),
+    /// A partition of the exchange to clusters; its samples are of this cluster, or of clusters that joined it.
+    Partition { partition: usize, cluster: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +49,7 @@ pub struct SuperBatch {
     /// Position in the pool's order of super-batches.
     pub super_batch: u64,
     pub n_samples: usize,
+    /// Draws of one pass.
     pub n_kept: usize,
 }
 
@@ -51,79 +59,157 @@ impl DrawPlans {
     }
 }
 
+/// What the exchange to clusters has dealt.
+pub struct Dealt {
+    pub partitions: Partitions,
+    pub sources: Vec<Source>,
+}
+
 /// Deals the pool, or counts what the exchange has dealt, and fixes every count.
-pub fn plan_draws(run: &RunFolder, tasks: &[usize], dealt: Option<&[Source]>) -> Result<DrawPlans, Error> {
+pub fn plan_draws(
+    run: &RunFolder,
+    tasks: &[usize],
+    deal: &Deal,
+    dealt: Option<&Dealt>,
+) -> Result<DrawPlans, Error> {
     run.stage_plan(&run.select("select.draw"), || {
         let members = match dealt {
-            None => deal_tasks(run, tasks)?,
-            Some(sources) => count_partitions(sources),
+            None => deal_tasks(run, tasks, deal)?,
+            Some(dealt) => count_partitions(dealt),
         };
         let n_samples: usize = members.iter().map(|(_, n)| n).sum();
         if n_samples == 0 {
             return Err(Error::NothingScored);
         }
-        Ok(count(run, members, n_samples as u64))
+        Ok(count(deal, members, n_samples as u64))
     })
 }
 
-/// Whole tasks, in the order of their keyed hashes, in groups of about `super_batches_per_group` super-batches.
-fn deal_tasks(run: &RunFolder, tasks: &[usize]) -> Result<Vec<(Members, usize)>, Error> {
+/// Tasks that are dealt together.
+pub struct TaskGroup {
+    pub tasks: Vec<usize>,
+    pub n_samples: usize,
+}
+
+/// Whole tasks, in the order of their keyed hashes, in groups of about `group_size` samples; what is left over for the
+/// last group is at least `size_min`, unless there is no other.
+pub fn group_tasks(
+    run: &RunFolder,
+    tasks: &[usize],
+    count: impl Fn(usize) -> Result<usize, Error>,
+    group_size: usize,
+    size_min: usize,
+) -> Result<Vec<TaskGroup>, Error> {
     let plan = run.plan();
-    let super_batch_size = plan.select.draw.deal().expect("a draw in super-batches").super_batch_size;
     let mut dealt = Vec::with_capacity(tasks.len());
     for &task in tasks {
         let shard = &plan.pool.shards_of(task)[0].id;
-        let n = score_counts(run, task)?.scored as usize;
+        let n = count(task)?;
         dealt.push((keyed_hash(Purpose::DealShards, plan.seed, plan.round, shard, 0), task, n));
     }
     dealt.sort_unstable();
-    let group_size = plan.select.super_batches_per_group * super_batch_size;
-    let mut groups: Vec<(Vec<usize>, usize)> = Vec::new();
+    let mut groups: Vec<TaskGroup> = Vec::new();
     for (_, task, n) in dealt {
         match groups.last_mut() {
-            Some((members, n_group)) if *n_group + n / 2 < group_size => {
-                members.push(task);
-                *n_group += n;
+            Some(group) if group.n_samples + n / 2 < group_size => {
+                group.tasks.push(task);
+                group.n_samples += n;
             }
-            _ => groups.push((vec![task], n)),
+            _ => groups.push(TaskGroup { tasks: vec![task], n_samples: n }),
         }
     }
-    // what is left over for the last group must not make a super-batch of half the size
-    if groups.len() > 1 && groups[groups.len() - 1].1 < super_batch_size {
-        let (members, n) = groups.pop().expect("more than one");
+    if groups.len() > 1 && groups[groups.len() - 1].n_samples < size_min {
+        let left_over = groups.pop().expect("more than one");
         let last = groups.last_mut().expect("more than one");
-        last.0.extend(members);
-        last.1 += n;
+        last.tasks.extend(left_over.tasks);
+        last.n_samples += left_over.n_samples;
     }
-    Ok(groups.into_iter().map(|(members, n)| (Members::Tasks(members), n)).collect())
+    Ok(groups)
 }
 
-fn count_partitions(sources: &[Source]) -> Vec<(Members, usize)> {
-    let partitions: std::collections::BTreeSet<usize> =
-        sources.iter().flat_map(|source| source.index.targets.keys().copied()).collect();
-    let counted = partitions.into_iter().map(|partition| {
-        let n = sources.iter().map(|source| source.index.n_rows(partition)).sum();
-        (Members::Partition(partition), n)
-    });
-    counted.collect()
+fn deal_tasks(run: &RunFolder, tasks: &[usize], deal: &Deal) -> Result<Vec<(Members, usize)>, Error> {
+    let count = |task| Ok(reach_counts(run, task)?.reaching as usize);
+    let group_size = run.plan().select.super_batches_per_group * deal.super_batch_size;
+    let groups = group_tasks(run, tasks, count, group_size, deal.super_batch_size)?;
+    Ok(groups.into_iter().map(|group| (Members::Tasks(group.tasks), group.n_samples)).collect())
 }
 
-fn count(run: &RunFolder, members: Vec<(Members, usize)>, n_samples: u64) -> DrawPlans {
-    let deal = run.plan().select.draw.deal().expect("a draw in super-batches");
+fn count_partitions(dealt: &Dealt) -> Vec<(Members, usize)> {
+    let mut counted = Vec::new();
+    for (&cluster, &(first, n_parts)) in &dealt.partitions.ranges {
+        for partition in first..first + n_parts {
+            let n: usize = dealt.sources.iter().map(|source| source.index.n_rows(partition)).sum();
+            if n > 0 {
+                counted.push((Members::Partition { partition, cluster }, n));
+            }
+        }
+    }
+    counted
+}
+
+fn count(deal: &Deal, members: Vec<(Members, usize)>, n_samples: u64) -> DrawPlans {
     let n_kept = deal.filter_ratio.kept(n_samples);
-    let (mut position, mut super_batch) = (0, 0);
+    let mut share = Share::new(deal, &members, n_kept, n_samples);
+    let mut super_batch = 0;
     let groups = members.into_iter().map(|(members, n_group)| {
         let super_batches = super_batch_sizes(n_group, deal.super_batch_size).into_iter().map(|n| {
-            let range = position..position + n as u64;
-            position = range.end;
             super_batch += 1;
-            let n_kept = kept_in(range, n_kept, n_samples) as usize;
+            let n_kept = share.next(&members, n as u64) as usize;
             SuperBatch { super_batch: super_batch - 1, n_samples: n, n_kept }
         });
-        Group { members, n_samples: n_group, super_batches: super_batches.collect() }
+        let super_batches = super_batches.collect();
+        Group { members, n_samples: n_group, super_batches }
     });
-    let plans = DrawPlans { n_samples, n_kept, groups: groups.collect() };
+    let plans = DrawPlans { n_samples, n_kept, n_passes: deal.n_passes, groups: groups.collect() };
     assert_eq!(plans.super_batches().map(|planned| planned.n_kept as u64).sum::<u64>(), n_kept);
     assert_eq!(plans.super_batches().map(|planned| planned.n_samples as u64).sum::<u64>(), n_samples);
     plans
+}
+
+/// Shares out what is kept: over the whole pool, or over each cluster's quota, by size.
+struct Share {
+    /// By the cluster of a partition, or one for the whole pool.
+    parts: BTreeMap<Option<u32>, PartShare>,
+}
+
+/// A part of the pool on its way through its super-batches.
+struct PartShare {
+    n_kept: u64,
+    n_samples: u64,
+    /// Samples of the super-batches so far.
+    position: u64,
+}
+
+impl Share {
+    fn new(deal: &Deal, members: &[(Members, usize)], n_kept: u64, n_samples: u64) -> Share {
+        let whole = PartShare { n_kept, n_samples, position: 0 };
+        let mut sizes: BTreeMap<Option<u32>, u64> = BTreeMap::new();
+        for (members, n) in members {
+            *sizes.entry(cluster_of(members)).or_default() += *n as u64;
+        }
+        if sizes.contains_key(&None) {
+            return Share { parts: [(None, whole)].into() };
+        }
+        let quotas = quotas(&sizes.values().copied().collect::<Vec<_>>(), n_kept, deal.quota);
+        let parts = sizes
+            .into_iter()
+            .zip(quotas)
+            .map(|((cluster, n_samples), n_kept)| (cluster, PartShare { n_kept, n_samples, position: 0 }));
+        Share { parts: parts.collect() }
+    }
+
+    /// How many the next super-batch of a part keeps.
+    fn next(&mut self, members: &Members, n: u64) -> u64 {
+        let part = self.parts.get_mut(&cluster_of(members)).expect("every member's part was counted");
+        let range = part.position..part.position + n;
+        part.position = range.end;
+        kept_in(range, part.n_kept, part.n_samples)
+    }
+}
+
+fn cluster_of(members: &Members) -> Option<u32> {
+    match members {
+        Members::Tasks(_) => None,
+        Members::Partition { cluster, .. } => Some(*cluster),
+    }
 }

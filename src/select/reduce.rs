@@ -1,14 +1,15 @@
 //! Two sets of embeddings under one model in, one number a column out: what each column's pairs with the rows add
-//! to the loss of its sample. The pairs themselves exist a tile at a time.
+//! to the loss of its sample. The pairs themselves are never stored.
 
 use std::ops::Range;
 
-use multiversion::multiversion;
+use pulp::Simd;
 use rayon::prelude::*;
 
 use crate::divide::Exclusions;
+use crate::fold::{Fold, PackedRows, Precision, Strip, lanes};
 use crate::matrix::Matrix;
-use crate::tile::{TILE, Tile, exp_nonpositive, horner, nth_range};
+use crate::vector::{exp_nonpositive, softplus};
 
 use super::loss::{Objective, PairLoss, log_add_exp};
 
@@ -18,6 +19,7 @@ pub(super) struct Pairs<'a> {
     pub rows: &'a Matrix,
     pub columns: &'a Matrix,
     pub loss: PairLoss,
+    pub precision: Precision,
 }
 
 /// Which pairs are left out.
@@ -50,60 +52,141 @@ impl Objective {
     }
 }
 
-/// Adds up the pairs of each column, for each of several sets of pairs with the same columns' count.
+/// Adds up the pairs of each column, for each of several sets of pairs with the same rows' and columns' counts.
 ///
 /// ```text
 /// sigmoid    Σ_row softplus(logit[row, column])         nats; 0 for no rows
 /// softmax    ln Σ_row exp(logit[row, column])           −∞ for no rows
 /// ```
 ///
-/// Logits and losses in f32, sums over up to 256 rows in f32 of at most 16 terms each and in f64 from there. Work:
-/// 2·n_rows·n_columns·d FLOPs a set. Memory: O(n_columns), and a tile a thread.
+/// Logits and losses in f32, sums of at most [`TERMS_MAX`](crate::fold::TERMS_MAX) of them in f32 and in f64 from
+/// there. Work: 2·n_rows·n_columns·d FLOPs a set. Memory: O(n_columns), and `ROWS_PACKED` rows of each set.
 pub(super) fn reduce(sets: &[Pairs], mask: Mask) -> Vec<Vec<f64>> {
-    let n_columns = sets[0].columns.n_rows();
-    assert!(sets.iter().all(|pairs| pairs.columns.n_rows() == n_columns));
-    let n_strips = n_columns.div_ceil(TILE);
-    let strips: Vec<Vec<f64>> = (0..sets.len() * n_strips)
-        .into_par_iter()
-        .map_init(Scratch::default, |scratch, task| {
-            let strip = nth_range(n_columns, task % n_strips);
-            scratch.reduce(&sets[task / n_strips], mask, strip)
-        })
-        .collect();
-    (0..sets.len()).map(|set| strips[set * n_strips..(set + 1) * n_strips].concat()).collect()
+    let (n_rows, n_columns) = (sets[0].rows.n_rows(), sets[0].columns.n_rows());
+    assert!(sets.iter().all(|set| set.rows.n_rows() == n_rows && set.columns.n_rows() == n_columns));
+    let nothing = |set: &Pairs| vec![set.loss.objective.nothing(); n_columns];
+    let mut totals: Vec<Vec<f64>> = sets.iter().map(nothing).collect();
+    for start in (0..n_rows).step_by(ROWS_PACKED) {
+        let rows = start..n_rows.min(start + ROWS_PACKED);
+        let packed: Vec<PackedRows> =
+            sets.iter().map(|set| PackedRows::new(set.rows, rows.clone(), set.precision)).collect();
+        let strips = totals.iter_mut().enumerate().flat_map(|(set, totals)| {
+            let strips = totals.chunks_mut(STRIP).enumerate();
+            strips.map(move |(strip, totals)| (set, strip * STRIP, totals))
+        });
+        strips.collect::<Vec<_>>().into_par_iter().for_each(|(set, first, totals)| {
+            let range = first..first + totals.len();
+            let rows = mask.rows(rows.clone(), range.clone());
+            let strip = Strip { columns: sets[set].columns, range, rows };
+            fold_strip(&packed[set], sets[set].loss, mask, &strip, totals);
+        });
+    }
+    totals
 }
 
-/// What one thread uses from one strip to the next.
-#[derive(Default)]
-struct Scratch {
-    tile: Tile,
+/// Rows that are packed at once: few enough to be nothing beside a super-batch.
+const ROWS_PACKED: usize = 4096;
+
+/// Columns of a strip, the work that a thread takes at a time.
+const STRIP: usize = 256;
+
+fn fold_strip(packed: &PackedRows, loss: PairLoss, mask: Mask, strip: &Strip, totals: &mut [f64]) {
+    let left_out = |column, rows| mask.left_out(column, rows);
+    let (scale, bias) = (loss.logit_scale as f32, loss.logit_bias as f32);
+    match loss.objective {
+        Objective::Sigmoid => packed.fold(LossSum { scale, bias }, strip, left_out, totals),
+        Objective::Softmax => packed.fold(LogSumExp { scale, bias }, strip, left_out, totals),
+    }
 }
 
-impl Scratch {
-    fn reduce(&mut self, pairs: &Pairs, mask: Mask, strip: Range<usize>) -> Vec<f64> {
-        let mut totals = vec![pairs.loss.objective.nothing(); strip.len()];
-        let all = mask.rows(pairs.rows.n_rows(), strip.clone());
-        for start in all.clone().step_by(TILE) {
-            let rows = start..all.end.min(start + TILE);
-            self.tile.fill(pairs.rows, rows.clone(), pairs.columns, strip.clone());
-            mask.apply(&mut self.tile, rows, strip.clone());
-            match pairs.loss.objective {
-                Objective::Sigmoid => add_losses(self.tile.values(), &pairs.loss, &mut totals),
-                Objective::Softmax => {
-                    add_exponentials(self.tile.values_mut(), &pairs.loss, &mut totals);
-                }
-            }
+/// Σ softplus(logit).
+#[derive(Clone, Copy)]
+struct LossSum {
+    scale: f32,
+    bias: f32,
+}
+
+impl Fold for LossSum {
+    type State<S: Simd> = S::f32s;
+
+    #[inline(always)]
+    fn start<S: Simd>(self, simd: S) -> S::f32s {
+        simd.splat_f32s(0.0)
+    }
+
+    #[inline(always)]
+    fn add<S: Simd, const N: usize>(self, simd: S, sums: S::f32s, products: [S::f32s; N]) -> S::f32s {
+        let (scale, bias) = (simd.splat_f32s(self.scale), simd.splat_f32s(self.bias));
+        let mut sums = sums;
+        for product in products {
+            sums = simd.add_f32s(sums, softplus(simd, simd.mul_add_e_f32s(product, scale, bias)));
         }
-        totals
+        sums
+    }
+
+    #[inline(always)]
+    fn merge<S: Simd>(self, _: S, sums: S::f32s, total: f64) -> f64 {
+        total + lanes::<S>(&sums).iter().map(|sum| f64::from(*sum)).sum::<f64>()
+    }
+}
+
+/// ln Σ exp(logit): in each lane the largest logit so far, and the sum of the exponentials relative to it.
+#[derive(Clone, Copy)]
+struct LogSumExp {
+    scale: f32,
+    bias: f32,
+}
+
+impl Fold for LogSumExp {
+    type State<S: Simd> = (S::f32s, S::f32s);
+
+    #[inline(always)]
+    fn start<S: Simd>(self, simd: S) -> (S::f32s, S::f32s) {
+        // finite, so that where all is left out no two infinities are subtracted
+        (simd.splat_f32s(f32::MIN), simd.splat_f32s(0.0))
+    }
+
+    #[inline(always)]
+    fn add<S: Simd, const N: usize>(
+        self,
+        simd: S,
+        (largest, sums): (S::f32s, S::f32s),
+        products: [S::f32s; N],
+    ) -> (S::f32s, S::f32s) {
+        let (scale, bias) = (simd.splat_f32s(self.scale), simd.splat_f32s(self.bias));
+        let mut logits = products;
+        let mut larger = largest;
+        for logit in &mut logits {
+            *logit = simd.mul_add_e_f32s(*logit, scale, bias);
+            larger = simd.max_f32s(larger, *logit);
+        }
+        let shrink = exp_nonpositive(simd, simd.sub_f32s(largest, larger));
+        let mut sums = simd.mul_f32s(sums, shrink);
+        for logit in logits {
+            sums = simd.add_f32s(sums, exp_nonpositive(simd, simd.sub_f32s(logit, larger)));
+        }
+        (larger, sums)
+    }
+
+    #[inline(always)]
+    fn merge<S: Simd>(self, simd: S, (largest, sums): (S::f32s, S::f32s), total: f64) -> f64 {
+        let of_all = simd.reduce_max_f32s(largest);
+        let shrink = exp_nonpositive(simd, simd.sub_f32s(largest, simd.splat_f32s(of_all)));
+        let sums = simd.mul_f32s(sums, shrink);
+        let sum: f64 = lanes::<S>(&sums).iter().map(|sum| f64::from(*sum)).sum();
+        log_add_exp(total, f64::from(of_all) + sum.ln())
     }
 }
 
 impl Mask<'_> {
-    /// The rows that some column of the strip meets.
-    fn rows(&self, n_rows: usize, strip: Range<usize>) -> Range<usize> {
+    /// Those of the rows that some column of the strip meets.
+    fn rows(&self, rows: Range<usize>, strip: Range<usize>) -> Range<usize> {
         match self {
-            Mask::AllButNext(n) => strip.start + 1..strip.end + n,
-            Mask::Nothing | Mask::Own | Mask::Excluded(_) => 0..n_rows,
+            Mask::AllButNext(n) => {
+                let start = rows.end.min(rows.start.max(strip.start + 1));
+                start..start.max(rows.end.min(strip.end + n))
+            }
+            Mask::Nothing | Mask::Own | Mask::Excluded(_) => rows,
         }
     }
 
@@ -117,113 +200,33 @@ impl Mask<'_> {
         }
     }
 
-    /// Sets the similarities of what is left out to −∞, which adds nothing under either objective.
-    fn apply(&self, tile: &mut Tile, rows: Range<usize>, strip: Range<usize>) {
-        let mut leave_out = |row: usize, column: usize| tile.set(row, column, f32::NEG_INFINITY);
+    /// Bit i: whether row `rows.start + i` is left out for the column; at most 64 rows.
+    #[inline(always)]
+    fn left_out(&self, column: usize, rows: Range<usize>) -> u64 {
         match self {
-            Mask::Nothing => {}
-            Mask::Own => {
-                for own in rows.start.max(strip.start)..rows.end.min(strip.end) {
-                    leave_out(own - rows.start, own - strip.start);
-                }
-            }
-            Mask::Excluded(exclusions) => {
-                for (column, query) in strip.enumerate() {
-                    for row in exclusions.of(query, rows.clone()) {
-                        leave_out(row - rows.start, column);
-                    }
-                }
-            }
-            Mask::AllButNext(n) => {
-                for (column, i) in strip.enumerate() {
-                    for row in rows.clone().filter(|row| *row <= i || *row > i + n) {
-                        leave_out(row - rows.start, column);
-                    }
-                }
-            }
+            Mask::Nothing => 0,
+            Mask::Own => bits(column..column + 1, rows),
+            Mask::Excluded(exclusions) => excluded_bits(exclusions, column, rows),
+            Mask::AllButNext(n) => !bits(column + 1..column + 1 + n, rows),
         }
     }
 }
 
-/// [`softplus`](super::loss::softplus) in f32 for loops over tiles, by arithmetic alone so that they vectorise.
-///
-/// The relative error is below 1e-6 for every logit above −87, where the loss is 1.6e-38; below, the loss
-/// stays there.
-///
-/// # Source
-///
-/// `max(l, 0) + ln(1 + e^−|l|)` with `ln(1 + z) = z·P(z)`, P our own minimax fit on 0..1 (relative error 3e-8).
+/// Bit i: whether row `rows.start + i` is in the range.
 #[inline(always)]
-fn softplus_f32(logit: f32) -> f32 {
-    const LN_1P_OVER_Z: [f32; 9] = [
-        0.999_999_94,
-        -0.499_994_93,
-        0.333_190_95,
-        -0.248_429_64,
-        0.191_059_35,
-        -0.136_630_95,
-        0.078_224_175,
-        -0.029_504_146,
-        0.005_232_421_7,
-    ];
-    let z = exp_nonpositive(-logit.abs());
-    logit.max(0.0) + z * horner(z, LN_1P_OVER_Z)
+fn bits(range: Range<usize>, rows: Range<usize>) -> u64 {
+    let below = |end: usize| match end.clamp(rows.start, rows.end) - rows.start {
+        64 => u64::MAX,
+        n => (1u64 << n) - 1,
+    };
+    below(range.end) & !below(range.start)
 }
 
-/// How many f32 are summed before the sum goes into an f64.
-const BLOCK: usize = 8;
-
-/// Adds to each total the losses of its column's pairs; `similarities` is `[n_rows, totals.len()]`.
-#[multiversion(targets = "simd")]
-fn add_losses(similarities: &[f32], loss: &PairLoss, totals: &mut [f64]) {
-    let (scale, bias) = (loss.logit_scale as f32, loss.logit_bias as f32);
-    let mut block_sums = [0.0f32; TILE];
-    let block_sums = &mut block_sums[..totals.len()];
-    for block in similarities.chunks(BLOCK * totals.len()) {
-        block_sums.fill(0.0);
-        for row in block.chunks_exact(block_sums.len()) {
-            for (sum, similarity) in block_sums.iter_mut().zip(row) {
-                *sum += softplus_f32(scale * similarity + bias);
-            }
-        }
-        for (total, sum) in totals.iter_mut().zip(&*block_sums) {
-            *total += f64::from(*sum);
-        }
-    }
-}
-
-/// Adds to each total, the logarithm of a sum, the exponentials of its column's logits.
-#[multiversion(targets = "simd")]
-fn add_exponentials(similarities: &mut [f32], loss: &PairLoss, totals: &mut [f64]) {
-    let (scale, bias) = (loss.logit_scale as f32, loss.logit_bias as f32);
-    let n_columns = totals.len();
-    let mut largest = [f32::NEG_INFINITY; TILE];
-    let largest = &mut largest[..n_columns];
-    for row in similarities.chunks_exact_mut(n_columns) {
-        for (largest, value) in largest.iter_mut().zip(row) {
-            *value = scale * *value + bias;
-            *largest = largest.max(*value);
-        }
-    }
-    // where all is left out, any finite number does as the largest
-    largest.iter_mut().for_each(|largest| *largest = largest.max(f32::MIN));
-    let mut sums = [0.0f64; TILE];
-    let mut block_sums = [0.0f32; TILE];
-    let block_sums = &mut block_sums[..n_columns];
-    for block in similarities.chunks(BLOCK * n_columns) {
-        block_sums.fill(0.0);
-        for row in block.chunks_exact(n_columns) {
-            for ((sum, logit), largest) in block_sums.iter_mut().zip(row).zip(&*largest) {
-                *sum += exp_nonpositive(logit - largest);
-            }
-        }
-        for (sum, block_sum) in sums.iter_mut().zip(&*block_sums) {
-            *sum += f64::from(*block_sum);
-        }
-    }
-    for ((total, sum), largest) in totals.iter_mut().zip(sums).zip(&*largest) {
-        *total = log_add_exp(*total, f64::from(*largest) + sum.ln());
-    }
+fn excluded_bits(exclusions: &Exclusions, query: usize, rows: Range<usize>) -> u64 {
+    // exclusions are asked for from multiples of 64 on
+    let excluded = exclusions.of(query, rows.start / 64 * 64..rows.end);
+    let excluded = excluded.skip_while(|row| *row < rows.start);
+    excluded.fold(0, |bits, row| bits | 1 << (row - rows.start))
 }
 
 #[cfg(test)]
@@ -231,17 +234,6 @@ mod tests {
     use super::*;
     use crate::select::{similarity, softplus};
     use crate::tile::random_unit_rows;
-
-    #[test]
-    fn softplus_f32_has_its_stated_error() {
-        for step in -870_000..=1_200_000 {
-            let logit = step as f32 * 1e-4;
-            let error = f64::from(softplus_f32(logit)) / softplus(f64::from(logit)) - 1.0;
-            assert!(error.abs() < 1e-6, "relative error {error:e} at {logit}");
-        }
-        assert!(softplus_f32(-1e6) < 2e-38);
-        assert_eq!(softplus_f32(1e6), 1e6);
-    }
 
     /// The definition, in f64.
     fn dense(pairs: &Pairs, column: usize, is_left_out: impl Fn(usize) -> bool) -> f64 {
@@ -262,23 +254,24 @@ mod tests {
             for objective in [Objective::Sigmoid, Objective::Softmax] {
                 for (logit_scale, logit_bias) in [(10.0, -10.0), (100.0, 0.0)] {
                     let loss = PairLoss { logit_scale, logit_bias, objective };
-                    let square = Pairs { rows: &rows, columns: &columns, loss };
-                    let long = Pairs { rows: &more_rows, columns: &columns, loss };
-                    let all = reduce(&[square, long], Mask::Nothing);
-                    let others = reduce(&[square], Mask::Own);
-                    let band = reduce(&[long], Mask::AllButNext(100));
+                    let square = Pairs { rows: &rows, columns: &columns, loss, precision: Precision::F32 };
+                    let long = Pairs { rows: &more_rows, ..square };
+                    let of_one = |pairs, mask| reduce(&[pairs], mask).remove(0);
+                    let (all, all_long) = (of_one(square, Mask::Nothing), of_one(long, Mask::Nothing));
+                    let others = of_one(square, Mask::Own);
+                    let band = of_one(long, Mask::AllButNext(100));
                     for column in 0..n {
                         let check = |found: f64, expected: f64| {
                             let bound = 2e-5 * (1.0 + expected.abs());
                             assert!((found - expected).abs() < bound, "{found} {expected}");
                         };
-                        check(all[0][column], dense(&square, column, |_| false));
-                        check(all[1][column], dense(&long, column, |_| false));
+                        check(all[column], dense(&square, column, |_| false));
+                        check(all_long[column], dense(&long, column, |_| false));
                         if n > 1 {
-                            check(others[0][column], dense(&square, column, |row| row == column));
+                            check(others[column], dense(&square, column, |row| row == column));
                         }
                         let is_outside = |row| row <= column || row > column + 100;
-                        check(band[0][column], dense(&long, column, is_outside));
+                        check(band[column], dense(&long, column, is_outside));
                     }
                 }
             }
@@ -290,7 +283,7 @@ mod tests {
         let (rows, columns) = (random_unit_rows(600, 40, 1), random_unit_rows(1000, 40, 2));
         for objective in [Objective::Sigmoid, Objective::Softmax] {
             let loss = PairLoss { logit_scale: 20.0, logit_bias: -8.0, objective };
-            let pairs = Pairs { rows: &rows, columns: &columns, loss };
+            let pairs = Pairs { rows: &rows, columns: &columns, loss, precision: Precision::F32 };
             let with = |n_threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
                 pool.install(|| reduce(&[pairs, pairs], Mask::Own))

@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use crate::fold::Precision;
 use crate::matrix::Matrix;
 
 use super::loss::{Objective, PairLoss, similarity};
@@ -18,6 +19,7 @@ pub struct PairModel<'a> {
     images: &'a Matrix,
     captions: &'a Matrix,
     loss: PairLoss,
+    precision: Precision,
 }
 
 /// What belongs to the model that is to be trained on what is kept.
@@ -63,7 +65,12 @@ impl<'a> PairModel<'a> {
         assert_eq!(images.n_rows(), captions.n_rows(), "every image has its caption");
         assert_eq!(images.n_cols(), captions.n_cols(), "both towers of a model embed in one space");
         assert!(loss.is_usable(), "{loss:?}");
-        PairModel { images, captions, loss }
+        PairModel { images, captions, loss, precision: Precision::F32 }
+    }
+
+    /// The same with other products for the pairs of different samples; a sample's own pair stays in f64.
+    pub fn with_precision(self, precision: Precision) -> PairModel<'a> {
+        PairModel { precision, ..self }
     }
 
     pub fn n_samples(&self) -> usize {
@@ -92,19 +99,23 @@ impl<'a> PairModel<'a> {
             images: self.images.gather(rows),
             captions: self.captions.gather(rows),
             loss: self.loss,
+            precision: self.precision,
         }
     }
 
     /// The images of these samples with the captions of those.
     pub(super) fn images_with(self, others: PairModel<'a>) -> Pairs<'a> {
-        assert_eq!(self.loss, others.loss, "two samples of one model");
-        Pairs { rows: others.captions, columns: self.images, loss: self.loss }
+        self.pairs(others, others.captions, self.images)
     }
 
     /// The captions of these samples with the images of those.
     pub(super) fn captions_with(self, others: PairModel<'a>) -> Pairs<'a> {
+        self.pairs(others, others.images, self.captions)
+    }
+
+    fn pairs(self, others: PairModel<'a>, rows: &'a Matrix, columns: &'a Matrix) -> Pairs<'a> {
         assert_eq!(self.loss, others.loss, "two samples of one model");
-        Pairs { rows: others.images, columns: self.captions, loss: self.loss }
+        Pairs { rows, columns, loss: self.loss, precision: self.precision }
     }
 }
 
@@ -113,11 +124,13 @@ pub(super) struct GatheredModel {
     images: Matrix,
     captions: Matrix,
     loss: PairLoss,
+    precision: Precision,
 }
 
 impl GatheredModel {
     pub(super) fn view(&self) -> PairModel<'_> {
-        PairModel { images: &self.images, captions: &self.captions, loss: self.loss }
+        let GatheredModel { images, captions, loss, precision } = self;
+        PairModel { images, captions, loss: *loss, precision: *precision }
     }
 }
 

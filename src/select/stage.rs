@@ -1,71 +1,111 @@
 //! The stage: embeddings and clusters in; `select/` with every score and a verdict a sample out.
 //!
 //! ```text
-//! select.bank    one task                   the banks' embeddings under both models
-//! select.score   a task a run of shards     the scores that a sample has by itself
-//! select.deal    a task a run of shards     exchange of embeddings to groups, for super-batches within clusters
-//! select.draw    a task a dealing group     super-batches: score, draw; exchange of what was drawn to the shards
-//! select         a task a run of shards     all columns and the verdict
+//! select.calibrate  a task a model             logit scale and bias, where they are fitted to the pool
+//! select.bank       one task                   the banks' embeddings under both models
+//! select.score      a task a run of shards     the scores that a sample has by itself
+//! select.filter.…   see `filter`               who comes to the draw
+//! select.deal       a task a run of shards     exchange of embeddings to groups, for super-batches within clusters
+//! select.draw       a task a dealing group     super-batches: score, draw; exchange of what was drawn to the shards
+//! select            a task a run of shards     all columns and the verdict
 //! ```
+//!
+//! A draw over the whole pool has no groups: its stage plan `select` says where the kept samples end.
 
 use crate::embed::complete_tasks;
 use crate::error::Error;
 use crate::exchange::{self, Index};
 use crate::executor::Executor;
 use crate::run_folder::RunFolder;
-use crate::settings::SuperBatches;
+use crate::settings::{Draw, SuperBatchDraw, SuperBatches};
 
-use super::deal::{self, DealCounts};
+use super::calibrate_step::commit_calibration;
+use super::deal;
 use super::draw::{DrawCounts, Drawer};
 use super::draw_plan::{DrawPlans, plan_draws};
-use super::gather::commit_verdicts;
-use super::scored::{Scorer, commit_bank};
+use super::filter;
+use super::hard_negatives::{commit_bank, needs_bank};
+use super::losses::calibrated_models;
+use super::pool_draw::plan_cuts;
+use super::reach;
+use super::scored::Scorer;
+use super::verdict::{Drawn, commit_verdicts};
 
 /// Does every undone step of the stage.
 pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
-    let step = |name| run.select(name);
     let tasks = complete_tasks(run)?.tasks;
-    // the report wants the counts of a step whose files may be gone
-    let is_counted = match run.stage_plan_if_present::<DrawPlans>(&step("select.draw"))? {
-        Some(plans) => run.are_counted(&step("select.draw"), &(0..plans.groups.len()).collect::<Vec<_>>())?,
-        None => false,
-    };
-    if is_counted && run.undone(&step("select"), &tasks)?.is_empty() {
+    if is_counted(run)? && run.undone(&run.select("select"), &tasks)?.is_empty() {
         return Ok(());
     }
-
-    if Scorer::needs_bank(run) {
-        executor.run(run, &step("select.bank"), &[0], 1, |_| commit_bank(run, &tasks))?;
+    score(run, executor, &tasks)?;
+    filter::run(run, executor, &tasks)?;
+    executor.run(run, &run.filtered(), &tasks, executor.n_threads, |task| reach::commit(run, task))?;
+    let decide = |drawn: Drawn| {
+        let n_threads = executor.n_threads;
+        executor.run(run, &run.select("select"), &tasks, n_threads, |task| commit_verdicts(run, &drawn, task))
+    };
+    match &run.plan().select.draw {
+        Draw::InSuperBatches(draw) => {
+            let (plans, outcomes) = draw_super_batches(run, executor, &tasks, draw)?;
+            decide(Drawn::InSuperBatches { plans: &plans, outcomes: &outcomes })
+        }
+        Draw::OverPool(draw) => {
+            let cuts = plan_cuts(run, &tasks, draw)?;
+            decide(Drawn::OverPool { draw, cuts: &cuts })
+        }
+        Draw::Keep => decide(Drawn::Keep),
     }
-    if !executor.todo(run, &step("select.score"), &tasks)?.is_empty() {
+}
+
+/// Whether the counts that the report wants are there; their files may be gone.
+fn is_counted(run: &RunFolder) -> Result<bool, Error> {
+    if run.plan().select.draw.deal().is_none() {
+        return Ok(true);
+    }
+    let stage = run.select("select.draw");
+    match run.stage_plan_if_present::<DrawPlans>(&stage)? {
+        Some(plans) => run.are_counted(&stage, &(0..plans.groups.len()).collect::<Vec<_>>()),
+        None => Ok(false),
+    }
+}
+
+/// What samples are worth by themselves.
+fn score(run: &RunFolder, executor: &Executor, tasks: &[usize]) -> Result<(), Error> {
+    let calibrated = calibrated_models(run.plan());
+    let models: Vec<usize> = (0..calibrated.len()).collect();
+    executor.run(run, &run.score("select.calibrate"), &models, 1, |model| {
+        commit_calibration(run, tasks, model, calibrated[model])
+    })?;
+    if needs_bank(run) {
+        executor.run(run, &run.score("select.bank"), &[0], 1, |_| commit_bank(run, tasks))?;
+    }
+    let stage = run.score("select.score");
+    if !executor.todo(run, &stage, tasks)?.is_empty() {
         let scorer = Scorer::open(run)?;
         // scoring shares out the processors itself
-        executor.run(run, &step("select.score"), &tasks, 1, |task| scorer.commit(run, task))?;
+        executor.run(run, &stage, tasks, 1, |task| scorer.commit(run, task))?;
     }
-    executor.wait_for_others(run, &step("select.score"), &tasks)?;
+    executor.wait_for_others(run, &stage, tasks)
+}
 
-    let dealt = match run.plan().select.draw.deal().expect("a draw in super-batches").super_batches {
+/// Deals, draws, and says where what was drawn is.
+fn draw_super_batches(
+    run: &RunFolder,
+    executor: &Executor,
+    tasks: &[usize],
+    draw: &SuperBatchDraw,
+) -> Result<(DrawPlans, Vec<exchange::Source>), Error> {
+    let dealt = match draw.deal.super_batches {
         SuperBatches::OverPool => None,
-        SuperBatches::WithinClusters => {
-            let partitions = deal::plan_partitions(run, &tasks)?;
-            executor.run(run, &step("select.deal"), &tasks, executor.n_threads, |task| {
-                deal::commit(run, &partitions, task)
-            })?;
-            let index = |counts: DealCounts| counts.index;
-            let deal = step("select.deal");
-            Some(exchange::sources(run, executor, &deal, &tasks, index, exchange::FILES_PER_LEVEL_MAX)?)
-        }
+        SuperBatches::WithinClusters => Some(deal::run(run, executor, tasks, &draw.deal)?),
     };
-    let plans: DrawPlans = plan_draws(run, &tasks, dealt.as_deref())?;
+    let plans = plan_draws(run, tasks, &draw.deal, dealt.as_ref())?;
     let groups: Vec<usize> = (0..plans.groups.len()).collect();
-    let drawer = Drawer { run, plans: &plans, dealt: dealt.as_deref() };
+    let drawer = Drawer { run, draw, plans: &plans, dealt: dealt.as_ref() };
+    let stage = run.select("select.draw");
     // a draw shares out the processors itself, and one group at a time bounds the memory
-    executor.run(run, &step("select.draw"), &groups, 1, |group| drawer.commit(group))?;
-
+    executor.run(run, &stage, &groups, 1, |group| drawer.commit(group))?;
     let index = |counts: DrawCounts| -> Index { counts.index };
-    let draw = step("select.draw");
-    let drawn = exchange::sources(run, executor, &draw, &groups, index, exchange::FILES_PER_LEVEL_MAX)?;
-    executor.run(run, &step("select"), &tasks, executor.n_threads, |task| {
-        commit_verdicts(run, &plans, &drawn, task)
-    })
+    let outcomes = exchange::sources(run, executor, &stage, &groups, index, exchange::FILES_PER_LEVEL_MAX)?;
+    Ok((plans, outcomes))
 }

@@ -11,7 +11,7 @@ use super::select::{check_column, parse, table_of};
 use super::{ModelRole, ModelSettings, Models, Ranking, SettingsError, check_sizes, out_of_range};
 
 /// A filter under the name by which verdicts and columns call it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct NamedFilter {
     /// The method's name, unless the step has a `name`.
     pub name: String,
@@ -292,6 +292,15 @@ impl Filter {
             Filter::NormSim(filter) => Some(filter.model),
             Filter::Decontaminate(filter) => Some(filter.model),
             Filter::Metadata(_) | Filter::Threshold(_) | Filter::Semdedup(_) => None,
+        }
+    }
+
+    /// The steps in which it is done: dealing to clusters, what groups find, and each sample's score.
+    pub fn steps(&self) -> &'static [&'static str] {
+        match self {
+            Filter::Semdedup(_) => &[".deal", ".group", ""],
+            Filter::NegClipLoss(_) => &[".group", ""],
+            _ => &[""],
         }
     }
 

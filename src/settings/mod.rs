@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::embed::Device;
+use crate::embed::{DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings};
 use crate::error::Error;
 use crate::read::{ColumnNames, LabelSource, Limits, ReadRules, SampleKind};
+use crate::runtime::Device;
+use crate::select::FilterRatio;
 
 mod models;
 mod divide;
@@ -18,7 +20,7 @@ mod filter;
 mod select;
 mod write;
 
-pub use divide::DivideSettings;
+pub use divide::{DivideSettings, FitKind};
 pub use filter::{
     AtLeast, AtMost, Best, ClipScoreFilter, DecontaminateFilter, EvaluationSet, Filter, FractionOf,
     JsonBound, Keep, MetadataFilter, NamedFilter, NegClipLossFilter, Norm, NormSimFilter, SemdedupFilter,
@@ -41,9 +43,12 @@ pub struct Settings {
     pub seed: u64,
     /// Folder of `samples/` and `embeddings/`, which runs may share; the run folder if absent.
     pub store: Option<PathBuf>,
-    /// Where models run: `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Where models run: `auto`, `cpu`, `cuda` (all GPUs), `cuda:0,3`, `tensorrt`, `tensorrt:0`; `cpu:2` for two halves of the
+    /// processor.
     #[serde(default)]
     pub device: Device,
+    /// Sets of sessions on each device: what runs models at once. Absent: as many as threads and memory have room for.
+    pub sessions: Option<usize>,
     /// Threads for decoding, inference and scoring; as many as there are processors if absent.
     pub threads: Option<usize>,
     #[serde(default = "default_memory_limit_bytes")]
@@ -170,12 +175,26 @@ const THREADS_MAX: usize = 1024;
 
 impl Default for EmbedSettings {
     fn default() -> Self {
-        EmbedSettings { inference_batch_size: 64, embedding_dtype: EmbeddingDtype::default() }
+        EmbedSettings {
+            inference_batch_size: DEFAULT_INFERENCE_BATCH_SIZE,
+            embedding_dtype: EmbeddingDtype::default(),
+        }
     }
 }
 
+/// 8 GiB.
+pub const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 8 << 30;
+
 fn default_memory_limit_bytes() -> u64 {
-    8 << 30
+    DEFAULT_MEMORY_LIMIT_BYTES
+}
+
+impl ReadSettings {
+    /// These shards, and the defaults for all else.
+    pub fn of_shards(shards: &[String]) -> ReadSettings {
+        let settings = serde_json::json!({ "shards": shards });
+        serde_json::from_value(settings).expect("all but the shards has a default")
+    }
 }
 
 fn yes() -> bool {
@@ -219,6 +238,10 @@ pub enum SettingsError {
         "experts take the reference's place: they need super-batches within clusters and no `models.reference`"
     )]
     Experts,
+    #[error(
+        "{n_passes} passes of what remains are more than a filter ratio of {filter_ratio} leaves samples for"
+    )]
+    Passes { n_passes: usize, filter_ratio: FilterRatio },
     #[error("`read.label_field` needs `read.samples` = `image_class`")]
     NoLabels,
     #[error("a quota over clusters needs super-batches within clusters")]
@@ -257,6 +280,9 @@ impl Settings {
         if !(1..=THREADS_MAX).contains(&n_threads) {
             return Err(out_of_range("threads", n_threads, "between 1 and 1024"));
         }
+        if !(1..=THREADS_MAX).contains(&self.sessions.unwrap_or(1)) {
+            return Err(out_of_range("sessions", self.sessions.unwrap_or(1), "between 1 and 1024"));
+        }
         self.read.check()?;
         if self.models.iter().next().is_none() {
             return Err(SettingsError::NoModel);
@@ -276,6 +302,15 @@ impl Settings {
         self.report.check()?;
         self.select.check(&self.models, self.divide.is_some())?;
         Ok(self)
+    }
+
+    /// What inference may use of this machine.
+    pub fn inference(&self) -> InferenceSettings {
+        InferenceSettings {
+            device: self.device,
+            sessions: self.sessions,
+            memory_limit_bytes: self.memory_limit_bytes,
+        }
     }
 
     /// Threads to use on this machine.

@@ -111,6 +111,20 @@ pub enum SuperBatchMethod {
 const SUPER_BATCH_METHODS: [&str; 6] =
     ["jest", "active_clip", "class_act", "full_loss", "soft_cap", "random"];
 
+impl SuperBatchMethod {
+    /// Whether the draw looks at the embeddings of learner and reference.
+    pub fn scores_pairs(&self) -> bool {
+        match self {
+            SuperBatchMethod::Jest(_) | SuperBatchMethod::ActiveClip(_) | SuperBatchMethod::FullLoss(_) => {
+                true
+            }
+            SuperBatchMethod::ClassAct(_) | SuperBatchMethod::SoftCap(_) | SuperBatchMethod::Random(_) => {
+                false
+            }
+        }
+    }
+}
+
 /// Joint selection by learnability (JEST, arXiv:2406.17711).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -482,6 +496,12 @@ impl Deal {
         }
         if !is_within && self.quota != Quota::Size {
             return Err(SettingsError::Quota);
+        }
+        // of 10¹⁸ samples, so that no filter ratio is rounded
+        const POOL: u64 = 1_000_000_000_000_000_000;
+        let n_drawn = u128::from(self.filter_ratio.kept(POOL)) * self.n_passes as u128;
+        if self.pass_pool == PassPool::Remaining && n_drawn > u128::from(POOL) {
+            return Err(SettingsError::Passes { n_passes: self.n_passes, filter_ratio: self.filter_ratio });
         }
         Ok(())
     }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, BinaryArray, BooleanArray, RecordBatch, StringArray, StructArray, UInt64Array,
-};
+use arrow::array::{ArrayRef, BinaryArray, BooleanArray, RecordBatch, StringArray, StructArray, UInt64Array};
 use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
 use serde::{Deserialize, Serialize};
@@ -16,7 +14,6 @@ use crate::read::ReadSample;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::select::VerdictCounts;
-use crate::settings::Order;
 use crate::table::{self, Columns, Rows};
 
 use super::output_plan::OutputPlan;
@@ -71,8 +68,8 @@ fn kept_rows(
     verdicts: &RecordBatch,
     samples: &RecordBatch,
 ) -> Result<RecordBatch, Error> {
-    let ranks = Rows(verdicts).u32("draw_rank");
-    let is_kept: BooleanArray = (0..verdicts.num_rows()).map(|row| Some(ranks.is_valid(row))).collect();
+    let positions = outputs.positions(run, task, verdicts)?;
+    let is_kept: BooleanArray = positions.iter().map(|position| Some(position.is_some())).collect();
     let kept = filter_record_batch(verdicts, &is_kept).expect("a mask of the table's length");
     let pool = &run.plan().pool;
     let of_samples = SampleRef::of_rows(&Rows(samples), pool)?;
@@ -81,18 +78,6 @@ fn kept_rows(
     let kept_samples = SampleRef::of_rows(&Rows(&kept), pool)?;
     let order = UInt64Array::from_iter_values(kept_samples.into_iter().map(row_of));
 
-    let rows = Rows(&kept);
-    let positions: Vec<u64> = match run.plan().write.order {
-        Order::SubBatch => {
-            let of_rows = rows.u64("super_batch").values().iter().zip(rows.u32("draw_rank").values());
-            of_rows.map(|(&block, &rank)| outputs.block_starts[block as usize] + u64::from(rank)).collect()
-        }
-        Order::Shard => {
-            let tasks = crate::embed::complete_tasks(run)?.tasks;
-            let block = tasks.binary_search(&task).expect("only complete tasks are gathered");
-            (0..kept.num_rows() as u64).map(|row| outputs.block_starts[block] + row).collect()
-        }
-    };
     let mut columns = Columns::default();
     for (field, column) in kept.schema().fields().iter().zip(kept.columns()) {
         columns.array(field.name(), column.clone());
@@ -101,7 +86,7 @@ fn kept_rows(
         let column = samples.column_by_name(name).expect("`samples/` has these columns");
         columns.array(name, take(column, &order, None).expect("the rows are there"));
     }
-    columns.u64(POSITION, positions.into_iter().map(Some));
+    columns.u64(POSITION, positions.into_iter().flatten().map(Some));
     Ok(columns.build())
 }
 

@@ -21,7 +21,7 @@ use crate::run_folder::RunFolder;
 
 pub use gather::GatherCounts;
 pub use output_plan::{OutputPlan, OutputShard};
-pub use stats::{Distribution, SCORES, ShardStats};
+pub use stats::{Distribution, ShardStats, score_columns};
 
 /// Does every undone step of the stage.
 pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {

@@ -1,12 +1,14 @@
 //! Exact counts in; where each kept sample stands in the output, and where output shards end, out.
 
+use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 
-use crate::embed::SamplesCounts;
+use crate::embed::{SamplesCounts, complete_tasks};
 use crate::error::Error;
 use crate::run_folder::RunFolder;
-use crate::select::{DrawPlans, VerdictCounts};
+use crate::select::{DrawCounts, DrawPlans, Verdict, VerdictCounts};
 use crate::settings::Order;
+use crate::table::Rows;
 
 /// What a row holds beside its image: caption, JSON and numbers, about.
 pub const ROW_BYTES: u64 = 1024;
@@ -14,8 +16,10 @@ pub const ROW_BYTES: u64 = 1024;
 /// Which kept samples are in which output shard. A kept sample's **position** is its place in the whole output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputPlan {
-    /// Where each block of adjacent samples starts: super-batches, or tasks, by [`Order`].
-    pub block_starts: Vec<u64>,
+    /// Where each block of adjacent samples starts: tasks, or the super-batches of the first pass, of the second …
+    block_starts: Vec<u64>,
+    order: Order,
+    n_super_batches: u64,
     pub n_kept: u64,
     pub shards: Vec<OutputShard>,
 }
@@ -28,6 +32,38 @@ pub struct OutputShard {
 }
 
 impl OutputPlan {
+    /// The position of each row of a task's verdicts, none of those that are not kept.
+    pub fn positions(
+        &self,
+        run: &RunFolder,
+        task: usize,
+        verdicts: &RecordBatch,
+    ) -> Result<Vec<Option<u64>>, Error> {
+        let rows = Rows(verdicts);
+        let is_kept = |row: &usize| rows.text("verdict").value(*row) == Verdict::Kept.text();
+        let mut positions = vec![None; verdicts.num_rows()];
+        let kept = (0..verdicts.num_rows()).filter(is_kept);
+        match self.order {
+            Order::SubBatch => {
+                let (super_batches, passes, places) =
+                    (rows.u64("super_batch"), rows.u32("pass"), rows.u64("place"));
+                for row in kept {
+                    let block =
+                        u64::from(passes.value(row)) * self.n_super_batches + super_batches.value(row);
+                    positions[row] = Some(self.block_starts[block as usize] + places.value(row));
+                }
+            }
+            Order::Shard => {
+                let tasks = complete_tasks(run)?.tasks;
+                let block = tasks.binary_search(&task).expect("only complete tasks have verdicts");
+                for (place, row) in kept.enumerate() {
+                    positions[row] = Some(self.block_starts[block] + place as u64);
+                }
+            }
+        }
+        Ok(positions)
+    }
+
     /// The output shard of a position.
     pub fn shard_of(&self, position: u64) -> usize {
         assert!(position < self.n_kept, "position {position} of {}", self.n_kept);
@@ -54,16 +90,37 @@ pub fn plan_outputs(run: &RunFolder, tasks: &[usize]) -> Result<OutputPlan, Erro
         let settings = &run.plan().write;
         let mean_bytes = if settings.images { image_bytes / n_samples.max(1) } else { 0 };
         let rows_max = (settings.shard_bytes / (mean_bytes + ROW_BYTES)).max(1);
-        let blocks: Vec<u64> = match settings.order {
-            Order::Shard => kept_of_tasks,
-            Order::SubBatch => {
-                let plans: Option<DrawPlans> = run.stage_plan_if_present(&run.select("select.draw"))?;
-                let plans = plans.expect("drawn before it is written");
-                plans.super_batches().map(|planned| planned.n_kept as u64).collect()
+        // without super-batches there is no order but that of the shards
+        let by_super_batch = match (settings.order, run.plan().select.draw.deal()) {
+            (Order::SubBatch, Some(deal)) => Some(deal.n_passes),
+            _ => None,
+        };
+        let (blocks, order, n_super_batches) = match by_super_batch {
+            None => (kept_of_tasks, Order::Shard, 0),
+            Some(n_passes) => {
+                let blocks = blocks_of_super_batches(run, n_passes)?;
+                let n_super_batches = (blocks.len() / n_passes) as u64;
+                (blocks, Order::SubBatch, n_super_batches)
             }
         };
-        Ok(cut(&blocks, rows_max))
+        Ok(OutputPlan { order, n_super_batches, ..cut(&blocks, rows_max) })
     })
+}
+
+/// The samples that each super-batch's first pass kept, then those that its second pass added, and so on.
+fn blocks_of_super_batches(run: &RunFolder, n_passes: usize) -> Result<Vec<u64>, Error> {
+    let stage = run.select("select.draw");
+    let plans: Option<DrawPlans> = run.stage_plan_if_present(&stage)?;
+    let n_groups = plans.expect("drawn before it is written").groups.len();
+    let mut passes = vec![Vec::new(); n_passes];
+    for group in 0..n_groups {
+        for counts in run.committed_counts::<DrawCounts>(&stage, group)?.super_batches {
+            for (blocks, n) in passes.iter_mut().zip(counts.n_first) {
+                blocks.push(n);
+            }
+        }
+    }
+    Ok(passes.concat())
 }
 
 fn cut(blocks: &[u64], rows_max: u64) -> OutputPlan {
@@ -85,7 +142,7 @@ fn cut(blocks: &[u64], rows_max: u64) -> OutputPlan {
         shards.push(OutputShard { start, end });
         start = end;
     }
-    OutputPlan { block_starts, n_kept, shards }
+    OutputPlan { block_starts, order: Order::Shard, n_super_batches: 0, n_kept, shards }
 }
 
 #[cfg(test)]

@@ -1,31 +1,12 @@
 """Writes golden/noise.json: Gumbel noise and keyed hashes from hashlib, for the test `golden.rs`.
 
-python3 tests/oracle/golden_noise.py          (standard library only)
+python3 tests/oracle/golden_noise.py          (needs numpy for the package it stands beside)
 """
 
-import hashlib
 import json
-import math
 from pathlib import Path
 
-
-def u64(value):
-    return value.to_bytes(8, "little")
-
-
-def blake2b_8(data):
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-def gumbel(seed, round_, pass_, chunk, shard, sample_idx):
-    data = u64(seed) + u64(round_) + u64(pass_) + u64(chunk) + shard.encode() + b"\0" + u64(sample_idx)
-    u = ((blake2b_8(data) >> 11) + 0.5) * 2.0**-53
-    return -math.log(-math.log(u))
-
-
-def keyed_hash(purpose, seed, round_, shard, sample_idx):
-    return blake2b_8(purpose.encode() + b"\0" + u64(seed) + u64(round_) + shard.encode() + b"\0" + u64(sample_idx))
-
+from methods.noise import gumbel, keyed_hash
 
 LARGEST = 2**64 - 1
 PLACES = [
@@ -49,7 +30,7 @@ def main():
         for seed, round_, pass_, chunk in keys:
             noise.append(
                 dict(seed=seed, round=round_, pass_=pass_, chunk=chunk, shard=shard, sample_idx=sample_idx)
-                | dict(gumbel=gumbel(seed, round_, pass_, chunk, shard, sample_idx))
+                | dict(gumbel=gumbel(seed, round_, pass_, chunk, (shard, sample_idx)))
             )
     hashes = []
     purposes = ["deal_shards", "deal_samples", "fit", "seeding", "bank", "control"]
@@ -57,7 +38,7 @@ def main():
         purpose, seed, round_ = purposes[i % len(purposes)], 7 * i, i % 4 * 2**33
         hashes.append(
             dict(purpose=purpose, seed=seed, round=round_, shard=shard, sample_idx=sample_idx)
-            | dict(hash=keyed_hash(purpose, seed, round_, shard, sample_idx))
+            | dict(hash=keyed_hash(purpose, seed, round_, (shard, sample_idx)))
         )
     out = Path(__file__).parent / "golden" / "noise.json"
     rows = [f'"{name}": [\n' + ",\n".join(json.dumps(v, ensure_ascii=False) for v in vectors) + "\n]"

@@ -142,6 +142,8 @@ pub struct Model {
     pub logits: StatedLogits,
     /// What `config.json` says that training of the logit scale began with: never taken, but worth a hint.
     pub initial_logit_scale: Option<LogitScale>,
+    /// Bytes of the graph files and of the files with their weights, about those of the weights alone.
+    pub graph_bytes: u64,
     /// BLAKE3, in hex, of all that decides an embedding but the inference batch size.
     pub digest: String,
 }
@@ -195,6 +197,12 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
         choice,
         logits: logits::resolve(&manifest, combined)?,
         initial_logit_scale: initial_log.and_then(|log| LogitScale::from_log(log).ok()),
+        graph_bytes: files
+            .iter()
+            .flatten()
+            .filter_map(|path| path.metadata().ok())
+            .map(|file| file.len())
+            .sum(),
         digest: digest::digest(&parts, choice.variant, &files)?,
         parts,
     })

@@ -13,11 +13,21 @@ use crate::error::Error;
 /// A path to the library, or to the folder that it lies in; looked at before all other places.
 const VARIABLES: [&str; 2] = ["SUPERBATCH_ONNXRUNTIME", "ORT_DYLIB_PATH"];
 
+/// The link in the [data folder](data_folder) to the packages that `superbatch setup` has installed.
+pub const INSTALLED: &str = "runtime";
+
+/// Where `superbatch setup` installs: `superbatch` in the user's data folder by the XDG rules.
+pub fn data_folder() -> Option<PathBuf> {
+    let absolute = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")))?;
+    Some(data.join("superbatch"))
+}
+
 /// Loads the library once a process and gives its environment, in which sessions are made.
 ///
 /// It is searched where [`VARIABLES`] say, beside the executable and in its `../lib`, in `.tools/onnxruntime`
-/// of any folder above the executable or the current folder, in an active Python environment, and where the
-/// linker looks.
+/// of any folder above the executable or the current folder, where `superbatch setup` puts it, in an active Python
+/// environment, and where the linker looks.
 ///
 /// # Errors
 ///
@@ -81,6 +91,7 @@ fn places() -> Vec<PathBuf> {
     for folder in beside.into_iter().chain(current.as_deref()).flat_map(Path::ancestors) {
         places.push(folder.join(".tools/onnxruntime"));
     }
+    places.extend(data_folder().map(|data| data.join(INSTALLED).join("onnxruntime/capi")));
     for root in ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(env::var_os) {
         places.extend(python_packages(Path::new(&root)));
     }
@@ -102,11 +113,16 @@ fn places() -> Vec<PathBuf> {
 
 /// Where the wheels `onnxruntime` and `onnxruntime-gpu` put the library.
 fn python_packages(root: &Path) -> Vec<PathBuf> {
+    site_packages(root).into_iter().map(|packages| packages.join("onnxruntime/capi")).collect()
+}
+
+/// Folders of packages of a Python environment.
+pub(super) fn site_packages(root: &Path) -> Vec<PathBuf> {
     let versions =
         fs::read_dir(root.join("lib")).into_iter().flatten().flatten().map(|version| version.path());
     let mut folders: Vec<PathBuf> = versions
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python")))
-        .map(|path| path.join("site-packages/onnxruntime/capi"))
+        .map(|path| path.join("site-packages"))
         .collect();
     folders.sort();
     folders
@@ -114,7 +130,7 @@ fn python_packages(root: &Path) -> Vec<PathBuf> {
 
 /// The library itself, or the newest in a folder: wheels carry `libonnxruntime.so.1.32.0` without a shorter
 /// name.
-fn library_in(place: &Path) -> Option<PathBuf> {
+pub fn library_in(place: &Path) -> Option<PathBuf> {
     if place.is_file() {
         return Some(place.to_owned());
     }

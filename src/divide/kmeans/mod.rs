@@ -1,0 +1,274 @@
+//! Unit embeddings in; centroids, and each sample's cluster out: spherical k-means.
+//!
+//! A fit sees all its points at once, an assignment is per sample. Points of one cluster are each other's hard
+//! negatives later.
+
+mod cloud;
+mod seeding;
+mod nearest;
+mod lloyd;
+mod mini_batch;
+mod levels;
+mod merge;
+
+use crate::matrix::Matrix;
+
+use cloud::{Cloud, set_direction};
+
+pub use levels::fit_levels;
+pub use merge::merge_small;
+pub use nearest::{Assignment, assign};
+pub use seeding::{Seeding, starting_points};
+
+/// How centroids are fitted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FitParams {
+    pub n_clusters: usize,
+    pub seeding: Seeding,
+    pub method: FitMethod,
+    /// Fits from different starts, of which the best is taken.
+    pub n_restarts: usize,
+    /// Passes over the points.
+    pub n_iterations_max: usize,
+    /// A fit ends when an iteration lowers the objective by no more than this part of it.
+    pub tolerance: f64,
+    pub seed: u64,
+}
+
+/// When centroids move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FitMethod {
+    /// After a pass over all points (Lloyd).
+    FullSample,
+    /// After every `size` points, at least 1.
+    MiniBatch { size: usize },
+}
+
+impl Default for FitParams {
+    fn default() -> FitParams {
+        FitParams {
+            n_clusters: 10,
+            seeding: Seeding::default(),
+            method: FitMethod::FullSample,
+            n_restarts: 3,
+            n_iterations_max: 50,
+            tolerance: 1e-4,
+            seed: 0,
+        }
+    }
+}
+
+/// Fitted centroids.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fit {
+    /// `[n_clusters, d]`, unit rows.
+    pub centroids: Matrix,
+    /// `Σ (1 − cos)` over the points, each with its nearest of these centroids.
+    pub objective: f64,
+    /// Passes in which the centroids were moved.
+    pub n_iterations: usize,
+    /// The objective before each iteration (with mini-batches: as the points were met during it) and after the
+    /// last: `n_iterations + 1` values.
+    pub history: Vec<f64>,
+}
+
+/// Why centroids cannot be fitted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FitError {
+    #[error("{n_points} samples cannot make {n_clusters} clusters")]
+    TooFewPoints { n_points: usize, n_clusters: usize },
+}
+
+/// Fits centroids by spherical k-means.
+///
+/// ```text
+/// objective = Σ_i (1 − max_c cos(point_i, centroid_c))
+/// centroid_c = normalise(Σ of the unit points nearest to it)
+/// ```
+///
+/// Each restart starts from points that [`starting_points`] draws. In whole passes, a cluster that loses all points
+/// takes the point farthest from its own centroid. The lowest objective wins, the earlier restart on a tie. Equal
+/// points may leave equal centroids, of which the first gets all.
+///
+/// With mini-batches the centroids move after every `size` points, which come in keyed order: a few passes do what
+/// many whole ones do, to within about a percent of the objective.
+///
+/// # Shapes and units
+///
+/// `points` is `[n_points, d]`, rows of about unit length (they may be rounded to f16; each is scaled to unit
+/// length). Work: 2·n_points·n_clusters·d FLOPs an iteration. Memory: O(n_points + n_clusters·d) beside the
+/// points.
+///
+/// # Errors
+///
+/// Fewer points than clusters.
+///
+/// # Source
+///
+/// Divide and Contrast, arXiv:2105.08054, clusters normalised features by k-means. Spherical k-means: Dhillon
+/// and Modha, 2001; mini-batches: Sculley, 2010, with a learning rate of 1/count.
+pub fn fit(points: &Matrix, params: &FitParams) -> Result<Fit, FitError> {
+    let (n_points, n_clusters) = (points.n_rows(), params.n_clusters);
+    assert!(n_clusters > 0 && params.n_restarts > 0, "{params:?}");
+    if n_points < n_clusters {
+        return Err(FitError::TooFewPoints { n_points, n_clusters });
+    }
+    let fits = (0..params.n_restarts).map(|restart| {
+        let start = starting_points(points, n_clusters, params.seeding, params.seed, restart);
+        refine(points, points.gather(&start), params)
+    });
+    let best = fits.reduce(|best, fit| if fit.objective < best.objective { fit } else { best });
+    Ok(best.expect("at least one restart"))
+}
+
+/// Moves given centroids to a local minimum of the objective: the part of [`fit`] after the start.
+pub fn refine(points: &Matrix, start: Matrix, params: &FitParams) -> Fit {
+    assert!(start.n_rows() > 0 && start.n_rows() <= points.n_rows());
+    let cloud = Cloud::new(points);
+    let mut centroids = start;
+    for cluster in 0..centroids.n_rows() {
+        let sum: Vec<f64> = centroids.row(cluster).iter().map(|value| f64::from(*value)).collect();
+        set_direction(centroids.row_mut(cluster), &sum);
+    }
+    match params.method {
+        FitMethod::FullSample => lloyd::whole_passes(&cloud, centroids, params),
+        FitMethod::MiniBatch { size } => mini_batch::mini_batches(&cloud, centroids, size, params),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tile::random_unit_rows;
+
+    const METHODS: [FitMethod; 2] = [FitMethod::FullSample, FitMethod::MiniBatch { size: 300 }];
+
+    fn params(n_clusters: usize) -> FitParams {
+        FitParams { n_clusters, n_restarts: 2, tolerance: 1e-6, seed: 11, ..FitParams::default() }
+    }
+
+    /// Around `n_concepts` random directions, point i around direction i mod n_concepts.
+    fn planted(n_points: usize, n_concepts: usize, spread: f32) -> Matrix {
+        let (centres, noise) = (random_unit_rows(n_concepts, 16, 1), random_unit_rows(n_points, 16, 2));
+        let mut points = Matrix::zeros(n_points, 16);
+        for point in 0..n_points {
+            let pairs = centres.row(point % n_concepts).iter().zip(noise.row(point));
+            let sum: Vec<f64> = pairs.map(|(c, n)| f64::from(c + spread * n)).collect();
+            set_direction(points.row_mut(point), &sum);
+        }
+        points
+    }
+
+    #[test]
+    fn four_points_make_two_clusters() {
+        let points = Matrix::new(vec![1.0, 0.0, 0.6, 0.8, -1.0, 0.0, -0.6, -0.8], 2);
+        let fit = fit(&points, &params(2)).unwrap();
+        // each pair has cosine 0.6; both its points have cosine √0.8 to their mean direction
+        assert!((fit.objective - 4.0 * (1.0 - 0.8f64.sqrt())).abs() < 1e-6);
+        let assignments = assign(&points, &fit.centroids);
+        let clusters: Vec<u32> = assignments.iter().map(|assignment| assignment.cluster).collect();
+        assert!(clusters[0] == clusters[1] && clusters[2] == clusters[3] && clusters[0] != clusters[2]);
+        for assignment in assignments {
+            // the centroids are opposite, so the second similarity is the negative of the first
+            assert!((assignment.centroid_similarity - 0.8f32.sqrt()).abs() < 1e-6);
+            assert!((assignment.centroid_margin.unwrap() - 2.0 * 0.8f32.sqrt()).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn planted_concepts_are_found() {
+        let points = planted(1200, 12, 0.1);
+        for seeding in [Seeding::KMeansPlusPlus, Seeding::KMeansParallel] {
+            for method in METHODS {
+                let params = FitParams { n_restarts: 5, seeding, method, ..params(12) };
+                let fit = fit(&points, &params).unwrap();
+                let clusters = assign(&points, &fit.centroids);
+                for point in 12..1200 {
+                    assert_eq!(clusters[point].cluster, clusters[point % 12].cluster, "{params:?}");
+                }
+                assert_eq!(fit.history.len(), fit.n_iterations + 1);
+                assert_eq!(fit.history.last(), Some(&fit.objective));
+                if method == FitMethod::FullSample {
+                    assert!(fit.history.windows(2).all(|pair| pair[1] <= pair[0] + 1e-6));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn mini_batches_come_close_to_whole_passes() {
+        let points = planted(4000, 60, 1.2);
+        for seed in 0..3 {
+            let fit_by = |method| fit(&points, &FitParams { method, seed, ..params(40) }).unwrap();
+            let [whole, mini] = METHODS.map(fit_by);
+            assert!(mini.objective < 1.02 * whole.objective, "{} {}", mini.objective, whole.objective);
+            assert!(mini.objective < 0.98 * whole.history[0], "no better than the start");
+        }
+    }
+
+    #[test]
+    fn a_seeded_fit_is_the_same_bytes_with_any_number_of_threads() {
+        let points = planted(2000, 40, 0.9);
+        for seeding in [Seeding::KMeansPlusPlus, Seeding::KMeansParallel] {
+            for method in METHODS {
+                let params = FitParams { seeding, method, ..params(50) };
+                let fit_with = |n_threads| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                    pool.install(|| fit(&points, &params).unwrap())
+                };
+                assert_eq!(fit_with(1), fit_with(2));
+                assert_ne!(fit_with(2), fit(&points, &FitParams { seed: 12, ..params }).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn rows_need_not_have_unit_length() {
+        let points = planted(300, 5, 0.2);
+        let mut stretched = points.clone();
+        for row in 0..300 {
+            let factor = 0.25 * (1 << (row % 4)) as f32; // a power of two changes no other bit
+            stretched.row_mut(row).iter_mut().for_each(|value| *value *= factor);
+        }
+        for method in METHODS {
+            let params = FitParams { method, ..params(5) };
+            assert_eq!(fit(&points, &params), fit(&stretched, &params));
+        }
+        assert_eq!(assign(&points, &points), assign(&stretched, &points));
+    }
+
+    #[test]
+    fn a_start_in_empty_places_is_left() {
+        // all start centroids but one point away from every point
+        let points = planted(600, 6, 0.1);
+        let mut start = points.gather(&[0; 6]);
+        for cluster in 1..6 {
+            start.row_mut(cluster).iter_mut().for_each(|value| *value = -*value);
+        }
+        for method in METHODS {
+            let params = FitParams { method, n_restarts: 1, ..params(6) };
+            let fit = refine(&points, start.clone(), &params);
+            let clusters = assign(&points, &fit.centroids).into_iter().map(|a| a.cluster);
+            assert_eq!(clusters.collect::<std::collections::HashSet<_>>().len(), 6, "{method:?}");
+        }
+    }
+
+    #[test]
+    fn as_many_clusters_as_points_fit_exactly_and_more_are_refused() {
+        let points = random_unit_rows(40, 8, 9);
+        let fitted = fit(&points, &params(40)).unwrap();
+        assert!(fitted.objective < 1e-5);
+        let error = FitError::TooFewPoints { n_points: 40, n_clusters: 41 };
+        assert_eq!(fit(&points, &params(41)), Err(error));
+    }
+
+    #[test]
+    fn equal_points_still_fit() {
+        let points = Matrix::new([0.6, 0.8].repeat(30), 2);
+        for method in METHODS {
+            let fitted = fit(&points, &FitParams { method, ..params(7) }).unwrap();
+            assert!(fitted.objective.abs() < 1e-4);
+            assert_eq!(fitted.centroids.n_rows(), 7);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Pixels and token ids in, the inputs of a graph out: only those that it declares, in its types.
+
+use std::borrow::Cow;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::SessionInputValue;
+use ort::value::{Tensor, TensorElementType, TensorRef};
+
+use super::graph::{Graph, Input};
+use super::model::{ImageSide, ModelError, TextSide};
+use super::tokenize::Tokens;
+
+/// How images are fed.
+pub(super) struct Pixels {
+    pub name: String,
+    kind: TensorElementType,
+    width: usize,
+    height: usize,
+    staging: Staging,
+}
+
+impl Pixels {
+    /// The input is what `model.toml` names, else `pixel_values`, else the only one.
+    pub fn of(graph: &Graph, side: &ImageSide) -> Result<Pixels, ModelError> {
+        let inputs = graph.input_names();
+        let only = match &inputs[..] {
+            [only] => only.as_str(),
+            _ => "pixel_values",
+        };
+        let name = side.input.as_deref().unwrap_or(only);
+        let kind = graph.input_type(name).ok_or_else(|| graph.no_input("pixels"))?;
+        if !matches!(kind, TensorElementType::Float32 | TensorElementType::Float16) {
+            return Err(ModelError::Unsupported { setting: "pixel type", value: kind.to_string() });
+        }
+        let (width, height) = side.preprocessing.size();
+        let pixels = Pixels {
+            name: name.to_owned(),
+            kind,
+            width: width as usize,
+            height: height as usize,
+            staging: Staging::of(graph),
+        };
+        pixels.check_shape(graph)?;
+        Ok(pixels)
+    }
+
+    /// Refuses a graph whose input is fixed to another shape than `[n, 3, height, width]`.
+    fn check_shape(&self, graph: &Graph) -> Result<(), ModelError> {
+        let Some(shape) = graph.input_shape(&self.name) else { return Ok(()) };
+        let given = [3, self.height as i64, self.width as i64];
+        let is_fit = shape.len() == 4
+            && shape[1..].iter().zip(given).all(|(&fixed, given)| fixed < 0 || fixed == given);
+        if is_fit {
+            return Ok(());
+        }
+        let axes = |shape: &[i64]| {
+            let axes =
+                shape.iter().map(|&length| if length < 0 { "any".to_owned() } else { length.to_string() });
+            format!("[{}]", axes.collect::<Vec<_>>().join(", "))
+        };
+        Err(ModelError::InputShape {
+            graph: graph.path.clone(),
+            input: self.name.clone(),
+            takes: axes(&shape),
+            given: format!("[n, 3, {}, {}]", self.height, self.width),
+        })
+    }
+
+    pub fn blank(&self, n: usize) -> Vec<f32> {
+        vec![0.0; n * 3 * self.height * self.width]
+    }
+
+    pub fn input<'a>(&'a self, pixels: &'a [f32], n: usize) -> ort::Result<Input<'a>> {
+        let shape = [n, 3, self.height, self.width];
+        assert_eq!(pixels.len(), shape.iter().product::<usize>(), "pixels of {n} images");
+        let value: SessionInputValue = match (self.kind, &self.staging) {
+            (TensorElementType::Float16, Staging::InPlace) => {
+                let mut halves = vec![f16::ZERO; pixels.len()];
+                halves.convert_from_f32_slice(pixels);
+                Tensor::from_array((shape, halves))?.into()
+            }
+            (TensorElementType::Float16, Staging::Copied(allocator)) => {
+                let mut tensor = Tensor::<f16>::new(allocator, shape)?;
+                tensor.extract_tensor_mut().1.convert_from_f32_slice(pixels);
+                tensor.into()
+            }
+            (_, Staging::InPlace) => TensorRef::from_array_view((shape, pixels))?.into(),
+            (_, Staging::Copied(allocator)) => {
+                let mut tensor = Tensor::<f32>::new(allocator, shape)?;
+                tensor.extract_tensor_mut().1.copy_from_slice(pixels);
+                tensor.into()
+            }
+        };
+        Ok((Cow::Borrowed(self.name.as_str()), value))
+    }
+}
+
+/// From where a graph's place takes pixels.
+enum Staging {
+    /// From where they are.
+    InPlace,
+    /// From memory of this allocator: pages that do not move, which a GPU reads by itself at twice the rate.
+    Copied(Allocator),
+}
+
+impl Staging {
+    fn of(graph: &Graph) -> Staging {
+        if !graph.place.is_gpu() {
+            return Staging::InPlace;
+        }
+        let number = graph.place.number as i32;
+        Staging::copied(graph, AllocationDevice::CUDA_PINNED, number).unwrap_or_else(|error| {
+            tracing::debug!(%error, place = %graph.place, "no pinned memory: pixels go the slower way");
+            Staging::InPlace
+        })
+    }
+
+    fn copied(graph: &Graph, device: AllocationDevice<'static>, number: i32) -> ort::Result<Staging> {
+        let memory = MemoryInfo::new(device, number, AllocatorType::Device, MemoryType::CPUOutput)?;
+        Allocator::new(&graph.session, memory).map(Staging::Copied)
+    }
+}
+
+/// What a text graph can want of a caption.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TokenInput {
+    Ids,
+    Mask,
+    Positions,
+    Types,
+}
+
+/// How captions are fed: only what the graph declares.
+pub(super) struct TokenInputs {
+    inputs: Vec<(String, TokenInput, TensorElementType)>,
+    context_length: usize,
+}
+
+impl TokenInputs {
+    pub fn of(graph: &Graph, side: &TextSide) -> Result<TokenInputs, ModelError> {
+        let ids = side.input.as_deref().unwrap_or("input_ids");
+        let known = [
+            (ids, TokenInput::Ids),
+            ("attention_mask", TokenInput::Mask),
+            ("position_ids", TokenInput::Positions),
+            ("token_type_ids", TokenInput::Types),
+        ];
+        let mut inputs = Vec::new();
+        for (name, input) in known {
+            match graph.input_type(name) {
+                Some(kind @ (TensorElementType::Int64 | TensorElementType::Int32)) => {
+                    inputs.push((name.to_owned(), input, kind));
+                }
+                Some(kind) => {
+                    return Err(ModelError::Unsupported { setting: "token type", value: kind.to_string() });
+                }
+                None if input == TokenInput::Ids => return Err(graph.no_input("token ids")),
+                None => {}
+            }
+        }
+        Ok(TokenInputs { inputs, context_length: side.preparation.context_length })
+    }
+
+    pub fn names(&self) -> Vec<&str> {
+        self.inputs.iter().map(|(name, _, _)| name.as_str()).collect()
+    }
+
+    pub fn blank(&self, n: usize) -> Tokens {
+        Tokens::blank(self.context_length, n)
+    }
+
+    pub fn inputs<'a>(&'a self, tokens: &'a Tokens) -> ort::Result<Vec<Input<'a>>> {
+        assert_eq!(tokens.context_length(), self.context_length);
+        let shape = [tokens.n_rows(), self.context_length];
+        let mut all = Vec::with_capacity(self.inputs.len());
+        for (name, input, kind) in &self.inputs {
+            let values: Cow<[i64]> = match input {
+                TokenInput::Ids => tokens.ids().into(),
+                TokenInput::Mask => tokens.mask().into(),
+                TokenInput::Positions => {
+                    (0..tokens.n_rows()).flat_map(|_| 0..self.context_length as i64).collect()
+                }
+                TokenInput::Types => vec![0; tokens.ids().len()].into(),
+            };
+            let value = match kind {
+                TensorElementType::Int32 => {
+                    Tensor::from_array((shape, values.iter().map(|&id| id as i32).collect::<Vec<_>>()))?
+                        .into_dyn()
+                }
+                _ => Tensor::from_array((shape, values.into_owned()))?.into_dyn(),
+            };
+            all.push((Cow::Borrowed(name.as_str()), value.into()));
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::embed::Model;
+    use crate::embed::model::{ModelChoice, ModelParts};
+    use crate::embed::session::SessionSettings;
+    use crate::runtime::Device;
+
+    #[test]
+    fn pixels_through_an_allocator_are_the_same_pixels() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/learner");
+        let model = Model::open(&folder, ModelChoice::default()).unwrap();
+        let ModelParts::Pair { image, .. } = &model.parts else { panic!("the fixture has both towers") };
+        let settings = SessionSettings { device: Device::Cpu, n_threads: 1 };
+        let mut graph = Graph::open(&model, &image.graph, "image", &settings).unwrap();
+        let mut pixels = Pixels::of(&graph, image).unwrap();
+        let values: Vec<f32> =
+            (0..2 * 3 * pixels.width * pixels.height).map(|i| (i as f32 * 0.37).sin()).collect();
+        let run = |pixels: &Pixels, graph: &mut Graph| {
+            let [rows] = graph.run(vec![pixels.input(&values, 2).unwrap()], ["image_embeds"], 2).unwrap();
+            rows
+        };
+        let in_place = run(&pixels, &mut graph);
+        pixels.staging = Staging::copied(&graph, AllocationDevice::CPU, 0).unwrap();
+        assert_eq!(run(&pixels, &mut graph), in_place);
+    }
+}

@@ -1,0 +1,97 @@
+//! Models in, how many samples a second they embed out, measured on blank images or on samples that are at hand.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::read::Limits;
+use crate::runtime::Place;
+
+use super::decoded::{EmbeddedBatch, Encoders, ModelInputs, embed_batch};
+use super::infer::{Sharing, rows_at_once};
+use super::loaded::LoadedModel;
+use super::model::Model;
+use super::session::SessionSettings;
+use super::stage::InferenceSettings;
+
+/// Long enough for a rate that is right within a few per cent.
+const TIMED_MIN: Duration = Duration::from_millis(300);
+
+/// One model on several sets of sessions.
+pub struct Sessions {
+    sessions: Vec<LoadedModel>,
+    rows_at_once: usize,
+}
+
+impl Sessions {
+    /// As many as `embed` would open for this model alone.
+    pub fn open(
+        model: &Model,
+        inference: &InferenceSettings,
+        n_threads: usize,
+        inference_batch_size: usize,
+    ) -> Result<Sessions, Error> {
+        let places = inference.device.places()?;
+        let (provider, n_threads) = (places[0].provider, (n_threads / places.len()).max(1));
+        let graph_bytes = model.graph_bytes * places.len() as u64;
+        let sharing =
+            Sharing::of(provider, n_threads, graph_bytes, inference.memory_limit_bytes, inference.sessions);
+        Sessions::open_on(model, &places, sharing, rows_at_once(provider, inference_batch_size))
+    }
+
+    /// So many on each place.
+    pub fn open_on(
+        model: &Model,
+        places: &[Place],
+        sharing: Sharing,
+        rows_at_once: usize,
+    ) -> Result<Sessions, Error> {
+        let on_all = (0..sharing.n_sessions).flat_map(|_| places).map(|&place| {
+            let settings = SessionSettings { device: place.into(), n_threads: sharing.n_threads };
+            LoadedModel::load(model.clone(), &settings)
+        });
+        Ok(Sessions { sessions: on_all.collect::<Result<_, _>>()?, rows_at_once })
+    }
+
+    pub fn model(&self) -> &LoadedModel {
+        &self.sessions[0]
+    }
+
+    /// Embeds samples on all sessions at once; the results are in order. `model_idx` is the model's position in the
+    /// encoders that made the inputs.
+    pub fn embed(&mut self, model_idx: usize, inputs: &[ModelInputs]) -> Result<Vec<EmbeddedBatch>, Error> {
+        let runs: Vec<&[ModelInputs]> = inputs.chunks(self.rows_at_once).collect();
+        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(runs.len())));
+        std::thread::scope(|scope| {
+            for loaded in &mut self.sessions {
+                scope.spawn(|| {
+                    loop {
+                        let run_idx = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(run) = runs.get(run_idx) else { return };
+                        let embedded = embed_batch(loaded, model_idx, run);
+                        done.lock().expect("no holder panics").push((run_idx, embedded));
+                    }
+                });
+            }
+        });
+        let mut done = done.into_inner().expect("no holder panics");
+        done.sort_unstable_by_key(|(run_idx, _)| *run_idx);
+        done.into_iter().map(|(_, embedded)| embedded).collect()
+    }
+
+    /// How many blank images with a short caption are embedded in a second, after one round to warm up.
+    pub fn samples_per_sec(&mut self) -> Result<f64, Error> {
+        let encoders = Encoders::new(std::slice::from_ref(&self.model().model), Limits::default())?;
+        let n_inputs = self.sessions.len() * self.rows_at_once;
+        let inputs: Vec<ModelInputs> = (0..n_inputs).map(|_| encoders.blank()).collect::<Result<_, _>>()?;
+        self.embed(0, &inputs)?;
+        let start = Instant::now();
+        let mut n_samples = 0;
+        while start.elapsed() < TIMED_MIN {
+            self.embed(0, &inputs)?;
+            n_samples += n_inputs;
+        }
+        Ok(n_samples as f64 / start.elapsed().as_secs_f64())
+    }
+}

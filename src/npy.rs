@@ -1,0 +1,162 @@
+//! NumPy's `.npy` files in, matrices of f32 out.
+//!
+//! The format is a line of header and the plain values; a crate for it would bring a parser generator along.
+
+use std::io::Read;
+
+use half::f16;
+
+use crate::matrix::Matrix;
+
+/// Values that a matrix may have at most: 16 GiB of f32.
+const VALUES_MAX: u64 = 1 << 32;
+
+/// Bytes that a header may have at most; NumPy's own are below 200.
+const HEADER_BYTES_MAX: usize = 1 << 16;
+
+/// Why a file is not a matrix of numbers that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NpyError {
+    #[error("it is not a NumPy file of format version 1 to 3")]
+    Format,
+    #[error("it cannot be read, or ends early")]
+    Read(#[source] std::io::Error),
+    #[error("its shape is {shape:?}, but must be [n, d] with n and d above 0")]
+    Shape { shape: Vec<u64> },
+    #[error("its values are `{dtype}`, but must be little-endian f16, f32 or f64 in rows")]
+    Type { dtype: String },
+    #[error("its rows have {found} values, but the model's embeddings have {expected}")]
+    Width { found: usize, expected: usize },
+    #[error("its row {row} holds NaN or infinity or has length 0")]
+    Degenerate { row: usize },
+}
+
+/// Reads a matrix `[n, d]` of f16, f32 or f64.
+///
+/// # Errors
+///
+/// Another shape or type of value, and a file that ends before its last value. Memory grows with the values that
+/// arrive, not with the shape that the header claims.
+///
+/// # Source
+///
+/// NumPy Enhancement Proposal 1.
+pub fn read_matrix(mut reader: impl Read) -> Result<Matrix, NpyError> {
+    let header = read_header(&mut reader)?;
+    let entry = |key: &str| entry(&header, key).ok_or(NpyError::Format);
+    let dtype = entry("descr")?.trim_matches(['\'', '"']).to_owned();
+    if entry("fortran_order")? != "False" {
+        return Err(NpyError::Type { dtype: format!("{dtype} in columns") });
+    }
+    let sides = entry("shape")?.trim_matches(['(', ')']).split(',').map(str::trim);
+    let sides = sides.filter(|side| !side.is_empty()).map(|side| side.parse().map_err(|_| NpyError::Format));
+    let shape: Vec<u64> = sides.collect::<Result<_, _>>()?;
+    let n_values = shape.iter().try_fold(1u64, |n, &side| n.checked_mul(side));
+    let (n_cols, n_values) = match (&shape[..], n_values) {
+        ([_, n_cols], Some(n_values @ 1..=VALUES_MAX)) => (*n_cols as usize, n_values as usize),
+        _ => return Err(NpyError::Shape { shape }),
+    };
+    let values = match dtype.as_str() {
+        "<f2" => read_values(reader, n_values, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        "<f4" => read_values(reader, n_values, f32::from_le_bytes),
+        "<f8" => read_values(reader, n_values, |bytes| f64::from_le_bytes(bytes) as f32),
+        _ => return Err(NpyError::Type { dtype }),
+    };
+    Ok(Matrix::new(values?, n_cols))
+}
+
+/// The header's text, a Python dictionary.
+fn read_header(reader: &mut impl Read) -> Result<String, NpyError> {
+    let mut start = [0; 8];
+    reader.read_exact(&mut start).map_err(NpyError::Read)?;
+    let n_length_bytes = match start {
+        [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _] => 2,
+        [0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, _] => 4,
+        _ => return Err(NpyError::Format),
+    };
+    let mut length = [0; 4];
+    reader.read_exact(&mut length[..n_length_bytes]).map_err(NpyError::Read)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > HEADER_BYTES_MAX {
+        return Err(NpyError::Format);
+    }
+    let mut header = vec![0; length];
+    reader.read_exact(&mut header).map_err(NpyError::Read)?;
+    String::from_utf8(header).map_err(|_| NpyError::Format)
+}
+
+/// The value of a key: up to the comma that is in no parentheses, or to the end of the dictionary.
+fn entry<'h>(header: &'h str, key: &str) -> Option<&'h str> {
+    let after = header.split_once(&format!("'{key}':"))?.1.trim_start();
+    let mut depth = 0;
+    let end = after.find(|letter| {
+        match letter {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        depth == 0 && matches!(letter, ',' | '}')
+    });
+    Some(after[..end?].trim())
+}
+
+fn read_values<const N: usize>(
+    reader: impl Read,
+    n_values: usize,
+    value: impl Fn([u8; N]) -> f32,
+) -> Result<Vec<f32>, NpyError> {
+    let mut bytes = Vec::new();
+    reader.take((n_values * N) as u64).read_to_end(&mut bytes).map_err(NpyError::Read)?;
+    if bytes.len() < n_values * N {
+        return Err(NpyError::Read(std::io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(bytes.as_chunks::<N>().0.iter().map(|bytes| value(*bytes)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As NumPy writes it: `np.save` of a matrix.
+    fn file(header: &str, values: &[u8]) -> Vec<u8> {
+        let padded = format!("{header:<117}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((padded.len() as u16).to_le_bytes());
+        bytes.extend(padded.as_bytes());
+        bytes.extend(values);
+        bytes
+    }
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn matrices_of_floats_are_read() {
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }";
+        let matrix = read_matrix(&file(header, &floats(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))[..]).unwrap();
+        assert_eq!((matrix.n_rows(), matrix.row(1)), (2, &[4.0, 5.0, 6.0][..]));
+        let halves: Vec<u8> = [0.5f32, -2.0].iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let header = "{'descr': '<f2', 'fortran_order': False, 'shape': (1, 2), }";
+        assert_eq!(read_matrix(&file(header, &halves)[..]).unwrap().values(), [0.5, -2.0]);
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let values = floats(&[0.0; 6]);
+        let refused = |header: &str, values: &[u8]| read_matrix(&file(header, values)[..]).unwrap_err();
+        let header = |shape: &str| format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+        for shape in ["(6,)", "()", "(0, 3)", "(3, 0)", "(1, 2, 3)", "(4294967296, 4294967296)"] {
+            assert!(matches!(refused(&header(shape), &values), NpyError::Shape { .. }), "{shape}");
+        }
+        assert!(matches!(refused(&header("(-1, 3)"), &values), NpyError::Format));
+        assert!(matches!(refused(&header("(2, 3)"), &values[..20]), NpyError::Read(_)));
+        assert!(matches!(refused(&header("(2, 3)").replace("<f4", "<i4"), &values), NpyError::Type { .. }));
+        assert!(matches!(
+            refused(&header("(2, 3)").replace("False", "True"), &values),
+            NpyError::Type { .. }
+        ));
+        assert!(matches!(read_matrix(&b"PK\x03\x04 no NumPy file"[..]), Err(NpyError::Format)));
+        assert!(matches!(read_matrix(&b""[..]), Err(NpyError::Read(_))));
+    }
+}

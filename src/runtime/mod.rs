@@ -1,0 +1,19 @@
+//! ONNX Runtime: where its library is found, which devices it can use here, and sessions on one of them. What
+//! runs models, and nothing of what they mean.
+
+pub mod library;
+mod pins;
+mod driver;
+mod cuda;
+mod device;
+mod assignment;
+mod graph;
+mod session;
+
+pub use assignment::NodeCounts;
+pub use cuda::{CudaLibrary, missing_libraries};
+pub use device::{Device, DeviceError, GpuSet, Gpus, Place, Provider, UnknownDevice, requirements};
+pub use driver::{Driver, DriverError, Gpu};
+pub use graph::{Element, GraphBytes, Operand};
+pub use pins::{Pin, pin};
+pub use session::{OpenSession, Products, SessionOptions, is_out_of_memory, open, open_bytes};

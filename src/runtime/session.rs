@@ -1,0 +1,157 @@
+//! A graph in, a session on one place out. How sessions are set up, and why:
+//!
+//! - Operators run one after the other (one inter-op thread): the graphs of towers are chains.
+//! - Threads inside an operator do not spin while they wait, since decoders and other sessions want the processors.
+//!   Several sessions with one thread each do better than one with several (`superbatch doctor --bench` measures
+//!   both), so one thread is the rule where memory allows it.
+//! - On a GPU neither TF32 (unless it is asked for) nor convolution algorithms chosen by a stopwatch: precision is a setting, and the same
+//!   inputs shall give the same bytes.
+
+use std::path::Path;
+
+use ort::ep::{self, ArenaExtendStrategy};
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+
+use serde::{Deserialize, Serialize};
+
+use super::assignment::NodeCounts;
+use super::device::{Place, Provider};
+use super::graph::{Element, GraphBytes, Operand};
+use super::library;
+
+/// How a graph is run; nothing of this changes what its results mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionOptions {
+    pub place: Place,
+    /// Threads inside one operator.
+    pub n_threads: usize,
+    pub products: Products,
+}
+
+impl SessionOptions {
+    /// One thread, products in the graph's own types.
+    pub fn on(place: Place) -> SessionOptions {
+        SessionOptions { place, n_threads: 1, products: Products::Exact }
+    }
+}
+
+/// How a GPU multiplies f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Products {
+    /// In f32.
+    #[default]
+    #[serde(rename = "f32")]
+    Exact,
+    /// With both operands rounded to 11 bits, several times as fast. The processor has none and stays exact.
+    Tf32,
+}
+
+/// A session that is ready to run.
+pub struct OpenSession {
+    pub session: Session,
+    pub place: Place,
+    pub nodes: NodeCounts,
+}
+
+/// Loads a graph file. The runtime's library must have been [loaded](library::load).
+pub fn open(graph: &Path, options: &SessionOptions) -> ort::Result<OpenSession> {
+    let session = builder(options)?.commit_from_file(graph)?;
+    let opened = OpenSession { nodes: NodeCounts::of(&session)?, place: options.place, session };
+    let fallen_back = opened.nodes.fallen_back(options.place);
+    if !fallen_back.is_empty() {
+        tracing::warn!(graph = %graph.display(), place = %options.place, ?fallen_back,
+            "nodes that the GPU cannot run were left to the processor");
+    }
+    tracing::info!(graph = %graph.display(), place = %options.place, nodes = %opened.nodes, "loaded");
+    Ok(opened)
+}
+
+/// The same for a graph in memory.
+pub fn open_bytes(graph: &[u8], options: &SessionOptions) -> ort::Result<OpenSession> {
+    let session = builder(options)?.commit_from_memory(graph)?;
+    Ok(OpenSession { nodes: NodeCounts::of(&session)?, place: options.place, session })
+}
+
+/// Opens a graph of one node, which shows whether a place can be used at all.
+pub(super) fn probe(place: Place) -> ort::Result<()> {
+    let operand = |name| Operand { name, element: Element::F32, shape: &["1"] };
+    let graph = GraphBytes::default()
+        .input(operand("a"))
+        .node("Add", &["a", "a"], &["b"], &[])
+        .output(operand("b"))
+        .finish();
+    open_bytes(&graph, &SessionOptions::on(place)).map(|_| ())
+}
+
+fn builder(options: &SessionOptions) -> ort::Result<SessionBuilder> {
+    let environment = library::load().expect("the library was loaded before");
+    let builder: SessionBuilder = Session::builder(&environment)?
+        .with_intra_op_spinning(false)?
+        .with_config_entry("session.record_ep_graph_assignment_info", "1")?
+        .with_log_level(LogLevel::Error)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(options.n_threads)?
+        .with_inter_threads(1)?
+        .with_deterministic_compute(true)?
+        .with_memory_pattern(true)?;
+    let number = options.place.number as i32;
+    let cuda = ep::CUDA::default()
+        .with_device_id(number)
+        .with_tf32(options.products == Products::Tf32)
+        .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic)
+        // grows by what is needed, and not to the next power of two
+        .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+        .build()
+        .error_on_failure();
+    Ok(match options.place.provider {
+        Provider::Cpu => builder,
+        Provider::Cuda => builder.with_execution_providers([cuda])?,
+        Provider::TensorRt => {
+            let tensorrt = ep::TensorRT::default().with_device_id(number).build().error_on_failure();
+            // what TensorRT does not take goes to CUDA before the processor
+            builder.with_execution_providers([tensorrt, cuda])?
+        }
+    })
+}
+
+/// Whether a run failed for want of memory on its device, so that fewer rows at once may do.
+pub fn is_out_of_memory(error: &ort::Error) -> bool {
+    // The runtime has no code for it. Texts of its arena, of CUDA and of cuBLAS, cuDNN and TensorRT.
+    const TEXTS: [&str; 5] = [
+        "failed to allocate memory",
+        "out of memory",
+        "cublas_status_alloc_failed",
+        "cudnn_status_alloc_failed",
+        "outofmemory",
+    ];
+    let message = error.message().to_ascii_lowercase();
+    TEXTS.iter().any(|text| message.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn want_of_memory_is_told_from_other_faults() {
+        library::load().unwrap();
+        for text in [
+            "Non-zero status code returned while running Conv node. /onnxruntime/core/framework/bfc_arena.cc:376 \
+             Failed to allocate memory for requested buffer of size 1073741824",
+            "CUDA failure 2: out of memory ; GPU=0",
+            "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        ] {
+            assert!(is_out_of_memory(&ort::Error::new(text)), "{text}");
+        }
+        assert!(!is_out_of_memory(&ort::Error::new("Got invalid dimensions for input: pixel_values")));
+    }
+
+    #[test]
+    fn the_processor_passes_the_probe() {
+        library::load().unwrap();
+        probe(Place::CPU).unwrap();
+    }
+}

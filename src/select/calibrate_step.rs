@@ -1,0 +1,87 @@
+//! A seeded sample of the pool under one model in; the logit scale and bias that the sigmoid loss gives it out.
+
+use std::collections::BTreeMap;
+
+use crate::embed::{read_embedded_samples, read_embeddings};
+use crate::error::Error;
+use crate::matrix::Matrix;
+use crate::noise::{Purpose, keyed_hash};
+use crate::run_folder::{Done, RunFolder};
+use crate::sample::SampleRef;
+use crate::settings::ModelRole;
+use crate::smallest::Smallest;
+
+use super::calibrate::calibrate;
+use super::losses::CalibratedLogits;
+
+/// Pairs that the fit looks at: their negatives stand for those of a sub-batch of any size.
+const PAIRS_MAX: usize = 4096;
+
+/// Sub-batch of draws that have none.
+const SUB_BATCH_SIZE: u64 = 4096;
+
+/// Fits and commits one model.
+pub fn commit_calibration(
+    run: &RunFolder,
+    tasks: &[usize],
+    model: usize,
+    role: ModelRole,
+) -> Result<(), Error> {
+    let plan = run.plan();
+    let mut chosen = Smallest::new(PAIRS_MAX);
+    for &task in tasks {
+        for sample in read_embedded_samples(run, role, task)? {
+            let id = sample.id(&plan.pool);
+            chosen.push((
+                keyed_hash(Purpose::Calibrate, plan.seed, 0, id.shard, id.sample_idx),
+                sample,
+                task,
+            ));
+        }
+    }
+    let mut by_task: BTreeMap<usize, Vec<SampleRef>> = BTreeMap::new();
+    for (_, sample, task) in chosen.into_sorted() {
+        by_task.entry(task).or_default().push(sample);
+    }
+    let mut towers: Option<(Matrix, Matrix)> = None;
+    let mut read = Vec::new();
+    for (task, mut samples) in by_task {
+        samples.sort_unstable();
+        let (embedded, file) = read_embeddings(run, role, task)?;
+        read.push(file);
+        let mut rows = embedded.rows_of(&samples);
+        rows.retain(|&row| embedded.is_present(row));
+        let (images, captions) = embedded.pairs().expect("checked with the plan: a model of pairs");
+        let (images, captions) = (images.gather(&rows), captions.gather(&rows));
+        match &mut towers {
+            None => towers = Some((images, captions)),
+            Some((all_images, all_captions)) => {
+                all_images.append(&images);
+                all_captions.append(&captions);
+            }
+        }
+    }
+    let (images, captions) =
+        towers.filter(|(images, _)| images.n_rows() > 1).ok_or(Error::NothingEmbedded)?;
+    let sub_batch_size = match plan.select.draw.deal() {
+        Some(deal) => deal.filter_ratio.kept(deal.super_batch_size as u64).max(2),
+        None => SUB_BATCH_SIZE,
+    };
+    let fitted = calibrate(&images, &captions, sub_batch_size as usize)
+        .map_err(|source| Error::Calibrate { model: role, source })?;
+    tracing::info!(
+        model = %role,
+        logit_scale = fitted.logit_scale,
+        logit_bias = fitted.logit_bias,
+        "calibrated on the pool"
+    );
+    let counts = CalibratedLogits {
+        logit_scale: fitted.logit_scale,
+        logit_bias: fitted.logit_bias,
+        loss: fitted.loss,
+        n_samples: images.n_rows() as u64,
+        sub_batch_size,
+    };
+    run.commit(&run.score("select.calibrate"), model, Done::new(Vec::new(), read, counts))?;
+    Ok(())
+}

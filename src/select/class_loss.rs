@@ -1,0 +1,46 @@
+//! Classifiers' logits and labels of a task in; the cross-entropy of each sample's label out.
+
+use crate::embed::{SamplesCounts, read_embeddings};
+use crate::error::Error;
+use crate::run_folder::RunFolder;
+use crate::sample::SampleRef;
+use crate::settings::ModelRole;
+use crate::storage::FileRecord;
+use crate::table::{self, Rows};
+
+use super::cross_entropy::cross_entropies;
+
+/// The cross-entropy of each sample's label under a classifier, nats; all none without the model.
+pub fn class_losses(
+    run: &RunFolder,
+    role: ModelRole,
+    task: usize,
+    samples: &[SampleRef],
+    label_smoothing: f64,
+) -> Result<Vec<Option<f64>>, Error> {
+    if !run.plan().models.has(role) {
+        return Ok(vec![None; samples.len()]);
+    }
+    let (embedded, _) = read_embeddings(run, role, task)?;
+    let logits = embedded.rows.logits().expect("checked with the plan: a classifier");
+    let (labels, _) = read_labels(run, task, samples)?;
+    let logits = logits.gather(&embedded.rows_of(samples));
+    let losses = cross_entropies(&logits, &labels, label_smoothing);
+    Ok(losses.into_iter().map(Some).collect())
+}
+
+/// The labels of samples that have one.
+fn read_labels(
+    run: &RunFolder,
+    task: usize,
+    samples: &[SampleRef],
+) -> Result<(Vec<usize>, FileRecord), Error> {
+    let marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
+    let storage = run.storage(&run.samples());
+    let batch = table::read(storage, marker.file(), &["shard", "sample_idx", "label"])?;
+    let rows = Rows(&batch);
+    let all = SampleRef::of_rows(&rows, &run.plan().pool)?;
+    let labels = rows.u32("label");
+    let label = |sample| labels.value(all.binary_search(sample).expect("a scored sample was read")) as usize;
+    Ok((samples.iter().map(label).collect(), marker.file().clone()))
+}

@@ -1,0 +1,51 @@
+//! A column's name in, its values for some samples of a task out.
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type};
+
+use crate::divide::read_divided;
+use crate::error::Error;
+use crate::run_folder::RunFolder;
+use crate::sample::SampleRef;
+use crate::storage::FileRecord;
+use crate::table::{self, Rows};
+
+use super::filter::measurement;
+use super::scored::ScoreCounts;
+
+/// The values of a column that samples have by themselves, or of a filter's score; `samples` are in the order of the
+/// shards. Adds the files that were read to `read`.
+pub fn read_column(
+    run: &RunFolder,
+    task: usize,
+    column: &str,
+    samples: &[SampleRef],
+    read: &mut Vec<FileRecord>,
+) -> Result<Vec<Option<f64>>, Error> {
+    let filters = &run.plan().select.filters;
+    if let Some(position) = filters.iter().position(|filter| filter.name == column) {
+        let measured = measurement(run, position, task)?;
+        read.push(measured.file.clone());
+        let score = |sample: &SampleRef| measured.row(*sample).and_then(|row| measured.scores[row]);
+        return Ok(samples.iter().map(score).collect());
+    }
+    let marker = run.committed::<ScoreCounts>(&run.score("select.score"), task)?;
+    let scored = table::read(run.run(), marker.file(), &[])?;
+    if let Some(values) = numbers(&scored, column) {
+        read.push(marker.file().clone());
+        let all = SampleRef::of_rows(&Rows(&scored), &run.plan().pool)?;
+        let row = |sample: &SampleRef| all.binary_search(sample).expect("a scored sample");
+        return Ok(samples.iter().map(row).map(|row| values[row]).collect());
+    }
+    let divided = read_divided(run, task)?;
+    let values = numbers(&divided.table, column).expect("the settings name columns that there are");
+    read.push(divided.file.clone());
+    Ok(samples.iter().map(|sample| values[divided.row(*sample)]).collect())
+}
+
+fn numbers(table: &RecordBatch, column: &str) -> Option<Vec<Option<f64>>> {
+    let values = cast(table.column_by_name(column)?, &DataType::Float64).expect("a number");
+    let values = values.as_primitive::<Float64Type>();
+    Some((0..values.len()).map(|row| values.is_valid(row).then(|| values.value(row))).collect())
+}

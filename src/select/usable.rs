@@ -1,0 +1,265 @@
+//! A task's embeddings under every model in; the samples that all of them embedded, with both towers of learner and
+//! reference side by side, out.
+
+use std::collections::BTreeMap;
+
+use crate::divide::read_divided;
+use crate::embed::{EmbeddedRows, read_embeddings};
+use crate::error::Error;
+use crate::matrix::Matrix;
+use crate::run_folder::RunFolder;
+use crate::sample::SampleRef;
+use crate::settings::{EmbeddingDtype, ModelRole, ScoreKind};
+use crate::storage::FileRecord;
+use crate::table::{Columns, Rows};
+
+use super::loss::PairLoss;
+use super::losses::{has_experts, pair_loss};
+use super::score::{Learner, PairModel, Reference, Scoring};
+
+/// The roles whose pairs are scored; with experts the reference of a sample is the expert of its cluster.
+const SCORED: [ModelRole; 2] = [ModelRole::Learner, ModelRole::Reference];
+
+/// Both towers of learner and reference over the same samples.
+#[derive(Clone, Debug, Default)]
+pub struct ScoredModels(Vec<ScoredModel>);
+
+#[derive(Clone, Debug)]
+struct ScoredModel {
+    role: ModelRole,
+    images: Matrix,
+    captions: Matrix,
+    /// Under the run's objective.
+    loss: Option<PairLoss>,
+}
+
+/// Which loss pairs are measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// That of the run's objective.
+    Objective,
+    /// Minus the similarity.
+    DotProduct,
+}
+
+impl ScoredModels {
+    /// A model's view of the samples; none without the model, or without its loss.
+    pub fn view(&self, role: ModelRole, measure: Measure) -> Option<PairModel<'_>> {
+        let model = self.0.iter().find(|model| model.role == role)?;
+        let loss = match measure {
+            Measure::Objective => model.loss?,
+            Measure::DotProduct => PairLoss::DOT_PRODUCT,
+        };
+        Some(PairModel::new(&model.images, &model.captions, loss))
+    }
+
+    /// What samples are scored by; the plan says that its models are there.
+    pub fn scoring(&self, score: ScoreKind, measure: Measure) -> Scoring<'_> {
+        let view = |role| self.view(role, measure).expect("checked with the plan");
+        let learner = || Learner(view(ModelRole::Learner));
+        let reference = || Reference(view(ModelRole::Reference));
+        match score {
+            ScoreKind::HardLearner => Scoring::HardLearner { learner: learner() },
+            ScoreKind::EasyReference => Scoring::EasyReference { reference: reference() },
+            ScoreKind::Learnability => Scoring::Learnability { learner: learner(), reference: reference() },
+        }
+    }
+
+    /// The embeddings as columns of a table, `learner_image` and so on.
+    pub fn add_columns(&self, columns: &mut Columns, dtype: EmbeddingDtype) {
+        for model in &self.0 {
+            let is_present = vec![true; model.images.n_rows()];
+            columns
+                .embeddings(&format!("{}_image", model.role), &model.images, &is_present, dtype)
+                .embeddings(&format!("{}_text", model.role), &model.captions, &is_present, dtype);
+        }
+    }
+
+    /// Takes the embeddings back out of such a table. With experts, `cluster` says whose they are.
+    pub fn of_rows(run: &RunFolder, rows: &Rows, cluster: Option<u32>) -> Result<ScoredModels, Error> {
+        let mut models = Vec::new();
+        for role in SCORED {
+            let tower = |tower: &str| rows.embeddings_if_present(&format!("{role}_{tower}"));
+            let (Some((images, _)), Some((captions, _))) = (tower("image"), tower("text")) else { continue };
+            models.push(ScoredModel { role, images, captions, loss: loss_in(run, role, cluster)? });
+        }
+        Ok(ScoredModels(models))
+    }
+
+    /// Adds the samples of another task after these.
+    pub fn append(&mut self, other: &ScoredModels) {
+        if self.0.is_empty() {
+            self.0.clone_from(&other.0);
+            return;
+        }
+        assert_eq!(self.0.len(), other.0.len(), "the same models in every task");
+        for (model, other) in self.0.iter_mut().zip(&other.0) {
+            assert_eq!(model.role, other.role);
+            model.images.append(&other.images);
+            model.captions.append(&other.captions);
+        }
+    }
+
+    /// The samples at these rows.
+    pub fn gather(&self, rows: &[usize]) -> ScoredModels {
+        let gathered = self.0.iter().map(|model| ScoredModel {
+            role: model.role,
+            images: model.images.gather(rows),
+            captions: model.captions.gather(rows),
+            loss: model.loss,
+        });
+        ScoredModels(gathered.collect())
+    }
+
+    /// The same samples, which are all of one cluster, with that cluster's reference.
+    pub fn in_cluster(mut self, run: &RunFolder, cluster: u32) -> Result<ScoredModels, Error> {
+        for model in &mut self.0 {
+            model.loss = loss_in(run, model.role, Some(cluster))?;
+        }
+        Ok(self)
+    }
+}
+
+/// The loss of a scored role, of an expert in its cluster; none for experts where no cluster is given.
+fn loss_in(run: &RunFolder, role: ModelRole, cluster: Option<u32>) -> Result<Option<PairLoss>, Error> {
+    match (role, cluster) {
+        (ModelRole::Reference, Some(cluster)) if has_experts(run.plan()) => {
+            pair_loss(run, ModelRole::Expert(cluster))
+        }
+        _ => pair_loss(run, role),
+    }
+}
+
+/// A task's samples that every model embedded.
+pub struct UsableRows {
+    pub samples: Vec<SampleRef>,
+    /// By sample, where the run has clusters.
+    pub clusters: Option<Vec<u32>>,
+    pub models: ScoredModels,
+    /// Samples that a model could not embed, by reason.
+    pub unusable: BTreeMap<String, u64>,
+    pub read: Vec<FileRecord>,
+}
+
+impl UsableRows {
+    /// The rows at which these samples stand, all of which are usable.
+    pub fn rows_of(&self, samples: &[SampleRef]) -> Vec<usize> {
+        let row = |sample| self.samples.binary_search(sample).expect("a sample that every model embedded");
+        samples.iter().map(row).collect()
+    }
+}
+
+/// Reads the embeddings of every model of the plan and keeps the samples that all of them have: of the experts, the
+/// one of the sample's cluster.
+pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
+    let plan = run.plan();
+    let mut read = Vec::new();
+    let mut embedded: BTreeMap<ModelRole, EmbeddedRows> = BTreeMap::new();
+    for (role, _) in plan.models.iter().filter(|(role, _)| !role.is_audit()) {
+        let (rows, file) = read_embeddings(run, role, task)?;
+        read.push(file);
+        embedded.insert(role, rows);
+    }
+    let samples = embedded.values().next().expect("a plan has a model").samples.clone();
+    assert!(embedded.values().all(|rows| rows.samples == samples), "every model embeds the same samples");
+    let divided = plan.divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
+    read.extend(divided.iter().map(|divided| divided.file.clone()));
+    let mut unusable: BTreeMap<String, u64> = BTreeMap::new();
+    let mut is_usable = vec![true; samples.len()];
+    for (row, is_usable) in is_usable.iter_mut().enumerate() {
+        // an expert counts in its own cluster alone
+        let counts = |role: &ModelRole| match (role, &divided) {
+            (ModelRole::Expert(cluster), Some(divided)) => divided.cluster_of(samples[row]) == Some(*cluster),
+            _ => true,
+        };
+        let rejections = embedded.iter().filter(|(role, _)| counts(role));
+        if let Some(rejection) = rejections.filter_map(|(_, rows)| rows.rejections[row]).min() {
+            *is_usable = false;
+            *unusable.entry(rejection.text().to_owned()).or_default() += 1;
+        }
+    }
+    let usable: Vec<usize> = (0..samples.len()).filter(|&row| is_usable[row]).collect();
+    let kept: Vec<SampleRef> = usable.iter().map(|&row| samples[row]).collect();
+    let clusters: Option<Vec<u32>> =
+        divided.map(|divided| kept.iter().map(|sample| divided.cluster(*sample)).collect());
+    let mut models = Vec::new();
+    for role in SCORED {
+        let towers = match role {
+            ModelRole::Reference if has_experts(plan) => {
+                let clusters = clusters.as_ref().expect("experts come with clusters");
+                Some(experts_rows(&embedded, &usable, clusters)?)
+            }
+            _ => embedded
+                .get(&role)
+                .and_then(EmbeddedRows::pairs)
+                .map(|(images, captions)| (images.gather(&usable), captions.gather(&usable))),
+        };
+        if let Some((images, captions)) = towers {
+            models.push(ScoredModel { role, images, captions, loss: loss_in(run, role, None)? });
+        }
+    }
+    Ok(UsableRows { samples: kept, clusters, models: ScoredModels(models), unusable, read })
+}
+
+/// Each sample's embeddings under the expert of its cluster.
+fn experts_rows(
+    embedded: &BTreeMap<ModelRole, EmbeddedRows>,
+    rows: &[usize],
+    clusters: &[u32],
+) -> Result<(Matrix, Matrix), Error> {
+    let mut towers: Option<(Matrix, Matrix)> = None;
+    for (&row, &cluster) in rows.iter().zip(clusters) {
+        let expert = embedded.get(&ModelRole::Expert(cluster)).and_then(EmbeddedRows::pairs);
+        let (images, captions) = expert.ok_or(Error::ExpertMissing { cluster })?;
+        let (all_images, all_captions) = towers
+            .get_or_insert_with(|| (Matrix::zeros(0, images.n_cols()), Matrix::zeros(0, captions.n_cols())));
+        all_images.push_row(images.row(row));
+        all_captions.push_row(captions.row(row));
+    }
+    Ok(towers.unwrap_or_default())
+}
+
+/// The full models' embeddings of some samples of a task, in place of the cheaper models that stand for them: the rows of
+/// the samples that all of them embedded, and what they say of these.
+pub fn read_full(
+    run: &RunFolder,
+    task: usize,
+    samples: &[SampleRef],
+) -> Result<(Vec<usize>, ScoredModels), Error> {
+    let mut sources = Vec::new();
+    for role in SCORED.into_iter().filter(|role| run.plan().models.has(*role)) {
+        let full = role.audited_by().filter(|full| run.plan().models.has(*full)).unwrap_or(role);
+        let (embedded, _) = read_embeddings(run, full, task)?;
+        sources.push((role, full, embedded.rows_of(samples), embedded));
+    }
+    let is_present =
+        |row: &usize| sources.iter().all(|(_, _, positions, embedded)| embedded.is_present(positions[*row]));
+    let rows: Vec<usize> = (0..samples.len()).filter(is_present).collect();
+    let mut models = Vec::new();
+    for (role, full, positions, embedded) in &sources {
+        let positions: Vec<usize> = rows.iter().map(|&row| positions[row]).collect();
+        let (images, captions) = embedded.pairs().expect("checked with the plan: a model of pairs");
+        models.push(ScoredModel {
+            role: *role,
+            images: images.gather(&positions),
+            captions: captions.gather(&positions),
+            loss: pair_loss(run, *full)?,
+        });
+    }
+    Ok((rows, ScoredModels(models)))
+}
+
+/// Both towers of a model over some samples of a task, which it has embedded.
+pub fn read_pairs(
+    run: &RunFolder,
+    role: ModelRole,
+    task: usize,
+    samples: &[SampleRef],
+    read: &mut Vec<FileRecord>,
+) -> Result<(Matrix, Matrix), Error> {
+    let (embedded, file) = read_embeddings(run, role, task)?;
+    read.push(file);
+    let rows = embedded.rows_of(samples);
+    let (images, captions) = embedded.pairs().expect("checked with the plan: a model of pairs");
+    Ok((images.gather(&rows), captions.gather(&rows)))
+}
