@@ -10,6 +10,7 @@ use crate::divide::{CentroidsError, FitError};
 use crate::embed::{ModelError, ModelKind};
 use crate::export::ExportError;
 use crate::npy::NpyError;
+use crate::read::NoColumn;
 use crate::runtime::{DeviceError, pin};
 use crate::select::CalibrationError;
 use crate::settings::{ModelRole, SettingsError};
@@ -22,6 +23,10 @@ pub enum Error {
     Settings { path: PathBuf, source: Box<SettingsError> },
     #[error("cannot use shard pattern `{pattern}`")]
     ShardPattern { pattern: String },
+    #[error("cannot read shards over `{scheme}`: `{pattern}`")]
+    RemoteShards { pattern: String, scheme: String },
+    #[error("cannot read samples from shard `{shard}`")]
+    ShardColumns { shard: String, source: NoColumn },
     #[error("no shard matches `{pattern}`")]
     NoShards { pattern: String },
     #[error("there is no shard `{path}`")]
@@ -159,6 +164,14 @@ impl Error {
             Error::NoShards { .. } | Error::ShardMissing { .. } => {
                 "paths in `read.shards` are relative to the current folder".to_owned()
             }
+            Error::RemoteShards { .. } => {
+                "only local files are read yet: copy the shards, or mount their store".to_owned()
+            }
+            Error::ShardColumns { .. } => {
+                "name the column in `read.image_column` or `read.caption_column`; for rows without images set \
+                 `read.samples = \"text\"`"
+                    .to_owned()
+            }
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
             Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
@@ -278,6 +291,8 @@ impl Error {
                 | Error::Centroids { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
+                | Error::RemoteShards { .. }
+                | Error::ShardColumns { .. }
                 | Error::ShardMissing { .. }
                 | Error::ShardTwice { .. }
                 | Error::ShardOutsideRoot { .. }

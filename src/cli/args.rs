@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::compare::ModelName;
 use crate::error::Error;
 use crate::executor::Part;
 use crate::export::{Export, ExportError, SHARD_BYTES};
@@ -94,9 +95,9 @@ pub enum Command {
     Export(ExportArgs),
     /// Shows what this machine offers: runtime library, GPUs, threads; with a model, whether and how fast it runs.
     Doctor {
-        /// A model folder to load and time.
+        /// A model to load and time: a folder, or a folder and one of its exports, `models/a@fp16`.
         #[arg(long)]
-        model: Option<PathBuf>,
+        model: Option<ModelName>,
         /// Time the model with several sessions, threads and rows at once, and suggest settings.
         #[arg(long, requires = "model")]
         bench: bool,

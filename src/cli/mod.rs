@@ -132,7 +132,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         }
         Command::Doctor { model, bench, device } => {
             let bench = if bench { Bench::Full } else { Bench::Default };
-            let model = model.as_deref().map(|folder| ExaminedModel { folder, device, bench });
+            let model = model.as_ref().map(|name| ExaminedModel { name, device, bench });
             let (text, is_well) = doctor::examine(model);
             Output::stdout().line(&text)?;
             Ok(if is_well { Exit::Done } else { Exit::Failed })
@@ -176,8 +176,13 @@ fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
     let Ok(ModelName { folder, variant }) = learner.parse();
     let base = RunFolder::open(Storage::new(run))?;
     let former = base.plan().models.get(ModelRole::Learner).ok_or(Error::NoLearner)?;
-    let learner =
-        ModelSettings { folder, variant, image_size_px: former.image_size_px, calibrate: former.calibrate };
+    let learner = ModelSettings {
+        folder,
+        variant,
+        image_size_px: former.image_size_px,
+        jpeg_decoding: former.jpeg_decoding,
+        calibrate: former.calibrate,
+    };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run = pipeline::open_round(&base, &learner, &SessionSettings { device, n_threads })?;
     let executor = Executor { part: Part::WHOLE, n_threads, wait: Duration::ZERO };

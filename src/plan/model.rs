@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::digest::Digest;
+use crate::embed::image::JpegDecoding;
 use crate::embed::{LoadedModel, LogitScale, Model, ModelChoice, ModelKind, Variant};
 use crate::error::Error;
 use crate::select::Objective;
@@ -21,6 +22,8 @@ pub struct PlannedModel {
     pub variant: Variant,
     /// Width and height of the image tensor, where the settings say so.
     pub image_size_px: Option<u32>,
+    #[serde(default)]
+    pub jpeg_decoding: JpegDecoding,
     pub kind: ModelKind,
     /// Graphs, preprocessing, tokenizer, precision and inference batch size; names the folder of its embeddings.
     pub digest: Digest,
@@ -51,6 +54,7 @@ impl PlannedModel {
             folder: model.folder.clone(),
             variant: model.variant,
             image_size_px: model.image_size_px,
+            jpeg_decoding: model.jpeg_decoding,
             kind: loaded.model.kind(),
             digest: Digest::of_json(&json!({
                 "model": loaded.model.digest,
@@ -74,7 +78,11 @@ impl PlannedModel {
 
     /// What of the folder is taken.
     pub fn choice(&self) -> ModelChoice {
-        ModelChoice { variant: self.variant, image_size_px: self.image_size_px }
+        ModelChoice {
+            variant: self.variant,
+            image_size_px: self.image_size_px,
+            jpeg_decoding: self.jpeg_decoding,
+        }
     }
 }
 
