@@ -296,7 +296,7 @@ fn images_come_from_the_pool_where_the_run_has_none() {
     let run = folder.path().join("compressed");
     pipeline("c.tar.gz").run(&run);
     let error = error_of(&mut export(&run, "clusters", &to("clusters"), &[]), 2);
-    assert!(error.contains("shard `c.tar.gz` is compressed"), "{error}");
+    assert!(error.contains("shard `c.tar.gz` is no plain tar"), "{error}");
     assert!(error.contains("hint: run again with `write.images = true`"), "{error}");
 }
 
