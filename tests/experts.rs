@@ -5,7 +5,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -55,13 +55,13 @@ fn pipeline(folder: &Path, text: &str) -> Pipeline {
 }
 
 fn finished() -> &'static Path {
-    static RUN: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = RUN.get_or_init(|| {
+    static RUN: OnceLock<PathBuf> = OnceLock::new();
+    RUN.get_or_init(|| {
+        let run = embedded_store().with_file_name("finished");
         let folder = tempfile::tempdir().unwrap();
-        pipeline(folder.path(), PIPELINE).run(&folder.path().join("run"));
-        folder
-    });
-    Box::leak(folder.path().join("run").into_boxed_path())
+        pipeline(folder.path(), PIPELINE).run(&run);
+        run
+    })
 }
 
 type Id = (String, u64);
@@ -205,6 +205,9 @@ fn experts_that_do_not_fit_are_refused() {
     assert!(error.contains("hint: every cluster of `divide.n_clusters` needs its expert"), "{error}");
     let over_pool = PIPELINE.replace("super_batches = \"within_clusters\"\n", "");
     assert!(refused(&over_pool).contains("experts take the reference's place"));
+    let audited = PIPELINE
+        .replace("[divide]", "[models.full_learner]\nfolder = \"fixtures/models/reference\"\n\n[divide]");
+    assert!(refused(&audited).contains("no `models.reference` or full model beside them"));
     let both = PIPELINE.replace("[models.expert_1]", "[models.reference]");
     assert!(refused(&both).contains("experts take the reference's place"));
     let no_expert = missing.replace("[models.expert_0]\nfolder = \"fixtures/models/learner\"\n", "");

@@ -10,7 +10,7 @@ use super::kept::Kept;
 use super::tars::{TarSample, TarWriter, put_json};
 use super::{ExportError, Exported};
 
-/// Tars that are written at once; more clusters take another pass over the curated shards.
+/// Tars that are written at once, with a buffer of 1 MiB each; more clusters take another pass over the curated shards.
 const CLUSTERS_AT_ONCE: u32 = 256;
 
 /// `clusters.json`: a cluster of which nothing was kept has a folder without tars.

@@ -65,7 +65,7 @@ fn read_from_pool(
     let id = rows.text("shard").value(row);
     let (offsets, sizes) = (rows.u64("image_offset"), rows.u64("image_size"));
     if offsets.is_null(row) {
-        return Err(ExportError::ImagesCompressed { shard: id.to_owned() }.into());
+        return Err(ExportError::ImagesLost { shard: id.to_owned() }.into());
     }
     let pool = &run.plan().pool;
     if !checked.contains(id) {

@@ -70,8 +70,8 @@ pub enum ExportError {
     NoClusters,
     #[error("the run has no embeddings of all samples under `models.{model}`")]
     NoEmbeddings { model: ModelRole },
-    #[error("the run holds no images, and shard `{shard}` is compressed, so that they cannot be found in it")]
-    ImagesCompressed { shard: String },
+    #[error("the run holds no images, and shard `{shard}` is no plain tar in which they can be found again")]
+    ImagesLost { shard: String },
     #[error("`{option}` has no meaning for `--to {format}`")]
     Option { option: &'static str, format: &'static str },
 }
@@ -86,7 +86,7 @@ impl ExportError {
             }
             ExportError::NoClusters => "a `[divide]` table in the pipeline file makes them",
             ExportError::NoEmbeddings { .. } => "`--model` takes `learner`, `reference` or `base`",
-            ExportError::ImagesCompressed { .. } => "run again with `write.images = true` and `--replan`",
+            ExportError::ImagesLost { .. } => "run again with `write.images = true` and `--replan`",
             ExportError::NothingKept | ExportError::Option { .. } => return None,
         };
         Some(hint.to_owned())

@@ -205,13 +205,17 @@ impl Keys {
     }
 }
 
-/// A foreign path as one that stays where it is unpacked: no empty part, `.`, `..` or control character.
-fn member_path(path: &str) -> String {
+/// A foreign key as a path that stays where it is unpacked and ends before its extension: no empty part, `.`, `..` or
+/// control character, and no dot in its last part.
+fn member_path(key: &str) -> String {
     let part = |part: &str| match part {
         "" | "." | ".." => "_".to_owned(),
         part => part.replace(char::is_control, "_"),
     };
-    path.split('/').map(part).collect::<Vec<_>>().join("/")
+    let mut parts: Vec<String> = key.split('/').map(part).collect();
+    let last = parts.last_mut().expect("a text has a part");
+    *last = last.replace('.', "_");
+    parts.join("/")
 }
 
 fn append(builder: &mut tar::Builder<PendingFile>, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -257,5 +261,6 @@ mod tests {
         assert_eq!(member_path("../../etc/passwd"), "_/_/etc/passwd");
         assert_eq!(member_path("/etc//./x"), "_/etc/_/_/x");
         assert_eq!(member_path("a\0b/ü c"), "a_b/ü c");
+        assert_eq!(member_path("v1.0/cat.small"), "v1.0/cat_small");
     }
 }

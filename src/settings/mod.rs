@@ -245,7 +245,8 @@ pub enum SettingsError {
     #[error("`{column}` is no column that samples can be ranked by here")]
     NoSuchColumn { column: String },
     #[error(
-        "experts take the reference's place: they need super-batches within clusters and no `models.reference`"
+        "experts take the reference's place: they need super-batches within clusters, and no `models.reference` or \
+         full model beside them"
     )]
     Experts,
     #[error(
