@@ -25,7 +25,7 @@ use crate::settings::{
 use crate::setup::{self, Build};
 use crate::storage::Storage;
 use crate::{divide, select, write};
-use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
+use crate::{doctor, estimate, export, inspect, pipeline, report, status, verify};
 
 use args::{Args, Command, CompareArgs, PipelineArgs, StageArgs};
 use output::{Output, diagnostic};
@@ -120,6 +120,12 @@ fn run(command: Command) -> Result<Exit, Error> {
             Output::stdout().line(&if json { shown.json() } else { shown.text() })
         }
         Command::Compare(args) => compare(&args),
+        Command::Export(args) => {
+            let run = RunFolder::open(Storage::new(&args.run))?;
+            let exported = export::export(&run, args.export()?, &args.folder)?;
+            diagnostic(&format!("{} samples in {} files", exported.n_samples, exported.n_files));
+            Output::stdout().line(&args.folder.display().to_string())
+        }
         Command::Setup { cuda, python } => {
             let library = setup::setup(if cuda { Build::Cuda } else { Build::Cpu }, &python)?;
             Output::stdout().line(&library.display().to_string())

@@ -171,6 +171,35 @@ fn draw_by<'a, A: Adder>(
     Ok(JointDraw { scores, drawn })
 }
 
+/// What each sample would add to a batch of these rows, in nats: the logits of [`draw`] after they were drawn, before
+/// gain and noise.
+///
+/// ```text
+/// nothing drawn   S[x, x]
+/// sigmoid         S[x, x] + Σ_{k drawn} (S[k, x] + S[x, k])  =  F(drawn ∪ {x}) − F(drawn)
+/// softmax         −l_xx + ½ (ln Σ_{k drawn} e^(l_xk) + ln Σ_{k drawn} e^(l_kx)),  learner minus reference, or one of them
+/// ```
+///
+/// High: worth learning together with the drawn. The values of the drawn themselves mean nothing.
+///
+/// # Shapes and units
+///
+/// `[n_samples]`, one a row of the models. Work: 4·n_samples·n_drawn·d FLOPs a model.
+///
+/// # Source
+///
+/// JEST, arXiv:2406.17711, §3 and Algorithm 1; see [`draw`].
+pub fn conditional_scores(scoring: &Scoring, drawn: &[usize]) -> Vec<f64> {
+    if drawn.is_empty() {
+        return scoring.scores();
+    }
+    let losses = scoring.map(|model| {
+        let Ok(conditional) = Conditional::new(model, Kernels).given(drawn);
+        conditional.losses()
+    });
+    losses.scores()
+}
+
 /// What every sample would add to the loss of what is drawn, under one model.
 struct Conditional<'a, A> {
     model: PairModel<'a>,
