@@ -20,8 +20,8 @@ use crate::noise::{Purpose, keyed_hash};
 use crate::runtime::Device;
 use crate::select::pair_score;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings, ScoreKind,
-    SelectSettings, Settings, WriteSettings,
+    DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings,
+    ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
 };
 
 pub use digests::Digests;
@@ -91,6 +91,7 @@ impl Plan {
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
         check_experts(&models, &divide)?;
+        check_device(&select)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
@@ -263,6 +264,16 @@ fn fit_to_memory(
     }
     select.super_batches_per_group = select.super_batches_per_group.min(n_max as usize);
     Ok(())
+}
+
+/// Whether the device that a joint draw asks for is there, before any work.
+fn check_device(select: &SelectSettings) -> Result<(), Error> {
+    match &select.draw {
+        Draw::InSuperBatches(SuperBatchDraw { method: SuperBatchMethod::Jest(jest), .. }) => {
+            jest.device.places().map(|_| ())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<String>) {

@@ -55,6 +55,7 @@ mod group;
 mod deal;
 mod draw_plan;
 mod outcome;
+mod engine;
 mod draw;
 mod pool_draw;
 mod verdict;

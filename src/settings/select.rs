@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::runtime::{Device, Products};
 use crate::select::{Chance, FilterRatio, Objective, Quota};
 
 use super::filter::{Filter, NamedFilter};
@@ -137,6 +138,13 @@ pub struct Jest {
     pub gain: f64,
     #[serde(default)]
     pub draw: Chance,
+    /// Where the pairs of different samples are added up: `cpu` by this program's own kernels, a GPU (`cuda:0`) through
+    /// the runtime. Scores differ in their last digits, so it is part of what makes a draw, and no machine chooses it.
+    #[serde(default = "processor")]
+    pub device: Device,
+    /// How a GPU multiplies: `f32`, or `tf32` with operands of 11 bits.
+    #[serde(default)]
+    pub products: Products,
 }
 
 /// Independent selection with cheap proxies (ActiveCLIP, arXiv:2312.05328).
@@ -300,6 +308,10 @@ fn default_super_batches_per_group() -> usize {
 /// The paper's number of chunks.
 fn default_n_chunks() -> usize {
     16
+}
+
+fn processor() -> Device {
+    Device::Cpu
 }
 
 fn default_gain() -> f64 {
@@ -526,6 +538,10 @@ impl SuperBatchDraw {
             SuperBatchMethod::Jest(jest) => {
                 check_sizes(&[("select.step.n_chunks", jest.n_chunks)])?;
                 gain(jest.gain)?;
+                if matches!(jest.device, Device::Auto | Device::Cpus(_)) {
+                    let must = "`cpu` or a GPU by name, such as `cuda:0`";
+                    return Err(out_of_range("select.step.device", jest.device, must));
+                }
                 check_score(jest.score, models)
             }
             SuperBatchMethod::ActiveClip(active_clip) => {
