@@ -8,6 +8,7 @@ use parquet::errors::ParquetError;
 
 use crate::divide::{CentroidsError, FitError};
 use crate::embed::{ModelError, ModelKind};
+use crate::export::ExportError;
 use crate::npy::NpyError;
 use crate::read::NoColumn;
 use crate::runtime::{DeviceError, pin};
@@ -91,7 +92,7 @@ pub enum Error {
     NothingEmbedded,
     #[error("cannot fit logit scale and bias of the {model} to the pool")]
     Calibrate { model: ModelRole, source: CalibrationError },
-    #[error("there is no `models.expert_{cluster}`, but cluster {cluster} has samples")]
+    #[error("there is no `models.expert_{cluster}` for cluster {cluster}")]
     ExpertMissing { cluster: u32 },
     #[error("`{folder}` is not complete, which a run must be before its next round")]
     RunIncomplete { folder: PathBuf },
@@ -103,6 +104,8 @@ pub enum Error {
     Targets { path: PathBuf, source: NpyError },
     #[error("no sample could be scored")]
     NothingScored,
+    #[error("cannot export the run")]
+    Export { source: ExportError },
     #[error("cannot fit centroids")]
     Fit { source: FitError },
     #[error("cannot take the centroids of `{path}`")]
@@ -229,6 +232,11 @@ impl Error {
             Error::NothingEmbedded | Error::NothingScored => {
                 "the `rejection` column of `samples/` says why each sample was left out".to_owned()
             }
+            Error::ExpertMissing { .. } => {
+                "every cluster of `divide.n_clusters` needs its expert; without experts `models.reference` stands for all"
+                    .to_owned()
+            }
+            Error::Export { source } => return source.hint(),
             Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
             Error::Centroids { .. } => {
                 "`divide.centroids` takes the `divide/centroids.parquet` of a run with the same model; leave it out to \
@@ -295,6 +303,7 @@ impl Error {
                 | Error::BiasMissing { .. }
                 | Error::ExpertMissing { .. }
                 | Error::ExpertsDiffer
+                | Error::Export { .. }
                 | Error::NoLearner
                 | Error::RunIncomplete { .. }
                 | Error::Targets { .. }

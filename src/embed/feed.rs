@@ -9,6 +9,7 @@ use crate::plan::{Pool, Shard};
 use crate::read::{ReadSample, ShardError, ShardSamples};
 use crate::run_folder::RunFolder;
 use crate::settings::ReadSettings;
+use crate::storage::Storage;
 
 /// A block is cut at this many samples or bytes, whichever comes first: what bounds the memory of the queues.
 const BLOCK_SAMPLES_MAX: usize = 64;
@@ -130,12 +131,7 @@ fn read_task(
 
 /// Opens a shard, if it is still the one that the plan saw.
 pub fn open_shard(pool: &Pool, shard: &Shard, read: &ReadSettings) -> Result<ShardSamples, Error> {
-    let storage = pool.storage();
-    match storage.guard(&shard.id)? {
-        Some(guard) if guard == (shard.size_bytes, shard.modified_ns) => {}
-        Some(_) => return Err(Error::ShardChanged { path: storage.path(&shard.id) }),
-        None => return Err(Error::ShardMissing { path: storage.path(&shard.id) }),
-    }
+    let storage = check_shard(pool, shard)?;
     let sidecar = match &shard.sidecar {
         Some(beside) if storage.guard(&beside.id)? != Some((beside.size_bytes, beside.modified_ns)) => {
             return Err(Error::ShardChanged { path: storage.path(&beside.id) });
@@ -148,6 +144,16 @@ pub fn open_shard(pool: &Pool, shard: &Shard, read: &ReadSettings) -> Result<Sha
         ShardError::Read(source) => Error::Shard { shard: shard.id.clone(), source },
         ShardError::NoColumn(source) => Error::ShardColumns { shard: shard.id.clone(), source },
     })
+}
+
+/// Where a shard lies, if it is still the one that the plan saw.
+pub fn check_shard(pool: &Pool, shard: &Shard) -> Result<Storage, Error> {
+    let storage = pool.storage();
+    match storage.guard(&shard.id)? {
+        Some(guard) if guard == (shard.size_bytes, shard.modified_ns) => Ok(storage),
+        Some(_) => Err(Error::ShardChanged { path: storage.path(&shard.id) }),
+        None => Err(Error::ShardMissing { path: storage.path(&shard.id) }),
+    }
 }
 
 fn now_secs() -> f64 {

@@ -12,7 +12,8 @@ use crate::select::{OwnLoss, pair_score};
 use crate::settings::DivideSettings;
 
 use super::planted::PlantedSamples;
-use super::{ALGORITHM_VERSION, Plan, Shard};
+use super::pool::Shard;
+use super::{ALGORITHM_VERSION, Plan};
 
 /// The digest of every stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,9 +43,9 @@ impl Digests {
         let stage = |name: &str, content: Value| {
             Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
         };
-        let beside = |shard: &Shard| shard.sidecar.as_ref().map(|beside| beside.size_bytes);
+        let sidecar_bytes = |shard: &Shard| shard.sidecar.as_ref().map(|beside| beside.size_bytes);
         let shards: Vec<_> =
-            pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes, beside(shard))).collect();
+            pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes, sidecar_bytes(shard))).collect();
         let samples = stage(
             "samples",
             json!({

@@ -167,6 +167,16 @@ pub enum EmbeddingDtype {
     F32,
 }
 
+impl EmbeddingDtype {
+    /// Of one value.
+    pub fn size_bytes(self) -> u64 {
+        match self {
+            EmbeddingDtype::F16 => 2,
+            EmbeddingDtype::F32 => 4,
+        }
+    }
+}
+
 /// Far above any use, and low enough that products of two sizes and a row's bytes cannot overflow.
 const SIZE_MAX: usize = 1 << 24;
 
@@ -246,6 +256,8 @@ pub enum SettingsError {
     NoLabels,
     #[error("a quota over clusters needs super-batches within clusters")]
     Quota,
+    #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
+    NoExperts,
 }
 
 impl Settings {
@@ -298,7 +310,7 @@ impl Settings {
                 return Err(SettingsError::ModelMissing { what: role.to_string(), model });
             }
         }
-        self.write.check()?;
+        self.write.check(&self.models, self.divide.is_some())?;
         self.report.check()?;
         self.select.check(&self.models, self.divide.is_some())?;
         Ok(self)
@@ -411,9 +423,19 @@ mod tests {
                 .contains("super_batch_size")
         );
         assert!(message(PIPELINE, &["divide.n_clusters=9223372036854775807"]).contains("n_clusters"));
+        for levels in ["[10]", "[4, 4]", "[3, 5]", "[4, 0]"] {
+            let levels = format!("divide.parent_levels={levels}");
+            assert!(message(PIPELINE, &[&levels]).contains("`divide.parent_levels`"));
+        }
         assert!(message(PIPELINE, &["threads=100000"]).contains("threads"));
         assert!(message(PIPELINE, &["read.label_field=label"]).contains("image_class"));
         assert!(message(PIPELINE, &["read.rejection_ratio_max=2"]).contains("read.rejection_ratio_max"));
+        assert!(
+            message(PIPELINE, &["write.distil=true"]).contains("`write.distil` needs a `[divide]` table")
+        );
+        let no_reference = PIPELINE.replace("[models.reference]", "[models.base]");
+        let of_learner = ["divide.model=learner", "select.step.0.score=hard_learner", "write.distil=true"];
+        assert!(message(&no_reference, &of_learner).contains("`write.distil` needs `models.reference`"));
         assert!(message(PIPELINE, &["select.step=[]"]).contains("0 steps"));
         let no_learner = PIPELINE.replace("[models.learner]\n        folder = \"l\"", "");
         assert!(message(&no_learner, &[]).contains("`models.learner`"));
