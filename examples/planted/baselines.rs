@@ -19,7 +19,14 @@ pub fn joint(pool: &Pool, scoring: &Scoring, plan: &DrawPlan) -> Vec<usize> {
 }
 
 /// A draw by the samples' own scores; the largest with [`Chance::TopK`].
-pub fn independent(pool: &Pool, scores: &[f64], n: usize, gain: f64, chance: Chance, seed: u64) -> Vec<usize> {
+pub fn independent(
+    pool: &Pool,
+    scores: &[f64],
+    n: usize,
+    gain: f64,
+    chance: Chance,
+    seed: u64,
+) -> Vec<usize> {
     let plan = IndependentPlan { sub_batch_size: n, gain, chance, key: key(seed) };
     let drawn = draw_independent(&pool.ids(), scores, &vec![false; scores.len()], &plan);
     drawn.iter().map(|drawn| drawn.row).collect()

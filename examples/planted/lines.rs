@@ -192,7 +192,9 @@ pub fn reshuffled(seed: u64) -> Lines {
         for (super_batch_idx, start) in (0..N_POOL).step_by(SUPER_BATCH).enumerate() {
             let super_batch = ordered.at(&(start..start + SUPER_BATCH).collect::<Vec<_>>());
             let plan = plan(2.0, N_CHUNKS, seed * 1000 + super_batch_idx as u64);
-            drawn.extend(joint(&super_batch, &super_batch.learnability(), &plan).iter().map(|row| start + row));
+            drawn.extend(
+                joint(&super_batch, &super_batch.learnability(), &plan).iter().map(|row| start + row),
+            );
         }
         let dealt: Vec<usize> =
             shuffled(seed, 21, drawn.len()).into_iter().map(|position| drawn[position]).collect();
@@ -228,7 +230,8 @@ pub fn hardness_lines(seed: u64) -> Lines {
                 "one concept" => concept == own,
                 _ => concept == own || nine.contains(&concept),
             };
-            let inside: Vec<usize> = (0..N).filter(|&row| row != i && is_inside(pool.concepts[row])).collect();
+            let inside: Vec<usize> =
+                (0..N).filter(|&row| row != i && is_inside(pool.concepts[row])).collect();
             if inside.len() >= N_NEGATIVES {
                 let order = shuffled(seed, 1_000_000 + i as u64, inside.len());
                 let negatives: Vec<usize> = order[..N_NEGATIVES].iter().map(|&at| inside[at]).collect();

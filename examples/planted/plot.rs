@@ -93,16 +93,25 @@ impl Panel {
             );
             value += 0.2;
         }
-        text += &format!("<path d=\"M{0} {TOP}V{bottom}H{right}\" stroke=\"#333\" fill=\"none\"/>\n", self.left);
+        text +=
+            &format!("<path d=\"M{0} {TOP}V{bottom}H{right}\" stroke=\"#333\" fill=\"none\"/>\n", self.left);
         for (place, label) in &self.places {
             let x = self.x(*place);
-            text += &format!("<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>\n", bottom + 15.0);
+            text += &format!(
+                "<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>\n",
+                bottom + 15.0
+            );
         }
         let middle = self.x(0.5);
-        text += &format!("<text x=\"{middle:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n", bottom + 30.0, self.label);
+        text += &format!(
+            "<text x=\"{middle:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
+            bottom + 30.0,
+            self.label
+        );
         for &(at, value) in &self.paper {
             let (x, y) = (self.x(self.places[at].0), self.y(value));
-            text += &format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"none\" stroke=\"#999\"/>\n");
+            text +=
+                &format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"none\" stroke=\"#999\"/>\n");
         }
         let mut line = String::new();
         for (spread, (place, _)) in self.here.iter().zip(&self.places) {

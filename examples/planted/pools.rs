@@ -86,7 +86,8 @@ pub struct Model {
 impl Model {
     /// With scale and bias at the least sigmoid loss of the first pairs.
     fn fitted(images: &[Row], captions: &[Row]) -> Model {
-        let matrix = |rows: &[Row]| Matrix::new(rows.iter().flatten().map(|value| *value as f32).collect(), DIM);
+        let matrix =
+            |rows: &[Row]| Matrix::new(rows.iter().flatten().map(|value| *value as f32).collect(), DIM);
         let (images, captions) = (matrix(images), matrix(captions));
         let first: Vec<usize> = (0..images.n_rows().min(N_FIT)).collect();
         let fit = calibrate(&images.gather(&first), &captions.gather(&first), first.len())
@@ -164,7 +165,8 @@ struct Recipe {
 
 /// 20 % mismatched and 30 % learnt of 100 concepts; the learner is blurred all over.
 pub fn noisy_pool(seed: u64, n: usize) -> Pool {
-    let learner = |kind, z: &Row, _: &Row, noise: &Row| mix(z, if kind == Kind::Learnt { 0.4 } else { 1.5 }, noise);
+    let learner =
+        |kind, z: &Row, _: &Row, noise: &Row| mix(z, if kind == Kind::Learnt { 0.4 } else { 1.5 }, noise);
     make(seed, n, &Recipe { n_concepts: 100, mismatched: 0.2, learnt: 0.3, learner })
 }
 
@@ -214,8 +216,7 @@ fn make(seed: u64, n: usize, recipe: &Recipe) -> Pool {
             .map(|row| (recipe.learner)(kinds[row], &z[row], &centres[concepts[row]], &noise[row]))
             .collect()
     };
-    let reference =
-        Model::fitted(&seen_by_reference(&of_images, 7), &seen_by_reference(&of_captions, 8));
+    let reference = Model::fitted(&seen_by_reference(&of_images, 7), &seen_by_reference(&of_captions, 8));
     let learner = Model::fitted(
         &seen_by_learner(&of_images, &concepts, 9),
         &seen_by_learner(&of_captions, &caption_concepts, 10),

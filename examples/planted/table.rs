@@ -89,7 +89,11 @@ pub fn by_line(seeds: &[Lines]) -> Vec<(String, Vec<f64>)> {
 
 pub fn markdown(found: &[(String, Vec<f64>)], oracle: &BTreeMap<String, Vec<f64>>) -> String {
     let mut text = String::from("| line | METHODS | here, mean ± sd |");
-    text += if oracle.is_empty() { " holds |\n|---|---|---|---|\n" } else { " NumPy | holds |\n|---|---|---|---|---|\n" };
+    text += if oracle.is_empty() {
+        " holds |\n|---|---|---|---|\n"
+    } else {
+        " NumPy | holds |\n|---|---|---|---|---|\n"
+    };
     for (name, values) in found {
         let here = Spread::of(values);
         let (said, holds) = match SAID.iter().find(|(line, ..)| line == name) {
@@ -142,5 +146,8 @@ pub fn agreement(found: &[(String, Vec<f64>)], oracle: &BTreeMap<String, Vec<f64
             worst = (apart, name.as_str());
         }
     }
-    format!("{n_lines} lines beside NumPy's; farthest apart, by {:.2} standard errors: {}\n", worst.0, worst.1)
+    format!(
+        "{n_lines} lines beside NumPy's; farthest apart, by {:.2} standard errors: {}\n",
+        worst.0, worst.1
+    )
 }

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use superbatch::rank::{Overlap, spearman};
 use superbatch::select::{
-    Chance, EffectiveSamples, IndependentPlan, Objective, PairLoss, calibrate, draw_independent, similarity, softplus,
+    Chance, EffectiveSamples, IndependentPlan, Objective, PairLoss, calibrate, draw_independent, similarity,
+    softplus,
 };
 
 use super::planted::auc;
@@ -98,6 +99,10 @@ fn calibration() {
         let least = loss_at(&model, b, found.logit_scale, found.logit_bias);
         assert_close(least, case.loss, 1e-6 * case.loss);
         assert_close(found.loss, case.loss, 3e-6 * case.loss);
-        assert_close(loss_at(&model, b, 10.0, -10.0), case.loss_at_10_minus_10, 1e-8 * case.loss_at_10_minus_10);
+        assert_close(
+            loss_at(&model, b, 10.0, -10.0),
+            case.loss_at_10_minus_10,
+            1e-8 * case.loss_at_10_minus_10,
+        );
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use superbatch::sample::SampleRef;
 use superbatch::select::{
-    Chance, Cutoff, FilterRatio, IndependentPlan, NEG_CLIP_BATCH_SIZE, Objective, Ranked, SoftCapPlan, cutoffs,
-    draw_independent, draw_soft_cap, draw_uniform, full_loss_scores, nearest_evaluation, neg_clip_scores,
-    norm_sim, rank_of, semdedup,
+    Chance, Cutoff, FilterRatio, IndependentPlan, NEG_CLIP_BATCH_SIZE, Objective, Precision, Ranked,
+    SoftCapPlan, cutoffs, draw_independent, draw_soft_cap, draw_uniform, full_loss_scores,
+    nearest_evaluation, neg_clip_scores, norm_sim, rank_of, semdedup,
 };
 use superbatch::settings::{Norm, Ranking};
 
@@ -177,7 +177,9 @@ fn clip_score_keeps_an_exact_fraction() {
             &[wanted],
             |sample: SampleRef| shards[sample.shard_idx as usize].to_owned(),
             |take| {
-                in_order.iter().for_each(|&row| take(Ranked { group: 0, rank: rank(row), sample: samples[row] }));
+                in_order
+                    .iter()
+                    .for_each(|&row| take(Ranked { group: 0, rank: rank(row), sample: samples[row] }));
                 Ok(())
             },
         )
@@ -205,7 +207,8 @@ fn neg_clip_loss_over_partitions() {
         let mut found = vec![0.0; 96];
         for batch in case.partitions.iter().flatten() {
             let members = pool.reference.at(batch);
-            let scores = neg_clip_scores(&members.images, &members.captions, case.temperature);
+            let scores =
+                neg_clip_scores(&members.images, &members.captions, case.temperature, Precision::F32);
             for (row, score) in batch.iter().zip(scores) {
                 found[*row] += score / case.partitions.len() as f64;
             }
@@ -224,7 +227,8 @@ fn norm_sim_of_both_norms() {
     assert_all_close(&norm_sim(images, &matrix(&targets), Norm::Two), &p_2, |_| 1e-6);
     assert_all_close(&norm_sim(images, &matrix(&targets), Norm::Infinity), &p_infinity, |_| 1e-6);
     // more targets than dimensions go through moments: the same targets four times are twice the norm
-    let four_times: Vec<Vec<f32>> = [&targets, &targets, &targets, &targets].into_iter().flatten().cloned().collect();
+    let four_times: Vec<Vec<f32>> =
+        [&targets, &targets, &targets, &targets].into_iter().flatten().cloned().collect();
     let doubled: Vec<f64> = p_2.iter().map(|norm| 2.0 * norm).collect();
     assert_all_close(&norm_sim(images, &matrix(&four_times), Norm::Two), &doubled, |_| 4e-6);
 }

@@ -67,8 +67,7 @@ fn hardness_and_hard_learnability() {
         let queries = pool.at(&case.columns.iter().map(|row| row.row).collect::<Vec<_>>());
         let (cluster, everyone) = (pool.at(&case.cluster_bank), pool.at(&case.pool_bank));
         let (ids, cluster_ids, pool_ids) = (queries.ids(), cluster.ids(), everyone.ids());
-        let banks =
-            Banks { cluster: samples(&cluster, &cluster_ids), pool: samples(&everyone, &pool_ids) };
+        let banks = Banks { cluster: samples(&cluster, &cluster_ids), pool: samples(&everyone, &pool_ids) };
         let params = HardnessParams {
             temperature: case.temperature,
             near_duplicate_similarity: case.near_duplicate_similarity,
@@ -99,14 +98,17 @@ fn hardness_and_hard_learnability() {
             assert_eq!(Some(case.cluster_bank[found.hardest_negative]), expected.hardest_negative, "{what}");
         }
 
-        for (objective_name, objective) in
-            [("sigmoid", Objective::Sigmoid), ("softmax", Objective::Softmax)]
+        for (objective_name, objective) in [("sigmoid", Objective::Sigmoid), ("softmax", Objective::Softmax)]
         {
             for (scoring_name, scoring) in SCORINGS {
                 let &Case { learner, reference, sub_batch_size, .. } = case;
                 let by = Scored { objective, scoring, learner, reference };
-                let found =
-                    hard_learnability(&queries.scoring(&by), &cluster.scoring(&by), &exclusions, sub_batch_size);
+                let found = hard_learnability(
+                    &queries.scoring(&by),
+                    &cluster.scoring(&by),
+                    &exclusions,
+                    sub_batch_size,
+                );
                 let scale = learner.logit_scale + reference.logit_scale;
                 for (found, row) in found.iter().zip(&case.columns) {
                     let expected = row.others.get(&format!("{objective_name}_{scoring_name}"));

@@ -103,13 +103,8 @@ fn active_clip() {
 fn own_rows(pool: &Pool, bank: &Pool) -> Exclusions {
     let (ids, bank_ids) = (pool.ids(), bank.ids());
     let params = HardnessParams { near_duplicate_similarity: f32::INFINITY, ..HardnessParams::default() };
-    let samples =
-        |ids, images| Samples { ids, images, captions: None, caption_hashes: None };
-    exclusions(
-        &samples(&ids, &pool.reference.images),
-        &samples(&bank_ids, &bank.reference.images),
-        &params,
-    )
+    let samples = |ids, images| Samples { ids, images, captions: None, caption_hashes: None };
+    exclusions(&samples(&ids, &pool.reference.images), &samples(&bank_ids, &bank.reference.images), &params)
 }
 
 #[test]
@@ -144,7 +139,8 @@ fn contrastive_scores_against_given_negatives() {
 fn class_act() {
     let file: File = golden("independent");
     for case in &file.class_act {
-        let losses = |logits: &[Vec<f32>]| cross_entropies(&matrix(logits), &case.labels, case.label_smoothing);
+        let losses =
+            |logits: &[Vec<f32>]| cross_entropies(&matrix(logits), &case.labels, case.label_smoothing);
         let (learner, reference) = (losses(&case.learner_logits), losses(&case.reference_logits));
         assert_all_close(&learner, &case.learner_losses, exact);
         assert_all_close(&reference, &case.reference_losses, exact);

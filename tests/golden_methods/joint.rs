@@ -111,7 +111,8 @@ fn what_was_drawn_as_a_batch() {
     for (pool, case) in cases() {
         if let Some(expected) = case.batch_learnability {
             let found = batch_learnability(&pool.scoring(&case.scored()), &case.picks);
-            let terms = case.picks.len() as f64 * 1e-6 * (case.learner.logit_scale + case.reference.logit_scale);
+            let terms =
+                case.picks.len() as f64 * 1e-6 * (case.learner.logit_scale + case.reference.logit_scale);
             assert_close(found, expected, 1e-5 * (1.0 + expected.abs()) + terms);
             n_found += 1;
         }
