@@ -10,6 +10,7 @@ use toml::Value;
 
 use crate::embed::{DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings};
 use crate::error::Error;
+use crate::fold::NoBf16;
 use crate::read::{ColumnNames, LabelSource, Limits, ReadRules, SampleKind};
 use crate::runtime::Device;
 use crate::select::FilterRatio;
@@ -255,6 +256,8 @@ pub enum SettingsError {
     Passes { n_passes: usize, filter_ratio: FilterRatio },
     #[error("`read.label_field` needs `read.samples` = `image_class`")]
     NoLabels,
+    #[error("`select.precision` cannot be `bf16` here")]
+    Precision { source: NoBf16 },
     #[error("a quota over clusters needs super-batches within clusters")]
     Quota,
     #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
