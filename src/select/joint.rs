@@ -1,17 +1,15 @@
 //! One scored super-batch in, its sub-batch out: drawn chunk by chunk, each given all that is drawn already.
 
-use std::convert::Infallible;
-
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::algebra::{Algebra, PairSum, Resident};
+use crate::algebra::Algebra;
 use crate::error::Error;
 use crate::noise::{DrawKey, SampleId, gumbel};
 
+use super::added::{Adder, Kernels, OnDevice};
 use super::counts::chunk_sizes;
-use super::loss::{Objective, PairLoss};
-use super::reduce::{Mask, reduce};
+use super::loss::Objective;
 use super::score::{PairModel, Scoring};
 
 /// How a sub-batch is drawn.
@@ -136,10 +134,7 @@ pub fn draw_remaining_on(
     is_taken: &[bool],
     plan: &DrawPlan,
 ) -> Result<JointDraw, Error> {
-    draw_by(ids, scoring, is_taken, plan, |model| {
-        let (images, captions) = (algebra.keep(model.images())?, algebra.keep(model.captions())?);
-        Ok(OnDevice { algebra, images, captions })
-    })
+    draw_by(ids, scoring, is_taken, plan, |model| OnDevice::new(algebra, model))
 }
 
 fn draw_by<'a, A: Adder>(
@@ -176,48 +171,6 @@ fn draw_by<'a, A: Adder>(
     Ok(JointDraw { scores, drawn })
 }
 
-/// What adds up the pairs of a super-batch with those drawn from it, under one model.
-trait Adder {
-    type Error;
-
-    /// As [`reduce`] has it: of each image with the captions of the drawn, and of each caption with their images.
-    fn add(&self, model: PairModel, drawn: PairModel) -> Result<[Vec<f64>; 2], Self::Error>;
-}
-
-/// The processor's own kernels.
-struct Kernels;
-
-impl Adder for Kernels {
-    type Error = Infallible;
-
-    fn add(&self, model: PairModel, drawn: PairModel) -> Result<[Vec<f64>; 2], Infallible> {
-        let sets = [model.images_with(drawn), model.captions_with(drawn)];
-        let added = reduce(&sets, Mask::Nothing);
-        Ok(added.try_into().expect("one for each set"))
-    }
-}
-
-/// The embeddings of a super-batch under one model, on a device.
-struct OnDevice<'a> {
-    algebra: &'a Algebra,
-    images: Resident,
-    captions: Resident,
-}
-
-impl Adder for OnDevice<'_> {
-    type Error = Error;
-
-    fn add(&self, model: PairModel, drawn: PairModel) -> Result<[Vec<f64>; 2], Error> {
-        let PairLoss { logit_scale, logit_bias, objective } = model.loss();
-        let sum = match objective {
-            Objective::Sigmoid => PairSum::Softplus,
-            Objective::Softmax => PairSum::LogSumExp,
-        };
-        let with = |rows, columns| self.algebra.pair_sums(sum, rows, columns, logit_scale, logit_bias);
-        Ok([with(drawn.captions(), &self.images)?, with(drawn.images(), &self.captions)?])
-    }
-}
-
 /// What each sample would add to a batch of these rows, in nats: the logits of [`draw`] after they were drawn, before
 /// gain and noise.
 ///
@@ -252,7 +205,7 @@ struct Conditional<'a, A> {
     model: PairModel<'a>,
     adder: A,
     own_losses: Vec<f64>,
-    /// Of each sample's image with the captions of the drawn, as [`reduce`] has it; nats.
+    /// Of each sample's image with the captions of the drawn, as [`Adder`] has it; nats.
     images: Vec<f64>,
     /// Of each sample's caption with the images of the drawn.
     captions: Vec<f64>,

@@ -15,6 +15,7 @@ mod calibrate;
 mod neg_clip;
 mod nearest;
 mod semdedup;
+mod added;
 mod joint;
 mod independent;
 mod cutoff;
