@@ -8,7 +8,9 @@ use parquet::errors::ParquetError;
 
 use crate::divide::{CentroidsError, FitError};
 use crate::embed::{ModelError, ModelKind};
+use crate::export::ExportError;
 use crate::npy::NpyError;
+use crate::read::NoColumn;
 use crate::runtime::{DeviceError, pin};
 use crate::select::CalibrationError;
 use crate::settings::{ModelRole, SettingsError};
@@ -21,6 +23,10 @@ pub enum Error {
     Settings { path: PathBuf, source: Box<SettingsError> },
     #[error("cannot use shard pattern `{pattern}`")]
     ShardPattern { pattern: String },
+    #[error("cannot read shards over `{scheme}`: `{pattern}`")]
+    RemoteShards { pattern: String, scheme: String },
+    #[error("cannot read samples from shard `{shard}`")]
+    ShardColumns { shard: String, source: NoColumn },
     #[error("no shard matches `{pattern}`")]
     NoShards { pattern: String },
     #[error("there is no shard `{path}`")]
@@ -86,7 +92,7 @@ pub enum Error {
     NothingEmbedded,
     #[error("cannot fit logit scale and bias of the {model} to the pool")]
     Calibrate { model: ModelRole, source: CalibrationError },
-    #[error("there is no `models.expert_{cluster}`, but cluster {cluster} has samples")]
+    #[error("there is no `models.expert_{cluster}` for cluster {cluster}")]
     ExpertMissing { cluster: u32 },
     #[error("`{folder}` is not complete, which a run must be before its next round")]
     RunIncomplete { folder: PathBuf },
@@ -98,6 +104,8 @@ pub enum Error {
     Targets { path: PathBuf, source: NpyError },
     #[error("no sample could be scored")]
     NothingScored,
+    #[error("cannot export the run")]
+    Export { source: ExportError },
     #[error("cannot fit centroids")]
     Fit { source: FitError },
     #[error("cannot take the centroids of `{path}`")]
@@ -155,6 +163,14 @@ impl Error {
             }
             Error::NoShards { .. } | Error::ShardMissing { .. } => {
                 "paths in `read.shards` are relative to the current folder".to_owned()
+            }
+            Error::RemoteShards { .. } => {
+                "only local files are read yet: copy the shards, or mount their store".to_owned()
+            }
+            Error::ShardColumns { .. } => {
+                "name the column in `read.image_column` or `read.caption_column`; for rows without images set \
+                 `read.samples = \"text\"`"
+                    .to_owned()
             }
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
@@ -216,6 +232,11 @@ impl Error {
             Error::NothingEmbedded | Error::NothingScored => {
                 "the `rejection` column of `samples/` says why each sample was left out".to_owned()
             }
+            Error::ExpertMissing { .. } => {
+                "every cluster of `divide.n_clusters` needs its expert; without experts `models.reference` stands for all"
+                    .to_owned()
+            }
+            Error::Export { source } => return source.hint(),
             Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
             Error::Centroids { .. } => {
                 "`divide.centroids` takes the `divide/centroids.parquet` of a run with the same model; leave it out to \
@@ -270,6 +291,8 @@ impl Error {
                 | Error::Centroids { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
+                | Error::RemoteShards { .. }
+                | Error::ShardColumns { .. }
                 | Error::ShardMissing { .. }
                 | Error::ShardTwice { .. }
                 | Error::ShardOutsideRoot { .. }
@@ -280,6 +303,7 @@ impl Error {
                 | Error::BiasMissing { .. }
                 | Error::ExpertMissing { .. }
                 | Error::ExpertsDiffer
+                | Error::Export { .. }
                 | Error::NoLearner
                 | Error::RunIncomplete { .. }
                 | Error::Targets { .. }

@@ -1,8 +1,8 @@
-//! NumPy's `.npy` files in, matrices of f32 out.
+//! NumPy's `.npy` files in, matrices of f32 out; and the header with which such a file begins.
 //!
 //! The format is a line of header and the plain values; a crate for it would bring a parser generator along.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
 
 use half::f16;
 
@@ -13,6 +13,9 @@ const VALUES_MAX: u64 = 1 << 32;
 
 /// Bytes that a header may have at most; NumPy's own are below 200.
 const HEADER_BYTES_MAX: usize = 1 << 16;
+
+/// Bytes before the header's text: the magic string, the version, the length.
+const PREFIX_BYTES: usize = 10;
 
 /// Why a file is not a matrix of numbers that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,26 @@ pub fn read_matrix(mut reader: impl Read) -> Result<Matrix, NpyError> {
         _ => return Err(NpyError::Type { dtype }),
     };
     Ok(Matrix::new(values?, n_cols))
+}
+
+/// Writes what stands before the values of a file: little-endian values of a NumPy type, in rows, are to follow.
+///
+/// `descr` is the type as NumPy states it, such as `'<f2'`. The values start at a multiple of 64 bytes, so that the file can
+/// be memory-mapped.
+///
+/// # Source
+///
+/// NumPy Enhancement Proposal 1, format version 1.0.
+pub fn write_header(writer: &mut impl Write, descr: &str, shape: &[u64]) -> io::Result<()> {
+    let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
+    // a tuple of one ends in a comma, one of more does not
+    let sides = if shape.len() > 1 { sides.trim_end_matches(", ") } else { sides.trim_end() };
+    let header = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': ({sides}), }}");
+    let padded = (PREFIX_BYTES + header.len() + 1).next_multiple_of(64) - PREFIX_BYTES;
+    let length = u16::try_from(padded).expect("types and shapes are short");
+    writer.write_all(b"\x93NUMPY\x01\x00")?;
+    writer.write_all(&length.to_le_bytes())?;
+    writeln!(writer, "{header:<width$}", width = padded - 1)
 }
 
 /// The header's text, a Python dictionary.
@@ -139,6 +162,24 @@ mod tests {
         let halves: Vec<u8> = [0.5f32, -2.0].iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
         let header = "{'descr': '<f2', 'fortran_order': False, 'shape': (1, 2), }";
         assert_eq!(read_matrix(&file(header, &halves)[..]).unwrap().values(), [0.5, -2.0]);
+    }
+
+    #[test]
+    fn headers_are_those_of_numpy() {
+        let written = |descr: &str, shape: &[u64]| {
+            let mut bytes = Vec::new();
+            write_header(&mut bytes, descr, shape).unwrap();
+            bytes
+        };
+        // np.save(f, np.zeros((2, 3), "f2")) and np.save(f, np.zeros(5, "u8,u8")), up to the values
+        assert_eq!(
+            written("'<f2'", &[2, 3]),
+            file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 3), }", &[])
+        );
+        assert_eq!(
+            written("[('f0', '<u8'), ('f1', '<u8')]", &[5]),
+            file("{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': (5,), }", &[])
+        );
     }
 
     #[test]

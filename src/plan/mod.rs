@@ -71,8 +71,12 @@ impl Plan {
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
-        let wants =
-            Wants { read: &settings.read, divide: settings.divide.as_ref(), select: &settings.select };
+        let wants = Wants {
+            read: &settings.read,
+            divide: settings.divide.as_ref(),
+            select: &settings.select,
+            write: &settings.write,
+        };
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
@@ -129,7 +133,12 @@ impl Plan {
         }
         let loaded = LoadedModel::open(&learner.folder, learner.choice(), session)?;
         let model = PlannedModel::new(&loaded, learner, &self.embed);
-        let wants = Wants { read: &self.read, divide: self.divide.as_ref(), select: &self.select };
+        let wants = Wants {
+            read: &self.read,
+            divide: self.divide.as_ref(),
+            select: &self.select,
+            write: &self.write,
+        };
         model::check(&wants, ModelRole::Learner, &model, &loaded.model)?;
         let mut plan = self.clone();
         plan.models.insert(ModelRole::Learner, model);
@@ -144,6 +153,14 @@ impl Plan {
     /// What pairs are scored by in `hard_learnability` and in batch learnability.
     pub fn pair_score(&self) -> Option<ScoreKind> {
         pair_score(&self.select, &self.models)
+    }
+
+    /// The model that stands as reference of a cluster's samples: its expert, where the run has experts.
+    pub fn reference_of(&self, cluster: u32) -> ModelRole {
+        match self.models.experts().next() {
+            Some(_) => ModelRole::Expert(cluster),
+            None => ModelRole::Reference,
+        }
     }
 
     /// The tasks that a model embeds: all, or the audited ones if it only audits.

@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::digest::Digest;
+use crate::embed::image::JpegDecoding;
 use crate::embed::{LoadedModel, LogitScale, Model, ModelChoice, ModelKind, Variant};
 use crate::error::Error;
 use crate::select::Objective;
 use crate::settings::{
     ActiveClipScore, DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, ReadSettings,
-    SampleContents, SelectSettings, SuperBatchMethod,
+    SampleContents, SelectSettings, SuperBatchMethod, WriteSettings,
 };
 
 /// A model as the plan fixes it.
@@ -21,6 +22,8 @@ pub struct PlannedModel {
     pub variant: Variant,
     /// Width and height of the image tensor, where the settings say so.
     pub image_size_px: Option<u32>,
+    #[serde(default)]
+    pub jpeg_decoding: JpegDecoding,
     pub kind: ModelKind,
     /// Graphs, preprocessing, tokenizer, precision and inference batch size; names the folder of its embeddings.
     pub digest: Digest,
@@ -51,6 +54,7 @@ impl PlannedModel {
             folder: model.folder.clone(),
             variant: model.variant,
             image_size_px: model.image_size_px,
+            jpeg_decoding: model.jpeg_decoding,
             kind: loaded.model.kind(),
             digest: Digest::of_json(&json!({
                 "model": loaded.model.digest,
@@ -74,7 +78,11 @@ impl PlannedModel {
 
     /// What of the folder is taken.
     pub fn choice(&self) -> ModelChoice {
-        ModelChoice { variant: self.variant, image_size_px: self.image_size_px }
+        ModelChoice {
+            variant: self.variant,
+            image_size_px: self.image_size_px,
+            jpeg_decoding: self.jpeg_decoding,
+        }
     }
 }
 
@@ -83,6 +91,7 @@ pub(super) struct Wants<'a> {
     pub read: &'a ReadSettings,
     pub divide: Option<&'a DivideSettings>,
     pub select: &'a SelectSettings,
+    pub write: &'a WriteSettings,
 }
 
 /// Whether a model is of a kind that the pool and its role want, and states what its loss takes.
@@ -96,6 +105,7 @@ pub(super) fn check(
     let folder = || planned.folder.clone();
     let samples = wants.read.samples;
     let divides = wants.divide.is_some_and(|divide| divide.model == role);
+    let is_expert = matches!(role, ModelRole::Reference | ModelRole::Expert(_));
     let scored_as = scored_as(&wants.select.draw, role);
     let wanted = if kind.takes_captions() && samples != SampleContents::ImageText {
         Some("one that takes images alone: the pool promises no captions")
@@ -103,6 +113,8 @@ pub(super) fn check(
         Some("one that gives embeddings: the pool has no labels")
     } else if divides && !kind.embeds_images() {
         Some("one that embeds images, which are to be clustered")
+    } else if wants.write.distil && is_expert && !kind.embeds_images() {
+        Some("one that embeds images, which `write.distil` writes")
     } else if scored_as == Some(ModelKind::Pair) && kind != ModelKind::Pair {
         Some("one with an image and a text tower, which the draw scores with")
     } else if scored_as == Some(ModelKind::Classifier) && kind != ModelKind::Classifier {

@@ -187,7 +187,7 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
         let towers = match role {
             ModelRole::Reference if has_experts(plan) => {
                 let clusters = clusters.as_ref().expect("experts come with clusters");
-                Some(experts_rows(&embedded, &usable, clusters)?)
+                experts_rows(&embedded, &usable, clusters)
             }
             _ => embedded
                 .get(&role)
@@ -201,22 +201,27 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     Ok(UsableRows { samples: kept, clusters, models: ScoredModels(models), unusable, read })
 }
 
-/// Each sample's embeddings under the expert of its cluster.
+/// Each sample's embeddings under the expert of its cluster; none where an expert lacks a tower.
 fn experts_rows(
     embedded: &BTreeMap<ModelRole, EmbeddedRows>,
     rows: &[usize],
     clusters: &[u32],
-) -> Result<(Matrix, Matrix), Error> {
-    let mut towers: Option<(Matrix, Matrix)> = None;
-    for (&row, &cluster) in rows.iter().zip(clusters) {
-        let expert = embedded.get(&ModelRole::Expert(cluster)).and_then(EmbeddedRows::pairs);
-        let (images, captions) = expert.ok_or(Error::ExpertMissing { cluster })?;
-        let (all_images, all_captions) = towers
-            .get_or_insert_with(|| (Matrix::zeros(0, images.n_cols()), Matrix::zeros(0, captions.n_cols())));
-        all_images.push_row(images.row(row));
-        all_captions.push_row(captions.row(row));
+) -> Option<(Matrix, Matrix)> {
+    let mut experts: BTreeMap<u32, (&Matrix, &Matrix)> = BTreeMap::new();
+    for (role, embedded) in embedded {
+        if let ModelRole::Expert(cluster) = role {
+            experts.insert(*cluster, embedded.pairs()?);
+        }
     }
-    Ok(towers.unwrap_or_default())
+    // all experts are of one width, which a task without usable samples has too
+    let (images, captions) = experts.values().next().expect("only runs with experts ask");
+    let mut all = (Matrix::zeros(0, images.n_cols()), Matrix::zeros(0, captions.n_cols()));
+    for (&row, &cluster) in rows.iter().zip(clusters) {
+        let (images, captions) = experts[&cluster];
+        all.0.push_row(images.row(row));
+        all.1.push_row(captions.row(row));
+    }
+    Some(all)
 }
 
 /// The full models' embeddings of some samples of a task, in place of the cheaper models that stand for them: the rows of

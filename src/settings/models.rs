@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::embed::image::JpegDecoding;
 use crate::embed::{ModelChoice, Variant};
 
 /// What a model is for; its name in a pipeline file.
@@ -147,6 +148,9 @@ pub struct ModelSettings {
     pub variant: Variant,
     /// Width and height of the image tensor, for a graph that takes any: a cheaper look at the same pictures.
     pub image_size_px: Option<u32>,
+    /// How JPEGs are decoded that are much larger than the model wants: `exact`, or `scaled`, which is faster.
+    #[serde(default)]
+    pub jpeg_decoding: JpegDecoding,
     /// Whether logit scale and bias are fitted to the pool by the sigmoid loss, and not taken from the folder.
     #[serde(default)]
     pub calibrate: bool,
@@ -155,7 +159,11 @@ pub struct ModelSettings {
 impl ModelSettings {
     /// What of the folder is taken.
     pub fn choice(&self) -> ModelChoice {
-        ModelChoice { variant: self.variant, image_size_px: self.image_size_px }
+        ModelChoice {
+            variant: self.variant,
+            image_size_px: self.image_size_px,
+            jpeg_decoding: self.jpeg_decoding,
+        }
     }
 }
 

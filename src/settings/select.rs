@@ -477,7 +477,9 @@ impl SelectSettings {
     fn check_experts(&self, models: &Models<ModelSettings>) -> Result<(), SettingsError> {
         let is_within =
             self.draw.deal().is_some_and(|deal| deal.super_batches == SuperBatches::WithinClusters);
-        if !is_within || models.has(ModelRole::Reference) {
+        // an audit draws by one reference
+        let others = [ModelRole::Reference, ModelRole::FullLearner, ModelRole::FullReference];
+        if !is_within || others.iter().any(|other| models.has(*other)) {
             return Err(SettingsError::Experts);
         }
         Ok(())

@@ -14,8 +14,10 @@ use crate::read::ReadSample;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::select::VerdictCounts;
+use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
+use super::distil;
 use super::output_plan::OutputPlan;
 
 /// The column by which rows are sorted in the output; it is in no curated shard.
@@ -42,7 +44,8 @@ pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), 
     let samples_marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
     let samples = table::read(run.storage(&run.samples()), samples_marker.file(), &[])?;
 
-    let kept = kept_rows(run, outputs, task, &verdicts, &samples)?;
+    let mut read = vec![select_marker.file().clone(), samples_marker.file().clone()];
+    let kept = kept_rows(run, outputs, task, &verdicts, &samples, &mut read)?;
     let stage = run.write("write.gather");
     let schema = with_images(&kept.slice(0, 0), &[]).schema();
     let schema = if run.plan().write.images { schema } else { kept.schema() };
@@ -55,7 +58,6 @@ pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), 
     let written = writer.finish()?;
     let counts = GatherCounts { kept: kept.num_rows() as u64, index: written.index };
     assert_eq!(counts.kept, select_marker.counts.kept, "every kept sample of task {task} is gathered");
-    let read = vec![select_marker.file().clone(), samples_marker.file().clone()];
     run.commit(&stage, task, Done::new(vec![written.file], read, counts))?;
     Ok(())
 }
@@ -67,6 +69,7 @@ fn kept_rows(
     task: usize,
     verdicts: &RecordBatch,
     samples: &RecordBatch,
+    read: &mut Vec<FileRecord>,
 ) -> Result<RecordBatch, Error> {
     let positions = outputs.positions(run, task, verdicts)?;
     let is_kept: BooleanArray = positions.iter().map(|position| Some(position.is_some())).collect();
@@ -85,6 +88,9 @@ fn kept_rows(
     for name in SAMPLE_COLUMNS {
         let column = samples.column_by_name(name).expect("`samples/` has these columns");
         columns.array(name, take(column, &order, None).expect("the rows are there"));
+    }
+    if run.plan().write.distil {
+        distil::add_targets(run, task, &kept, &mut columns, read)?;
     }
     columns.u64(POSITION, positions.into_iter().flatten().map(Some));
     Ok(columns.build())
