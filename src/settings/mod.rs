@@ -27,7 +27,7 @@ pub use filter::{
     JsonBound, Keep, MetadataFilter, NamedFilter, NegClipLossFilter, Norm, NormSimFilter, SemdedupFilter,
     ThresholdFilter,
 };
-pub use models::{ModelRole, ModelSettings, Models};
+pub use models::{ModelRole, ModelSettings, Models, PrecomputedSettings};
 pub use select::{
     ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, OWN_COLUMNS, PassPool,
     PoolDraw, Random, Ranking, ScoreKind, SelectSettings, SoftCap, SuperBatchDraw, SuperBatchMethod,
@@ -233,6 +233,8 @@ pub enum SettingsError {
     OutOfRange { key: String, value: String, must: &'static str },
     #[error("`{what}` needs `models.{model}`")]
     ModelMissing { what: String, model: ModelRole },
+    #[error("`models.{model}` {fault}")]
+    ModelSource { model: ModelRole, fault: &'static str },
     #[error("`models` names no model")]
     NoModel,
     #[error("{what} needs a `[divide]` table")]
@@ -302,6 +304,9 @@ impl Settings {
         self.read.check()?;
         if self.models.iter().next().is_none() {
             return Err(SettingsError::NoModel);
+        }
+        for (role, model) in self.models.iter() {
+            model.check(role)?;
         }
         if let Some(divide) = &self.divide {
             divide.check(&self.models)?;
