@@ -117,7 +117,7 @@ fn filters_compose_and_every_sample_is_counted_once() {
     assert_eq!(count("read"), count("kept") + count("not_drawn") + n_filtered);
     assert_eq!(n_of(run.path(), "filtered") as u64, n_filtered);
     // half of what came to the draw, and nothing below the threshold
-    assert_eq!(count("kept"), (count("kept") + count("not_drawn")) / 2);
+    assert!(count("kept").abs_diff(count("not_drawn")) <= 1, "{counts}");
     let rows = rows(&run.path().join("select"));
     let removed_by = rows.column_by_name("removed_by").unwrap().as_string::<i32>();
     let similarity = numbers(&rows, "reference_similarity");
@@ -232,9 +232,9 @@ fn a_checkpoint_without_a_bias_is_calibrated_or_refused() {
     let calibrated = folder.path().join("calibrated");
     pipeline.with("models.learner.calibrate=true").run(&calibrated);
     let fitted = &report(&calibrated)["select"]["calibrated"]["learner"];
-    // near what training ended with: 10.18 and −9.94 for batches of 256
+    // training ended with 10.18 and −9.94, on batches of 256 and without swapped captions
     let (scale, bias) = (fitted["logit_scale"].as_f64().unwrap(), fitted["logit_bias"].as_f64().unwrap());
-    assert!(scale > 5.0 && scale < 20.0 && bias < -2.0 && bias > -15.0, "{fitted}");
+    assert!(scale > 2.0 && scale < 20.0 && bias < -2.0 && bias > -15.0, "{fitted}");
     let plan = json(&calibrated.join("plan.json"));
     assert_eq!(plan["models"]["learner"]["logit_bias"], Value::Null);
     assert_eq!(plan["models"]["learner"]["logit_bias_source"], "calibrated on the pool");

@@ -13,6 +13,7 @@ mod decoded;
 mod values;
 mod infer;
 mod writer;
+mod precomputed;
 mod stage;
 mod rate;
 mod complete;

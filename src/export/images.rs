@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use arrow::array::{Array, AsArray};
 use bytes::Bytes;
 
-use crate::embed::{check_shard, image};
+use crate::embed::check_shard;
 use crate::error::Error;
+use crate::read::extension_of;
 use crate::run_folder::RunFolder;
 use crate::table::Rows;
 
@@ -75,7 +76,6 @@ fn read_from_pool(
         checked.insert(id.to_owned());
     }
     let bytes = pool.storage().read_range(id, offsets.value(row), sizes.value(row))?;
-    let extension =
-        image::extension(&bytes).ok_or_else(|| Error::NotReproduced { shard: id.to_owned() })?.to_owned();
+    let extension = extension_of(&bytes).to_owned();
     Ok(Image { bytes, extension })
 }

@@ -5,6 +5,7 @@
 
 mod digests;
 mod pool;
+mod vectors;
 mod model;
 mod planted;
 
@@ -29,6 +30,7 @@ pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
+pub use vectors::{PlannedVectors, VectorFile, VectorFiles};
 
 /// Version of the run folder: files, columns, markers.
 pub const FORMAT_VERSION: u32 = 1;
@@ -80,9 +82,17 @@ impl Plan {
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
-            let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
-            let model = PlannedModel::new(&loaded, model, &settings.embed);
-            model::check(&wants, role, &model, &loaded.model)?;
+            let (model, initial_logit_scale) = match &model.precomputed {
+                Some(precomputed) => {
+                    (PlannedModel::of_vectors(precomputed, model.calibrate, &pool, &settings.embed)?, None)
+                }
+                None => {
+                    let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
+                    let initial = loaded.model.initial_logit_scale;
+                    (PlannedModel::new(&loaded, model, &settings.embed), initial)
+                }
+            };
+            model::check(&wants, role, &model, initial_logit_scale)?;
             planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
@@ -140,7 +150,7 @@ impl Plan {
             select: &self.select,
             write: &self.write,
         };
-        model::check(&wants, ModelRole::Learner, &model, &loaded.model)?;
+        model::check(&wants, ModelRole::Learner, &model, loaded.model.initial_logit_scale)?;
         let mut plan = self.clone();
         plan.models.insert(ModelRole::Learner, model);
         plan.round = round;

@@ -23,7 +23,8 @@ pub fn inference(run: &RunFolder, tasks: &[usize]) -> Result<BTreeMap<String, Ve
     for (role, _) in run.plan().models.iter() {
         let stage = run.embeddings(role).expect("a model of the plan");
         let mut ways: BTreeMap<BTreeMap<String, String>, usize> = BTreeMap::new();
-        for &task in tasks {
+        let of_model = run.plan().tasks_of(role);
+        for &task in tasks.iter().filter(|task| of_model.binary_search(task).is_ok()) {
             *ways.entry(run.committed::<EmbeddingsCounts>(&stage, task)?.numerics).or_default() += 1;
         }
         let ways = ways.into_iter().map(|(numerics, n_tasks)| Inference { numerics, n_tasks });

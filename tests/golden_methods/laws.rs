@@ -62,9 +62,8 @@ fn permuted_samples_have_permuted_scores_and_the_same_draw() {
         assert_eq!(picks(&other).iter().map(|&place| order[place]).collect::<Vec<_>>(), picks(&pool));
     }
     let (images, captions) = (&pool.reference.images, &pool.reference.captions);
-    let scores = neg_clip_scores(images, captions, 0.01, Precision::default());
-    let permuted =
-        neg_clip_scores(&other.reference.images, &other.reference.captions, 0.01, Precision::default());
+    let scores = neg_clip_scores(images, captions, 0.01, Precision::F32);
+    let permuted = neg_clip_scores(&other.reference.images, &other.reference.captions, 0.01, Precision::F32);
     let similarities = [0.5; 96];
     let duplicates = semdedup(&pool.ids(), images, &similarities, 0.2);
     let permuted_duplicates = semdedup(&other.ids(), &other.reference.images, &similarities, 0.2);
@@ -104,12 +103,12 @@ fn conditional_scores_are_marginals() {
         let rows: Vec<usize> = drawn.iter().map(|drawn| drawn.row).collect();
         let sum = |n: usize| if n == 0 { 0.0 } else { batch_learnability(&scoring, &rows[..n]) * n as f64 };
         let mut total = 0.0;
-        for n in 0..rows.len() {
+        for (n, drawn) in drawn.iter().enumerate() {
             let marginal = sum(n + 1) - sum(n);
             // two sums over n² pairs each, the terms of both models of order 1
             let bound = 1e-5 * (1.0 + sum(n).abs() + n as f64);
-            assert_close(drawn[n].conditional_score, marginal, bound);
-            total += drawn[n].conditional_score;
+            assert_close(drawn.conditional_score, marginal, bound);
+            total += drawn.conditional_score;
         }
         assert_close(total, sum(rows.len()), 1e-4 * (1.0 + total.abs()));
     }

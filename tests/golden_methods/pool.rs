@@ -80,7 +80,7 @@ struct Towers {
 struct PoolFile {
     learner: Towers,
     reference: Towers,
-    ids: Vec<(String, u64)>,
+    pub ids: Vec<(String, u64)>,
     caption_codes: Vec<u128>,
 }
 
@@ -112,7 +112,7 @@ pub fn matrix(rows: &[Vec<f32>]) -> Matrix {
 pub struct Pool {
     pub learner: Model,
     pub reference: Model,
-    ids: Vec<(String, u64)>,
+    pub ids: Vec<(String, u64)>,
     /// Equal numbers stand for captions that are equal once normalised.
     pub caption_codes: Vec<u128>,
 }
