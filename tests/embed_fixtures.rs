@@ -10,7 +10,7 @@ use superbatch::embed::{
 };
 use superbatch::error::Error;
 use superbatch::matrix::{Matrix, dot};
-use superbatch::read::{Limits, ReadSample, Sample, Samples};
+use superbatch::read::{LabelSource, Limits, ReadSample, Sample, SampleKind, Samples};
 use superbatch::runtime::Place;
 
 fn fixtures() -> PathBuf {
@@ -18,8 +18,12 @@ fn fixtures() -> PathBuf {
 }
 
 fn read(shard: &str) -> Vec<ReadSample> {
+    read_as(shard, SampleKind::ImageText)
+}
+
+fn read_as(shard: &str, kind: SampleKind) -> Vec<ReadSample> {
     let file = File::open(fixtures().join(shard)).unwrap();
-    Samples::new(file, Limits::default(), true).collect::<Result<_, _>>().unwrap()
+    Samples::new(file, Limits::default(), true).of_kind(kind).collect::<Result<_, _>>().unwrap()
 }
 
 fn good(shard: &str) -> Vec<Sample> {
@@ -87,21 +91,28 @@ fn every_fault_is_one_rejection() {
     let faults = [
         ("cut_jpeg", "000003", "undecodable_image", 6),
         ("duplicate_key", "005003", "duplicate_key", 7),
+        ("labels/invalid_label", "008003", "invalid_label", 6),
         ("missing_caption", "001003", "missing_caption", 6),
         ("missing_image", "002003", "missing_image", 6),
+        ("labels/missing_label", "007003", "missing_label", 6),
         ("non_utf8_caption", "003003", "caption_not_utf8", 6),
         ("truncated", "006005", "shard_broken", 5),
         ("zero_byte_member", "004003", "empty_image", 6),
     ];
-    let n_files = fs::read_dir(fixtures().join("faults"))
-        .unwrap()
-        .filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "tar"))
-        .count();
+    let n_tars = |folder: &str| {
+        let files = fs::read_dir(fixtures().join(folder)).unwrap().map(|file| file.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "tar")).count()
+    };
+    let n_files = n_tars("faults") + n_tars("faults/labels");
     assert_eq!(n_files, faults.len(), "each fault has its line here");
     for (name, key, reason, n_good) in faults {
         let mut rejected = Vec::new();
         let mut n_ok = 0;
-        for (idx, sample) in read(&format!("faults/{name}.tar")).into_iter().enumerate() {
+        let kind = match name.starts_with("labels/") {
+            true => SampleKind::ImageClass(LabelSource::Member),
+            false => SampleKind::ImageText,
+        };
+        for (idx, sample) in read_as(&format!("faults/{name}.tar"), kind).into_iter().enumerate() {
             let (key, idx_stated, rejection) = match sample {
                 ReadSample::Rejected(sample) => (sample.key, sample.sample_idx, Some(sample.rejection)),
                 ReadSample::Sample(sample) => {

@@ -14,6 +14,7 @@ use crate::settings::{Draw, ModelRole, SuperBatchDraw};
 use super::counts::{kept_in, super_batch_sizes};
 use super::draw::{Passes, ordered};
 use super::draw_plan::group_tasks;
+use super::engine::Engine;
 use super::group::{GroupRows, read_task};
 use super::reach::reach_counts;
 use super::usable::read_full;
@@ -91,8 +92,8 @@ impl Agreement {
             let members = &order[start..start + size];
             let n_kept = kept_in(start as u64..(start + size) as u64, n_kept, n) as usize;
             start += size;
-            let (cheap_scores, cheap_kept) = drawn(run, draw, cheap.gather(members), n_kept);
-            let (full_scores, full_kept) = drawn(run, draw, full.gather(members), n_kept);
+            let (cheap_scores, cheap_kept) = drawn(run, draw, cheap.gather(members), n_kept)?;
+            let (full_scores, full_kept) = drawn(run, draw, full.gather(members), n_kept)?;
             self.cheap_scores.extend(cheap_scores);
             self.full_scores.extend(full_scores);
             self.n_kept += cheap_kept.len() as u64;
@@ -120,13 +121,13 @@ fn drawn(
     draw: &SuperBatchDraw,
     rows: GroupRows,
     n_kept: usize,
-) -> (Vec<f64>, Vec<SampleRef>) {
+) -> Result<(Vec<f64>, Vec<SampleRef>), Error> {
     let ids: Vec<SampleId> = rows.samples.iter().map(|sample| sample.id(&run.plan().pool)).collect();
     let none_taken = vec![false; ids.len()];
-    let passes = Passes { run, ids, rows, n_kept };
-    let pass = passes.draw(&draw.method, 0, &none_taken);
+    let passes = Passes { run, engine: &Engine::Kernels, ids, rows, n_kept };
+    let pass = passes.draw(&draw.method, 0, &none_taken)?;
     let mut kept: Vec<SampleRef> =
         pass.drawn.iter().map(|(drawn, _)| passes.rows.samples[drawn.row]).collect();
     kept.sort_unstable();
-    (pass.scores, kept)
+    Ok((pass.scores, kept))
 }
