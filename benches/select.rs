@@ -6,17 +6,20 @@
 //! SUPERBATCH_BENCH_THREADS=8 cargo bench --bench select             on 8 threads; 1 if absent
 //! ```
 //!
-//! Two models, d = 512. After Criterion's times come ratios: what is compared runs in turns, so that a machine with other
-//! work slows both sides down; the median of the turns' ratios is printed with its quartiles.
+//! Two models, d = 512. Times are CPU time of all threads. After Criterion's come ratios: what is compared runs in turns,
+//! so that a machine with other work slows both sides down; the median of the turns' ratios is printed with its quartiles.
+
+mod cpu_time;
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use criterion::Criterion;
+use criterion::measurement::Measurement;
 use gemm::Parallelism;
 use pulp::Simd;
 use rayon::prelude::*;
 
+use cpu_time::CpuTime;
 use superbatch::fold::{Fold, PackedRows, Precision, Strip, lanes};
 use superbatch::matrix::Matrix;
 use superbatch::noise::{Purpose, SampleId, keyed_hash};
@@ -173,7 +176,7 @@ impl Bench {
         }
     }
 
-    fn time(&self, criterion: &mut Criterion) {
+    fn time(&self, criterion: &mut Criterion<CpuTime>) {
         let mut group = criterion.benchmark_group("select");
         group.sample_size(10);
         for (precision, name) in self.precisions() {
@@ -215,15 +218,15 @@ impl Bench {
 /// Prints how many times faster the first is than the second, run in turns.
 fn print_ratio(first_name: &str, second_name: &str, first: &dyn Fn(), second: &dyn Fn()) {
     const N_TURNS: usize = 11;
-    let seconds = |run: &dyn Fn()| {
-        let start = Instant::now();
+    let time = |run: &dyn Fn()| {
+        let start = CpuTime.start();
         run();
-        start.elapsed().as_secs_f64()
+        CpuTime.end(start) as f64
     };
     let mut ratios: Vec<f64> = (0..N_TURNS)
         .map(|_| {
-            let first = seconds(first);
-            seconds(second) / first
+            let first = time(first);
+            time(second) / first
         })
         .collect();
     ratios.sort_by(f64::total_cmp);
@@ -238,7 +241,7 @@ fn main() {
     let bench = Bench { embeddings: Embeddings::random(sizes.super_batch), sizes, n_threads };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
     pool.install(|| {
-        let mut criterion = Criterion::default().configure_from_args();
+        let mut criterion = Criterion::default().with_measurement(CpuTime).configure_from_args();
         bench.time(&mut criterion);
         criterion.final_summary();
         bench.print_ratios();

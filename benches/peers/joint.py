@@ -79,6 +79,7 @@ def main():
         print(f"{name}: {middle:.1f} times less ({low:.1f}–{high:.1f}); {unit_of_one(sides[0])} against {unit_of_one(sides[1])}")
 
     show("time", lambda turn: turn["seconds"], lambda seconds: f"{seconds:.2f} s")
+    show("CPU time", lambda turn: turn["cpu_seconds"], lambda seconds: f"{seconds:.2f} s")
     show("peak memory", lambda turn: turn["peak_bytes"], lambda n: f"{n / 2**20:.0f} MiB")
     beyond = lambda turn: max(turn["peak_bytes"] - turn["embeddings_bytes"], 2**20)
     show("peak memory beyond the embeddings", beyond, lambda n: f"{n / 2**20:.0f} MiB")

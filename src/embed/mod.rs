@@ -13,6 +13,7 @@ mod decoded;
 mod values;
 mod infer;
 mod writer;
+mod precomputed;
 mod stage;
 mod rate;
 mod complete;
@@ -21,7 +22,7 @@ mod rows;
 pub use crate::runtime::Device;
 pub use complete::{CompleteTasks, complete_tasks};
 pub use decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow};
-pub use feed::open_shard;
+pub use feed::{check_shard, open_shard};
 pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing};
 pub use loaded::LoadedModel;
 pub use model::{

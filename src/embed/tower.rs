@@ -306,7 +306,7 @@ fn pair_inputs<'a>(
 }
 
 /// Scales each row to length 1 and finds those that have none; lengths are summed in f64.
-fn unit_rows(mut rows: Matrix) -> Embeddings {
+pub fn unit_rows(mut rows: Matrix) -> Embeddings {
     let mut degenerate = Vec::new();
     for idx in 0..rows.n_rows() {
         let row = rows.row_mut(idx);

@@ -7,14 +7,16 @@ use std::ops::Range;
 use pulp::f32x16;
 use pulp::x86::V4;
 
-use super::panels::Panels;
-use super::{Fold, Strip, block, take_in};
+use super::panels::{Panels, Shape};
+use super::{Fold, MANY_REGISTERS, Strip, block, take_in};
 
 /// Pairs of components in a register.
-pub const LANES: usize = 16;
+const LANES: usize = 16;
 
 /// Columns of a block.
-const M: usize = 8;
+const M: usize = MANY_REGISTERS.0;
+
+pub const SHAPE: Shape = Shape { lanes: LANES, n_vectors: MANY_REGISTERS.1 };
 
 /// Says that the processor has the instructions.
 #[derive(Clone, Copy)]

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::matrix::Matrix;
 
-use panels::Panels;
+use panels::{Panels, Shape};
 
 /// What the products of one column with the rows become.
 pub trait Fold: Copy + Send + Sync {
@@ -38,14 +38,10 @@ pub trait Fold: Copy + Send + Sync {
 }
 
 /// Products in one lane before the lanes are merged into an f64.
-pub const TERMS_MAX: usize = PANELS_MAX * PANEL_VECTORS;
+pub const TERMS_MAX: usize = 18;
 
-/// Panels that a block of columns meets before it is merged: they stay in a core's second-level cache.
-const PANELS_MAX: usize = 6;
-const PANEL_BYTES_MAX: usize = 640 << 10;
-
-/// Registers' width of a panel: with the columns of a block as many sums as there are registers to hold them.
-const PANEL_VECTORS: usize = 3;
+/// Panels that a block of columns meets before its lanes are merged: they stay in a core's second-level cache.
+const GROUP_BYTES_MAX: usize = 640 << 10;
 
 /// How embeddings are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -120,7 +116,7 @@ impl PackedRows {
 
     fn new_f32(rows: &Matrix, range: Range<usize>, arch: Arch) -> PackedRows {
         let copy = |row: usize, to: &mut [f32]| to.copy_from_slice(rows.row(row));
-        let panels = Panels::new(range, rows.n_cols(), arch.dispatch(Lanes), copy);
+        let panels = Panels::new(range, rows.n_cols(), arch.dispatch(ShapeOf), copy);
         PackedRows(Packed::F32(panels, arch))
     }
 
@@ -129,7 +125,7 @@ impl PackedRows {
         let bf16 = bf16::Bf16::detect().expect("checked with the settings");
         let depth = rows.n_cols().div_ceil(2);
         let round = |row: usize, to: &mut [u32]| bf16::round_pairs(rows.row(row), to);
-        PackedRows(Packed::Bf16(Panels::new(range, depth, bf16::LANES, round), bf16))
+        PackedRows(Packed::Bf16(Panels::new(range, depth, bf16::SHAPE, round), bf16))
     }
 
     #[cfg(not(target_arch = "x86_64"))]
@@ -167,14 +163,20 @@ impl PackedRows {
     }
 }
 
-struct Lanes;
+/// Columns of a block, and registers' width of a panel: a register for each of their sums, for each of the panel's
+/// vectors and for a column, of 32 or of 16.
+const MANY_REGISTERS: (usize, usize) = (8, 3);
+const FEW_REGISTERS: (usize, usize) = (6, 2);
 
-impl WithSimd for Lanes {
-    type Output = usize;
+struct ShapeOf;
+
+impl WithSimd for ShapeOf {
+    type Output = Shape;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        S::F32_LANES
+    fn with_simd<S: Simd>(self, _: S) -> Shape {
+        let (_, n_vectors) = if S::REGISTER_COUNT >= 32 { MANY_REGISTERS } else { FEW_REGISTERS };
+        Shape { lanes: S::F32_LANES, n_vectors }
     }
 }
 
@@ -191,18 +193,17 @@ impl<F: Fold, L: Fn(usize, Range<usize>) -> u64> WithSimd for FoldF32<'_, F, L> 
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // 3 sums for each of the columns, 3 registers of rows and 1 of a column
         if S::REGISTER_COUNT >= 32 {
-            self.in_blocks_of::<S, 8>(simd)
+            self.in_blocks::<S, { MANY_REGISTERS.0 }>(simd);
         } else {
-            self.in_blocks_of::<S, 4>(simd)
+            self.in_blocks::<S, { FEW_REGISTERS.0 }>(simd);
         }
     }
 }
 
 impl<F: Fold, L: Fn(usize, Range<usize>) -> u64> FoldF32<'_, F, L> {
     #[inline(always)]
-    fn in_blocks_of<S: Simd, const M: usize>(self, simd: S) {
+    fn in_blocks<S: Simd, const M: usize>(self, simd: S) {
         let FoldF32 { fold, panels, strip, left_out, totals } = self;
         let end = strip.range.end;
         for group in panels.groups(strip.rows.clone()) {
@@ -215,7 +216,9 @@ impl<F: Fold, L: Fn(usize, Range<usize>) -> u64> FoldF32<'_, F, L> {
                     let masks = panel.masks(block, &left_out);
                     let states = &mut states;
                     match panel.n_vectors {
-                        3 => step::<S, F, M, 3>(simd, fold, &columns, panel.values, &masks, states),
+                        3 if S::REGISTER_COUNT >= 32 => {
+                            step::<S, F, M, 3>(simd, fold, &columns, panel.values, &masks, states)
+                        }
                         2 => step::<S, F, M, 2>(simd, fold, &columns, panel.values, &masks, states),
                         _ => step::<S, F, M, 1>(simd, fold, &columns, panel.values, &masks, states),
                     }
@@ -352,7 +355,7 @@ mod tests {
 
     #[test]
     fn every_product_is_folded_once_into_its_column() {
-        // sizes around the panels' widths 3, 24 and 48 and the blocks' 4 and 8
+        // sizes around the panels' widths 2, 16 and 48 and the blocks' 6 and 8
         for (n_rows, n_columns, d) in [(1, 1, 1), (47, 7, 3), (48, 8, 16), (49, 9, 33), (400, 70, 50)] {
             let (rows, columns) = (random_unit_rows(n_rows, d, 1), random_unit_rows(n_columns, d, 2));
             for arch in every_arch() {
@@ -369,7 +372,7 @@ mod tests {
                     };
                     let mut sums = vec![1.0; range.len()];
                     packed.fold(Plain::Sum, &strip, left_out, &mut sums);
-                    let n_lanes = n_rows.next_multiple_of(arch.dispatch(Lanes));
+                    let n_lanes = n_rows.next_multiple_of(arch.dispatch(ShapeOf).lanes);
                     for (at, column) in range.enumerate() {
                         let products = (0..n_rows).map(|row| product(&rows, row, &columns, column));
                         let expected = products.clone().fold(f64::NEG_INFINITY, f64::max);

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{PANEL_BYTES_MAX, PANEL_VECTORS, PANELS_MAX};
+use super::{GROUP_BYTES_MAX, TERMS_MAX};
 
 /// Alignment of a register's load, in bytes: a cache line.
 const LINE_BYTES: usize = 64;
 
-/// Rows in panels of `PANEL_VECTORS · lanes`, the last one narrower; rows that are missing to whole registers are 0.
+/// Rows in panels of some registers' width, the last one narrower; rows that are missing to whole registers are 0.
 pub struct Panels<T> {
     /// Panel after panel, `[depth, width]` each, from `offset` on.
     values: Vec<T>,
@@ -18,8 +18,23 @@ pub struct Panels<T> {
     rows: Range<usize>,
     /// Components of a row.
     depth: usize,
+    shape: Shape,
+}
+
+/// What fits the processor's registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
     /// Values in a register.
-    lanes: usize,
+    pub lanes: usize,
+    /// Registers' width of a panel.
+    pub n_vectors: usize,
+}
+
+impl Shape {
+    /// Rows of a panel.
+    fn width(self) -> usize {
+        self.lanes * self.n_vectors
+    }
 }
 
 /// Some rows side by side: `values` is `[depth, n_vectors · lanes]`.
@@ -34,14 +49,14 @@ impl<T: Copy + Default + Send + Sync> Panels<T> {
     pub fn new(
         rows: Range<usize>,
         depth: usize,
-        lanes: usize,
+        shape: Shape,
         copy: impl Fn(usize, &mut [T]) + Sync,
     ) -> Panels<T> {
-        let n_padded = rows.len().next_multiple_of(lanes);
+        let n_padded = rows.len().next_multiple_of(shape.lanes);
         let line = LINE_BYTES / size_of::<T>();
         let mut values = vec![T::default(); n_padded * depth + line];
         let offset = values.as_ptr().align_offset(LINE_BYTES).min(line);
-        let panel_width = PANEL_VECTORS * lanes;
+        let panel_width = shape.width();
         values[offset..][..n_padded * depth].par_chunks_mut(panel_width * depth).enumerate().for_each_init(
             || vec![T::default(); depth],
             |row_values, (panel_idx, panel)| {
@@ -55,7 +70,7 @@ impl<T: Copy + Default + Send + Sync> Panels<T> {
                 }
             },
         );
-        Panels { values, offset, rows, depth, lanes }
+        Panels { values, offset, rows, depth, shape }
     }
 
     pub fn depth(&self) -> usize {
@@ -63,9 +78,9 @@ impl<T: Copy + Default + Send + Sync> Panels<T> {
     }
 
     pub fn panel(&self, panel_idx: usize) -> Panel<'_, T> {
-        let first = panel_idx * PANEL_VECTORS * self.lanes;
-        let n_vectors = (self.rows.len() - first).div_ceil(self.lanes).min(PANEL_VECTORS);
-        let width = n_vectors * self.lanes;
+        let first = panel_idx * self.shape.width();
+        let n_vectors = (self.rows.len() - first).div_ceil(self.shape.lanes).min(self.shape.n_vectors);
+        let width = n_vectors * self.shape.lanes;
         let values = &self.values[self.offset + first * self.depth..][..width * self.depth];
         let start = self.rows.start + first;
         Panel { values, n_vectors, rows: start..self.rows.end.min(start + width) }
@@ -74,11 +89,11 @@ impl<T: Copy + Default + Send + Sync> Panels<T> {
     /// The panels that hold these rows, in groups that stay in cache together.
     pub fn groups(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
         assert!(self.rows.start <= rows.start && rows.end <= self.rows.end, "rows that are packed");
-        let width = PANEL_VECTORS * self.lanes;
+        let width = self.shape.width();
         let first = (rows.start - self.rows.start) / width;
         let end = if rows.is_empty() { first } else { (rows.end - self.rows.start).div_ceil(width) };
         let panel_bytes = width * self.depth * size_of::<T>();
-        let n = (PANEL_BYTES_MAX / panel_bytes).clamp(1, PANELS_MAX);
+        let n = (GROUP_BYTES_MAX / panel_bytes).clamp(1, TERMS_MAX / self.shape.n_vectors);
         (first..end).step_by(n).map(move |start| start..end.min(start + n))
     }
 }

@@ -18,6 +18,7 @@ use crate::settings::{
 use crate::write::Distribution;
 
 use super::chart::{Bars, CLUSTERS_DRAWN_MAX, Quantiles};
+use super::facts::{Fact, facts};
 use super::planted::Planted;
 use super::summary::{DivideReport, Report};
 
@@ -57,6 +58,7 @@ struct Page<'a> {
     learnability: Option<Quantiles>,
     scores: Vec<ScoreRow<'a>>,
     planted: Option<PlantedRow>,
+    facts: Vec<Fact>,
     curated: Cut<Curated<'a>>,
     curated_bytes: String,
     settings: String,
@@ -183,7 +185,7 @@ impl<'a> Page<'a> {
             ],
             filtered: shares(&counts.filtered),
             rejected: shares(&counts.rejected),
-            worst_shard_ratio: ratio_percent(report.rejection_ratio_max_of_shards),
+            worst_shard_ratio: percent_of(report.rejection_ratio_max_of_shards),
             left_out_shards: Cut::new(report.left_out_shards.iter()),
             models: models(plan),
             divide: report
@@ -203,6 +205,7 @@ impl<'a> Page<'a> {
             },
             scores: score_rows(report),
             planted: report.planted.as_ref().map(PlantedRow::new),
+            facts: facts(report, plan),
             curated: Cut::new(curated),
             curated_bytes: bytes(report.curated.iter().map(|shard| shard.size_bytes).sum()),
             settings: pipeline(plan),
@@ -256,10 +259,10 @@ impl PlantedRow {
     fn new(planted: &Planted) -> PlantedRow {
         PlantedRow {
             n: whole(planted.n_planted),
-            pool: ratio_percent(planted.pool_share),
-            kept: ratio_percent(planted.kept_share),
-            random: ratio_percent(planted.random_share_mean),
-            random_deviation: ratio_percent(planted.random_share_standard_deviation),
+            pool: percent_of(planted.pool_share),
+            kept: percent_of(planted.kept_share),
+            random: percent_of(planted.random_share_mean),
+            random_deviation: percent_of(planted.random_share_standard_deviation),
         }
     }
 }
@@ -334,7 +337,7 @@ fn pipeline(plan: &Plan) -> String {
 }
 
 /// With a comma between thousands.
-fn whole(n: u64) -> String {
+pub fn whole(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (position, digit) in digits.chars().enumerate() {
@@ -347,7 +350,7 @@ fn whole(n: u64) -> String {
 }
 
 /// Three decimals, fewer where there are three digits or more before the point.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let n_decimals = match value.abs() {
         above if above >= 1000.0 => 0,
         above if above >= 100.0 => 1,
@@ -357,10 +360,10 @@ fn number(value: f64) -> String {
 }
 
 fn percent(n: u64, of: u64) -> String {
-    ratio_percent(n as f64 / of.max(1) as f64)
+    percent_of(n as f64 / of.max(1) as f64)
 }
 
-fn ratio_percent(ratio: f64) -> String {
+pub fn percent_of(ratio: f64) -> String {
     format!("{:.2} %", ratio * 100.0)
 }
 

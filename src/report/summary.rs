@@ -12,6 +12,7 @@ use crate::embed::{CompleteTasks, SamplesCounts, ShardCounts, complete_tasks};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::plan::FORMAT_VERSION;
+use crate::plan::Plan;
 use crate::run_folder::{Marker, RunFolder};
 use crate::select::{
     Audit, CalibratedLogits, DrawCounts, DrawPlans, SuperBatchCounts, Verdict, VerdictCounts, audit,
@@ -19,8 +20,9 @@ use crate::select::{
 };
 use crate::smallest::Smallest;
 use crate::table::{self, Rows};
-use crate::write::{Distribution, SCORES};
+use crate::write::{Distribution, score_columns};
 
+use super::inference::{Inference, inference};
 use super::planted::{Planted, PlantedCounts};
 
 /// Samples from which deciles are taken at most: those of smallest keyed hash.
@@ -41,6 +43,8 @@ pub struct Report {
     pub worst_shard: Option<String>,
     /// Shards of failed tasks that the settings allow leaving out.
     pub left_out_shards: Vec<String>,
+    /// What ran each model, by role.
+    pub inference: BTreeMap<String, Vec<Inference>>,
     /// Of all samples that came to the draw, by column.
     pub scores: BTreeMap<String, Distribution>,
     /// Of those that were kept.
@@ -138,7 +142,7 @@ impl Report {
                     worst = Some((ratio, shard.shard.clone()));
                 }
             }
-            columns.add(&verdicts, run.plan().seed);
+            columns.add(&verdicts, run.plan());
             if let Some(planted) = &mut planted {
                 planted.add(&verdicts);
             }
@@ -161,6 +165,7 @@ impl Report {
             worst_shard: worst_shard.filter(|_| worst_ratio > Some(0.0)),
             counts,
             divide: divide_report(run, &complete, &columns)?,
+            inference: inference(run, &complete.tasks)?,
             left_out_shards: complete.left_out_shards,
             select: select_report(run)?,
             audit: audit(run)?,
@@ -200,7 +205,7 @@ fn rejection_ratio(shard: &ShardCounts, verdicts: &RecordBatch) -> f64 {
 /// Running summaries of every score column, of all rows and of the kept, in bounded memory.
 #[derive(Default)]
 struct ColumnSummaries {
-    columns: BTreeMap<(&'static str, bool), ColumnSummary>,
+    columns: BTreeMap<(String, bool), ColumnSummary>,
     cluster_sizes: BTreeMap<u32, u64>,
     kept_cluster_sizes: BTreeMap<u32, u64>,
 }
@@ -213,7 +218,7 @@ struct ColumnSummary {
 }
 
 impl ColumnSummaries {
-    fn add(&mut self, verdicts: &RecordBatch, seed: u64) {
+    fn add(&mut self, verdicts: &RecordBatch, plan: &Plan) {
         let rows = Rows(verdicts);
         let verdict = rows.text("verdict");
         let is_kept = |row: usize| verdict.value(row) == Verdict::Kept.text();
@@ -221,21 +226,24 @@ impl ColumnSummaries {
             .map(|row| {
                 keyed_hash(
                     Purpose::Summary,
-                    seed,
+                    plan.seed,
                     0,
                     rows.text("shard").value(row),
                     rows.u64("sample_idx").value(row),
                 )
             })
             .collect();
-        for name in SCORES {
+        for name in score_columns(plan) {
             let column = verdicts.column_by_name(name).expect("`select/` has these columns");
             let column = arrow::compute::cast(column, &DataType::Float64).expect("a number");
             let values = column.as_primitive::<Float64Type>();
             for row in (0..values.len()).filter(|&row| values.is_valid(row)) {
-                self.columns.entry((name, false)).or_default().add(hashes[row], values.value(row));
+                self.columns.entry((name.to_owned(), false)).or_default().add(hashes[row], values.value(row));
                 if is_kept(row) {
-                    self.columns.entry((name, true)).or_default().add(hashes[row], values.value(row));
+                    self.columns
+                        .entry((name.to_owned(), true))
+                        .or_default()
+                        .add(hashes[row], values.value(row));
                 }
             }
         }
@@ -250,7 +258,7 @@ impl ColumnSummaries {
 
     fn distributions(self: &ColumnSummaries, of_kept: bool) -> BTreeMap<String, Distribution> {
         let of_kind = self.columns.iter().filter(|((_, is_kept), _)| *is_kept == of_kept);
-        of_kind.map(|((name, _), summary)| ((*name).to_owned(), summary.distribution())).collect()
+        of_kind.map(|((name, _), summary)| (name.clone(), summary.distribution())).collect()
     }
 }
 
@@ -300,7 +308,7 @@ fn divide_report(
             *assigned.entry(cluster).or_default() += n;
         }
     }
-    let gain = columns.columns.get(&("hardness_gain", false));
+    let gain = columns.columns.get(&("hardness_gain".to_owned(), false));
     Ok(Some(DivideReport {
         fit: fit.counts,
         effective_clusters: effective(&columns.cluster_sizes),

@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::algebra::Algebra;
+use crate::error::Error;
 use crate::noise::{DrawKey, SampleId, gumbel};
 
+use super::added::{Adder, Kernels, OnDevice};
 use super::counts::chunk_sizes;
 use super::loss::Objective;
-use super::reduce::{Mask, reduce};
 use super::score::{PairModel, Scoring};
 
 /// How a sub-batch is drawn.
@@ -111,11 +113,42 @@ pub fn draw(ids: &[SampleId], scoring: &Scoring, plan: &DrawPlan) -> JointDraw {
 
 /// [`draw`] from those samples that are not taken already, say by an earlier pass.
 pub fn draw_remaining(ids: &[SampleId], scoring: &Scoring, is_taken: &[bool], plan: &DrawPlan) -> JointDraw {
+    let Ok(drawn) = draw_by(ids, scoring, is_taken, plan, |_| Ok(Kernels));
+    drawn
+}
+
+/// [`draw_remaining`] with the pairs of different samples on a device of the runtime. The same draw but for rounding:
+/// see [`Algebra`].
+///
+/// # Memory
+///
+/// The embeddings of the super-batch under each model on the device, and 256 MiB.
+///
+/// # Errors
+///
+/// [`Error::Device`] where the device fails, say for want of memory.
+pub fn draw_remaining_on(
+    algebra: &Algebra,
+    ids: &[SampleId],
+    scoring: &Scoring,
+    is_taken: &[bool],
+    plan: &DrawPlan,
+) -> Result<JointDraw, Error> {
+    draw_by(ids, scoring, is_taken, plan, |model| OnDevice::new(algebra, model))
+}
+
+fn draw_by<'a, A: Adder>(
+    ids: &[SampleId],
+    scoring: &Scoring<'a>,
+    is_taken: &[bool],
+    plan: &DrawPlan,
+    adder: impl Fn(&PairModel<'a>) -> Result<A, A::Error>,
+) -> Result<JointDraw, A::Error> {
     let n_samples = scoring.n_samples();
     assert!(ids.len() == n_samples && is_taken.len() == n_samples, "one id a sample");
     assert!(plan.gain.is_finite() && plan.gain > 0.0, "gain {}", plan.gain);
 
-    let mut conditional = scoring.map(Conditional::new);
+    let mut conditional = scoring.try_map(|model| Ok(Conditional::new(model, adder(&model)?)))?;
     let scores = scoring.scores();
     let mut logits = scores.clone();
     let mut is_taken = is_taken.to_vec();
@@ -130,42 +163,71 @@ pub fn draw_remaining(ids: &[SampleId], scoring: &Scoring, is_taken: &[bool], pl
             drawn.push(Drawn { row, chunk, draw_rank: drawn.len(), conditional_score: logits[row] });
         }
         if chunk + 1 < sizes.len() {
-            conditional = conditional.map(|model| model.given(&rows));
+            conditional = conditional.try_map(|model| model.given(&rows))?;
             logits = conditional.as_ref().map(Conditional::losses).scores();
         }
     }
     assert_eq!(drawn.len(), plan.sub_batch_size);
-    JointDraw { scores, drawn }
+    Ok(JointDraw { scores, drawn })
+}
+
+/// What each sample would add to a batch of these rows, in nats: the logits of [`draw`] after they were drawn, before
+/// gain and noise.
+///
+/// ```text
+/// nothing drawn   S[x, x]
+/// sigmoid         S[x, x] + Σ_{k drawn} (S[k, x] + S[x, k])  =  F(drawn ∪ {x}) − F(drawn)
+/// softmax         −l_xx + ½ (ln Σ_{k drawn} e^(l_xk) + ln Σ_{k drawn} e^(l_kx)),  learner minus reference, or one of them
+/// ```
+///
+/// High: worth learning together with the drawn. The values of the drawn themselves mean nothing.
+///
+/// # Shapes and units
+///
+/// `[n_samples]`, one a row of the models. Work: 4·n_samples·n_drawn·d FLOPs a model.
+///
+/// # Source
+///
+/// JEST, arXiv:2406.17711, §3 and Algorithm 1; see [`draw`].
+pub fn conditional_scores(scoring: &Scoring, drawn: &[usize]) -> Vec<f64> {
+    if drawn.is_empty() {
+        return scoring.scores();
+    }
+    let losses = scoring.map(|model| {
+        let Ok(conditional) = Conditional::new(model, Kernels).given(drawn);
+        conditional.losses()
+    });
+    losses.scores()
 }
 
 /// What every sample would add to the loss of what is drawn, under one model.
-struct Conditional<'a> {
+struct Conditional<'a, A> {
     model: PairModel<'a>,
+    adder: A,
     own_losses: Vec<f64>,
-    /// Of each sample's image with the captions of the drawn, as [`reduce`] has it; nats.
+    /// Of each sample's image with the captions of the drawn, as [`Adder`] has it; nats.
     images: Vec<f64>,
     /// Of each sample's caption with the images of the drawn.
     captions: Vec<f64>,
 }
 
-impl<'a> Conditional<'a> {
-    fn new(model: PairModel<'a>) -> Conditional<'a> {
+impl<'a, A: Adder> Conditional<'a, A> {
+    fn new(model: PairModel<'a>, adder: A) -> Conditional<'a, A> {
         let nothing = vec![model.loss().objective.nothing(); model.n_samples()];
         let own_losses = model.diagonal().losses;
-        Conditional { model, own_losses, images: nothing.clone(), captions: nothing }
+        Conditional { model, adder, own_losses, images: nothing.clone(), captions: nothing }
     }
 
     /// After these rows were drawn too. The entries of the drawn themselves mean nothing.
-    fn given(mut self, rows: &[usize]) -> Conditional<'a> {
+    fn given(mut self, rows: &[usize]) -> Result<Conditional<'a, A>, A::Error> {
         let drawn = self.model.gather(rows);
-        let sets = [self.model.images_with(drawn.view()), self.model.captions_with(drawn.view())];
-        let added = reduce(&sets, Mask::Nothing);
+        let added = self.adder.add(self.model, drawn.view())?;
         for (totals, added) in [&mut self.images, &mut self.captions].into_iter().zip(added) {
             for (total, added) in totals.iter_mut().zip(added) {
                 *total = self.model.loss().objective.merge(*total, added);
             }
         }
-        self
+        Ok(self)
     }
 
     /// The part of the logits that is this model's, nats; some samples must be drawn.
@@ -217,6 +279,8 @@ pub(super) fn largest(
 mod tests {
     use super::*;
     use crate::matrix::Matrix;
+    use crate::rank::Overlap;
+    use crate::runtime::{Place, Products};
     use crate::select::score::{Learner, Reference, batch_learnability};
     use crate::select::{PairLoss, log_add_exp, similarity, softplus};
     use crate::tile::random_unit_rows;
@@ -456,5 +520,32 @@ mod tests {
             }) == [0]
         });
         assert!((n_first.count() as f64 / 4000.0 - 0.75).abs() < 4.0 * (0.75f64 * 0.25 / 4000.0).sqrt());
+    }
+
+    #[test]
+    fn a_device_draws_what_the_kernels_draw() {
+        let algebra = Algebra::open(Place::CPU, Products::Exact).unwrap();
+        let (n, size) = (600, 120);
+        let embeddings = Embeddings::random(n);
+        for objective in [Objective::Sigmoid, Objective::Softmax] {
+            let scoring = embeddings.learnability(objective);
+            let (ids, plan) = (ids(n), plan(size, 4));
+            let expected = draw(&ids, &scoring, &plan);
+            let found = draw_remaining_on(&algebra, &ids, &scoring, &vec![false; n], &plan).unwrap();
+            assert_eq!(found.scores, expected.scores);
+            let rows = |draw: &JointDraw| {
+                let mut rows: Vec<usize> = draw.drawn.iter().map(|drawn| drawn.row).collect();
+                rows.sort_unstable();
+                rows
+            };
+            let overlap = Overlap::of_sorted(&rows(&found), &rows(&expected));
+            assert!(overlap.n_both as f64 >= 0.98 * size as f64, "{overlap:?}");
+            for drawn in &found.drawn {
+                let same = expected.drawn.iter().find(|of| (of.row, of.chunk) == (drawn.row, drawn.chunk));
+                let Some(same) = same else { continue };
+                let bound = 1e-2 * (1.0 + same.conditional_score.abs());
+                assert!((drawn.conditional_score - same.conditional_score).abs() < bound);
+            }
+        }
     }
 }

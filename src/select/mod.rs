@@ -16,6 +16,7 @@ mod calibrate;
 mod neg_clip;
 mod nearest;
 mod semdedup;
+mod added;
 mod joint;
 mod independent;
 mod cutoff;
@@ -30,7 +31,10 @@ pub use density::{DensityParams, density_quotas};
 pub use independent::{
     DistanceToBest, EffectiveSamples, IndependentPlan, Repeated, SoftCapPlan, draw_independent, draw_soft_cap,
 };
-pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_remaining, draw_uniform};
+pub use joint::{
+    Chance, DrawPlan, Drawn, JointDraw, PassKey, conditional_scores, draw, draw_remaining, draw_remaining_on,
+    draw_uniform,
+};
 pub use loss::{AmongNegatives, Objective, PairLoss, log_add_exp, similarity, softplus};
 pub use nearest::{NearestEvaluation, nearest_evaluation, norm_sim};
 pub use neg_clip::{NEG_CLIP_BATCH_SIZE, NEG_CLIP_TEMPERATURE, neg_clip_scores};

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::select::{Chance, FilterRatio, Objective, Quota};
+use crate::select::{Chance, FilterRatio, Objective, Precision, Quota};
 
 use super::filter::{Filter, NamedFilter};
 use super::{ModelRole, ModelSettings, Models, SettingsError, check_sizes, out_of_range};
@@ -17,6 +17,8 @@ use super::{ModelRole, ModelSettings, Models, SettingsError, check_sizes, out_of
 pub struct SelectSettings {
     /// The loss of a pair: `sigmoid` for models with a logit bias, `softmax` for others.
     pub objective: Objective,
+    /// How embeddings are multiplied: `f32`, or `bf16`, which is faster where the processor has it.
+    pub precision: Precision,
     /// Super-batches in one dealing group; fewer where the memory limit says so.
     pub super_batches_per_group: usize,
     /// In the order in which a sample meets them.
@@ -30,6 +32,8 @@ pub struct SelectSettings {
 struct RawSelect {
     #[serde(default)]
     objective: Objective,
+    #[serde(default)]
+    precision: Precision,
     #[serde(default = "default_super_batches_per_group")]
     super_batches_per_group: usize,
     step: Vec<Map<String, Value>>,
@@ -339,6 +343,7 @@ impl TryFrom<RawSelect> for SelectSettings {
         });
         Ok(SelectSettings {
             objective: raw.objective,
+            precision: raw.precision,
             super_batches_per_group: raw.super_batches_per_group,
             filters: filters.collect::<Result<_, _>>()?,
             draw,
@@ -351,6 +356,7 @@ impl From<SelectSettings> for RawSelect {
         let filters = settings.filters.iter().map(NamedFilter::table);
         RawSelect {
             objective: settings.objective,
+            precision: settings.precision,
             super_batches_per_group: settings.super_batches_per_group,
             step: filters.chain(settings.draw.table()).collect(),
         }
@@ -447,6 +453,7 @@ impl SelectSettings {
         has_clusters: bool,
     ) -> Result<(), SettingsError> {
         check_sizes(&[("select.super_batches_per_group", self.super_batches_per_group)])?;
+        self.precision.check().map_err(|source| SettingsError::Precision { source })?;
         for (position, filter) in self.filters.iter().enumerate() {
             let before = &self.filters[..position];
             let is_taken = OWN_COLUMNS.contains(&filter.name.as_str())
@@ -477,7 +484,9 @@ impl SelectSettings {
     fn check_experts(&self, models: &Models<ModelSettings>) -> Result<(), SettingsError> {
         let is_within =
             self.draw.deal().is_some_and(|deal| deal.super_batches == SuperBatches::WithinClusters);
-        if !is_within || models.has(ModelRole::Reference) {
+        // an audit draws by one reference
+        let others = [ModelRole::Reference, ModelRole::FullLearner, ModelRole::FullReference];
+        if !is_within || others.iter().any(|other| models.has(*other)) {
             return Err(SettingsError::Experts);
         }
         Ok(())

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::embed::{SamplesCounts, ShardCounts};
 use crate::error::Error;
+use crate::plan::Plan;
 use crate::rejection::Rejection;
 use crate::run_folder::{Done, RunFolder};
 use crate::select::VerdictCounts;
@@ -67,7 +68,7 @@ impl Distribution {
 }
 
 /// The columns that statistics summarise.
-pub const SCORES: [&str; 14] = [
+const SCORES: [&str; 14] = [
     "learner_similarity",
     "reference_similarity",
     "learner_loss",
@@ -84,9 +85,16 @@ pub const SCORES: [&str; 14] = [
     "effective_negatives",
 ];
 
-/// The distributions of all score columns over the rows for which `is_in` holds.
+/// The columns of `select/` that hold scores, those of the filters included.
+pub fn score_columns(plan: &Plan) -> Vec<&str> {
+    let filters = plan.select.filters.iter().map(|filter| filter.name.as_str());
+    SCORES.into_iter().chain(filters).collect()
+}
+
+/// The distributions of score columns over the rows for which `is_in` holds.
 pub fn distributions(
     verdicts: &RecordBatch,
+    columns: &[&str],
     is_in: impl Fn(usize) -> bool,
 ) -> BTreeMap<String, Distribution> {
     let of_column = |name: &str| {
@@ -97,7 +105,7 @@ pub fn distributions(
             (0..values.len()).filter(|&row| values.is_valid(row) && is_in(row)).map(|row| values.value(row));
         Some((name.to_owned(), Distribution::of(values.collect())?))
     };
-    SCORES.iter().filter_map(|name| of_column(name)).collect()
+    columns.iter().filter_map(|name| of_column(name)).collect()
 }
 
 /// Writes and commits the statistics of a task's shards.
@@ -107,7 +115,7 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
     let counts = run.committed_counts::<SamplesCounts>(&run.samples(), task)?;
     let first = run.plan().pool.first_shard_idx(task);
     let files = counts.shards.iter().enumerate().map(|(position, shard)| {
-        let stats = of_shard(shard, &verdicts);
+        let stats = of_shard(shard, &verdicts, &score_columns(run.plan()));
         let text = serde_json::to_vec_pretty(&stats).expect("statistics are representable as JSON");
         run.run().put(&format!("stats/{:05}_stats.json", first + position), &text)
     });
@@ -120,7 +128,7 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch) -> ShardStats {
+fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch, columns: &[&str]) -> ShardStats {
     let rows = Rows(verdicts);
     let shards = rows.text("shard");
     let is_in = |row: usize| shards.value(row) == counts.shard;
@@ -166,7 +174,7 @@ fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch) -> ShardStats {
         kept: n_of("kept"),
         not_drawn: n_of("not_drawn"),
         filtered,
-        scores: distributions(verdicts, is_in),
+        scores: distributions(verdicts, columns, is_in),
         clusters,
     }
 }

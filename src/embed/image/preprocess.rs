@@ -15,6 +15,26 @@ pub struct Preprocessing {
     /// Of red, green and blue, after rescaling.
     pub mean: [f64; 3],
     pub std: [f64; 3],
+    #[serde(default, skip_serializing_if = "JpegDecoding::is_exact")]
+    pub jpeg_decoding: JpegDecoding,
+}
+
+/// How a JPEG that is much larger than the model wants is decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JpegDecoding {
+    /// Every pixel, as Pillow does.
+    #[default]
+    Exact,
+    /// At ½, ¼ or ⅛ of its size, straight from the coefficients, where both sides stay at least twice what they are
+    /// resized to. Pixels differ, embeddings hardly do.
+    Scaled,
+}
+
+impl JpegDecoding {
+    fn is_exact(&self) -> bool {
+        *self == JpegDecoding::Exact
+    }
 }
 
 /// The rule by which an image gets the model's size, in pixels.
@@ -37,6 +57,18 @@ impl Preprocessing {
             Resize::ShortestSide { crop_width, crop_height, .. } => (crop_width, crop_height),
             Resize::LongestSide { width, height, .. } => (width, height),
         }
+    }
+
+    /// By how much a JPEG of this size may be reduced while it is decoded: 1, 2, 4 or 8.
+    pub fn reduction(&self, width: u32, height: u32) -> u32 {
+        if self.jpeg_decoding.is_exact() {
+            return 1;
+        }
+        let placed = self.resize.place(width, height);
+        let is_large = |reduction: &u32| {
+            width / reduction >= 2 * placed.width && height / reduction >= 2 * placed.height
+        };
+        [8, 4, 2].into_iter().find(is_large).unwrap_or(1)
     }
 
     /// Length of one image's tensor, `3 · height · width`.

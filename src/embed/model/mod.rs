@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::image::Preprocessing;
+use super::image::{JpegDecoding, Preprocessing};
 use crate::error::Error;
 use folder::{GraphPaths, external_paths, find_graphs, read_file, read_graph, read_json};
 use manifest::Manifest;
@@ -35,6 +35,7 @@ pub struct ModelChoice {
     pub variant: Variant,
     /// Width and height of the image tensor, in place of what the folder states.
     pub image_size_px: Option<u32>,
+    pub jpeg_decoding: JpegDecoding,
 }
 
 /// How images come into a graph, and what comes out.
@@ -169,7 +170,7 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
     }
     let manifest = Manifest::read(folder)?;
     let config = read_json(&folder.join("config.json"))?.unwrap_or(Value::Null);
-    let image = |graph| image_side(folder, &manifest, choice.image_size_px, graph);
+    let image = |graph| image_side(folder, &manifest, choice, graph);
     let text = |graph| text_side(folder, &manifest, &config, graph);
     let parts = match find_graphs(folder, choice.variant, &manifest, &config)? {
         GraphPaths::Pair { image: image_graph, text: text_graph } => {
@@ -211,13 +212,14 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
 fn image_side(
     folder: &Path,
     manifest: &Manifest,
-    image_size_px: Option<u32>,
+    choice: ModelChoice,
     graph: PathBuf,
 ) -> Result<ImageSide, ModelError> {
     let processor = read_json(&folder.join("preprocessor_config.json"))?;
+    let stated = preprocessor::resolve(processor.as_ref(), manifest, choice.image_size_px)?;
     Ok(ImageSide {
         graph,
-        preprocessing: preprocessor::resolve(processor.as_ref(), manifest, image_size_px)?,
+        preprocessing: Preprocessing { jpeg_decoding: choice.jpeg_decoding, ..stated },
         input: manifest.image_input.clone(),
         output: manifest.image_output.clone(),
     })

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::error::ModelError;
 use super::manifest::{Manifest, ResizeRule, Size};
-use crate::embed::image::{Preprocessing, Resample, Resize};
+use crate::embed::image::{JpegDecoding, Preprocessing, Resample, Resize};
 
 /// Beyond this a size is a mistake: the largest image towers take about 1,000 pixels a side.
 const SIDE_PX_MAX: u64 = 4096;
@@ -43,6 +43,7 @@ pub(super) fn resolve(
             .unwrap_or(1.0 / 255.0),
         mean: channels(manifest.image_mean, "image_mean", 0.0, "image_mean")?,
         std: channels(manifest.image_std, "image_std", 1.0, "image_std")?,
+        jpeg_decoding: JpegDecoding::default(),
     };
     let is_finite = preprocessing.mean.iter().chain(&preprocessing.std).all(|value| value.is_finite());
     if !is_finite || preprocessing.std.contains(&0.0) {

@@ -1,0 +1,79 @@
+//! What a draw, its calibration, its audit and its earlier rounds came to, a line each for the page.
+
+use serde::Serialize;
+
+use crate::cost::SelectionCost;
+use crate::plan::Plan;
+use crate::settings::ModelRole;
+
+use super::html::{number, percent_of, whole};
+use super::summary::Report;
+
+/// One line: what, and how much.
+#[derive(Serialize)]
+pub struct Fact {
+    what: String,
+    value: String,
+}
+
+pub fn facts(report: &Report, plan: &Plan) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let mut say = |what: &str, value: String| facts.push(Fact { what: what.to_owned(), value });
+    let select = &report.select;
+    if let (Some(entropy), Some(collisions)) =
+        (select.effective_samples, select.effective_samples_of_collisions)
+    {
+        let value = format!("{} by entropy, {} by collisions", number(entropy), number(collisions));
+        say("samples of a super-batch over which the first chunk’s draw is as good as uniform", value);
+    }
+    if let (Some(drawn), Some(best), Some(all)) =
+        (select.mean_score_of_drawn, select.mean_score_of_best, select.mean_score_of_all)
+    {
+        let value =
+            format!("{}; of as many of the best {}, of all {}", number(drawn), number(best), number(all));
+        say("mean score of the drawn", value);
+    }
+    for (model, fitted) in &select.calibrated {
+        let value = format!(
+            "logit scale {}, bias {}, from {} pairs for sub-batches of {}",
+            number(fitted.logit_scale),
+            number(fitted.logit_bias),
+            whole(fitted.n_samples),
+            whole(fitted.sub_batch_size)
+        );
+        say(&format!("{model}, calibrated on the pool"), value);
+    }
+    let n_kept = report.counts.kept;
+    if plan.models.has(ModelRole::Learner) && plan.select.draw.deal().is_some() && n_kept > 0 {
+        let n_scored = n_kept + report.counts.not_drawn;
+        let cost = SelectionCost::new(n_scored, n_kept, 1.0);
+        let value = format!(
+            "{} times training on it, if the scoring learner costs as much as the trained one; {} once for the reference",
+            number(cost.cost),
+            number(cost.reference_cost)
+        );
+        say("cost of a kept sample", value);
+    }
+    if let Some(audit) = &report.audit {
+        let roles: Vec<String> = audit.audited.iter().map(|role| role.to_string()).collect();
+        let value = format!(
+            "over {} samples, scores correlate at {} (Spearman); {} of the kept are the same ({} by chance)",
+            whole(audit.n_samples),
+            audit.score_rank_correlation.map_or("–".to_owned(), number),
+            audit.kept_overlap.map_or("–".to_owned(), percent_of),
+            percent_of(audit.kept_overlap_by_chance)
+        );
+        say(&format!("{} against the full model", roles.join(" and ")), value);
+    }
+    for earlier in &report.rounds {
+        let correlation = earlier.rank_correlations.get("score").and_then(|found| found.spearman);
+        let value = format!(
+            "{} of the kept are the same ({} by chance); scores correlate at {} (Spearman)",
+            earlier.kept.share.map_or("–".to_owned(), percent_of),
+            percent_of(earlier.kept.share_by_chance),
+            correlation.map_or("–".to_owned(), number)
+        );
+        say(&format!("round {}", earlier.round), value);
+    }
+    facts
+}
