@@ -27,6 +27,14 @@ pub enum Error {
     RemoteShards { pattern: String, scheme: String },
     #[error("cannot read samples from shard `{shard}`")]
     ShardColumns { shard: String, source: NoColumn },
+    #[error("`{pattern}` names {n_files} files of embeddings, but the pool has {n_shards} shards")]
+    VectorFiles { pattern: String, n_files: usize, n_shards: usize },
+    #[error("embeddings `{path}` do not seem to be those of shard `{shard}`, which comes in their place")]
+    VectorFileOfOther { path: PathBuf, shard: String },
+    #[error("cannot use embeddings `{path}`")]
+    Vectors { path: PathBuf, source: NpyError },
+    #[error("embeddings `{path}` have {n_rows} rows, but shard `{shard}` has {n_samples} samples")]
+    VectorRows { path: PathBuf, n_rows: u64, shard: String, n_samples: u64 },
     #[error("no shard matches `{pattern}`")]
     NoShards { pattern: String },
     #[error("there is no shard `{path}`")]
@@ -172,6 +180,11 @@ impl Error {
                  `read.samples = \"text\"`"
                     .to_owned()
             }
+            Error::VectorFiles { .. } | Error::VectorFileOfOther { .. } | Error::VectorRows { .. } => {
+                "each shard of the pool needs one file of each tower, with a row for every sample, in the order of \
+                 the names"
+                    .to_owned()
+            }
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
             Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
@@ -291,6 +304,10 @@ impl Error {
                 | Error::Centroids { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
+                | Error::VectorFiles { .. }
+                | Error::VectorFileOfOther { .. }
+                | Error::Vectors { .. }
+                | Error::VectorRows { .. }
                 | Error::RemoteShards { .. }
                 | Error::ShardColumns { .. }
                 | Error::ShardMissing { .. }

@@ -86,7 +86,7 @@ impl Estimate {
     pub fn measure_inference(&mut self, plan: &Plan, settings: &Settings) -> Result<(), Error> {
         let mut secs = 0.0;
         let mut secs_per_sample = BTreeMap::new();
-        for (role, model) in plan.models.iter() {
+        for (role, model) in plan.models.iter().filter(|(_, model)| model.vectors.is_none()) {
             let model = Model::open(&model.folder, model.choice())?;
             let batch_size = plan.embed.inference_batch_size;
             let mut sessions = Sessions::open(&model, &settings.inference(), self.n_threads, batch_size)?;

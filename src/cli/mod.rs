@@ -182,6 +182,7 @@ fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
         image_size_px: former.image_size_px,
         jpeg_decoding: former.jpeg_decoding,
         calibrate: former.calibrate,
+        precomputed: None,
     };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run = pipeline::open_round(&base, &learner, &SessionSettings { device, n_threads })?;

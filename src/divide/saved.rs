@@ -268,7 +268,9 @@ fn check_rows(batch: &RecordBatch, level_sizes: &[usize]) -> Result<(), Centroid
                 is_sound &= *parent == above.value(row);
             }
         }
-        if !is_sound || (dot(rows.row(row), rows.row(row)) - 1.0).abs() >= LENGTH_TOLERANCE {
+        // NaN is not within it either
+        let is_unit = (dot(rows.row(row), rows.row(row)) - 1.0).abs() < LENGTH_TOLERANCE;
+        if !(is_sound && is_unit) {
             return Err(CentroidsError::Row { row });
         }
     }

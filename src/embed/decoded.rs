@@ -119,6 +119,13 @@ impl Encoders {
                 return Ok(DecodedSample { row: SampleRow::of_rejected(rejected), inputs: None });
             }
         };
+        if sample.image.is_empty() {
+            // of a pool without images, for which no model that takes them is planned
+            let row = SampleRow::of(sample);
+            let none = RgbImage::new(1, 1);
+            let inputs = self.encode(|_| &none, row.caption.as_deref(), row.label)?;
+            return Ok(DecodedSample { row, inputs: Some(inputs) });
+        }
         let decoded = Decoded::new(&sample.image, &self.limits, &self.preprocessings);
         let mut row = SampleRow::of(sample);
         let image = match decoded {

@@ -156,6 +156,6 @@ pub fn check_shard(pool: &Pool, shard: &Shard) -> Result<Storage, Error> {
     }
 }
 
-fn now_secs() -> f64 {
+pub fn now_secs() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use arrow::array::{Array, AsArray};
 use bytes::Bytes;
 
-use crate::embed::{check_shard, image};
+use crate::embed::check_shard;
 use crate::error::Error;
+use crate::read::extension_of;
 use crate::run_folder::RunFolder;
+use crate::settings::SampleContents;
 use crate::table::Rows;
 
 use super::ExportError;
@@ -31,12 +33,17 @@ pub enum Images<'r> {
 }
 
 impl<'r> Images<'r> {
-    pub fn of(run: &'r RunFolder) -> Images<'r> {
-        if run.plan().write.images {
-            Images::InRows
-        } else {
-            Images::InPool { run, checked: BTreeSet::new() }
+    /// # Errors
+    ///
+    /// A pool of captions alone.
+    pub fn of(run: &'r RunFolder) -> Result<Images<'r>, Error> {
+        if run.plan().read.samples == SampleContents::Text {
+            return Err(ExportError::NoImages.into());
         }
+        Ok(match run.plan().write.images {
+            true => Images::InRows,
+            false => Images::InPool { run, checked: BTreeSet::new() },
+        })
     }
 
     /// The image of a row.
@@ -75,7 +82,6 @@ fn read_from_pool(
         checked.insert(id.to_owned());
     }
     let bytes = pool.storage().read_range(id, offsets.value(row), sizes.value(row))?;
-    let extension =
-        image::extension(&bytes).ok_or_else(|| Error::NotReproduced { shard: id.to_owned() })?.to_owned();
+    let extension = extension_of(&bytes).to_owned();
     Ok(Image { bytes, extension })
 }

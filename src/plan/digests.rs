@@ -94,6 +94,7 @@ impl Digests {
                 // the fit stands for a sub-batch
                 "calibrated_for": is_calibrated.then(|| select.draw.deal()),
                 "objective": select.objective,
+                "precision": select.precision,
                 "own_loss": OwnLoss::of(select),
                 "pair_score": pair_score(select, models),
                 "seed": plan.seed,

@@ -5,6 +5,7 @@
 
 mod digests;
 mod pool;
+mod vectors;
 mod model;
 mod planted;
 
@@ -20,8 +21,8 @@ use crate::noise::{Purpose, keyed_hash};
 use crate::runtime::Device;
 use crate::select::pair_score;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings, ScoreKind,
-    SelectSettings, Settings, WriteSettings,
+    DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings,
+    ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
 };
 
 pub use digests::Digests;
@@ -29,6 +30,7 @@ pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
+pub use vectors::{PlannedVectors, VectorFile, VectorFiles};
 
 /// Version of the run folder: files, columns, markers.
 pub const FORMAT_VERSION: u32 = 1;
@@ -80,9 +82,17 @@ impl Plan {
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
-            let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
-            let model = PlannedModel::new(&loaded, model, &settings.embed);
-            model::check(&wants, role, &model, &loaded.model)?;
+            let (model, initial_logit_scale) = match &model.precomputed {
+                Some(precomputed) => {
+                    (PlannedModel::of_vectors(precomputed, model.calibrate, &pool, &settings.embed)?, None)
+                }
+                None => {
+                    let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
+                    let initial = loaded.model.initial_logit_scale;
+                    (PlannedModel::new(&loaded, model, &settings.embed), initial)
+                }
+            };
+            model::check(&wants, role, &model, initial_logit_scale)?;
             planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
@@ -91,6 +101,7 @@ impl Plan {
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
         check_experts(&models, &divide)?;
+        check_device(&select)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
@@ -139,7 +150,7 @@ impl Plan {
             select: &self.select,
             write: &self.write,
         };
-        model::check(&wants, ModelRole::Learner, &model, &loaded.model)?;
+        model::check(&wants, ModelRole::Learner, &model, loaded.model.initial_logit_scale)?;
         let mut plan = self.clone();
         plan.models.insert(ModelRole::Learner, model);
         plan.round = round;
@@ -263,6 +274,16 @@ fn fit_to_memory(
     }
     select.super_batches_per_group = select.super_batches_per_group.min(n_max as usize);
     Ok(())
+}
+
+/// Whether the device that a joint draw asks for is there, before any work.
+fn check_device(select: &SelectSettings) -> Result<(), Error> {
+    match &select.draw {
+        Draw::InSuperBatches(SuperBatchDraw { method: SuperBatchMethod::Jest(jest), .. }) => {
+            jest.device.places().map(|_| ())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<String>) {

@@ -133,7 +133,7 @@ fn listed(entry: &str) -> Result<Vec<String>, Error> {
 }
 
 /// The absolute paths of one pattern: braces first, as the webdataset tools write them, then globs.
-fn expand(pattern: &str) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn expand(pattern: &str) -> Result<Vec<PathBuf>, Error> {
     let pattern = pattern.strip_prefix("file://").unwrap_or(pattern);
     if let Some((scheme, _)) = pattern.split_once("://") {
         return Err(Error::RemoteShards { pattern: pattern.to_owned(), scheme: scheme.to_owned() });
@@ -165,7 +165,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
 }
 
 /// The longest folder that holds all of the sorted paths.
-fn common_folder(paths: &[PathBuf]) -> PathBuf {
+pub(super) fn common_folder(paths: &[PathBuf]) -> PathBuf {
     let first = paths[0].parent().expect("a file has a folder");
     let last = paths[paths.len() - 1].parent().expect("a file has a folder");
     first.components().zip(last.components()).take_while(|(l, r)| l == r).map(|(l, _)| l).collect()

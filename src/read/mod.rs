@@ -23,7 +23,7 @@ pub use label::{LabelSource, SampleKind};
 pub use limits::Limits;
 pub use shard::{ReadRules, ShardError, ShardFormat, ShardSamples};
 pub use sidecar::Sidecar;
-pub use table_shard::TableSamples;
+pub use table_shard::{TableSamples, extension_of};
 
 #[cfg(test)]
 mod tests;

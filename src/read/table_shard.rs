@@ -228,8 +228,8 @@ impl Batch {
     }
 }
 
-/// The extension of what the bytes are, for a path in the output.
-fn extension_of(bytes: &[u8]) -> &'static str {
+/// The extension of what the bytes are, lower case without the dot, for a path in the output.
+pub fn extension_of(bytes: &[u8]) -> &'static str {
     match bytes {
         [0xff, 0xd8, ..] => "jpg",
         [0x89, b'P', b'N', b'G', ..] => "png",

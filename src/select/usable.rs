@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::divide::read_divided;
 use crate::embed::{EmbeddedRows, read_embeddings};
 use crate::error::Error;
+use crate::fold::Precision;
 use crate::matrix::Matrix;
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
@@ -31,6 +32,7 @@ struct ScoredModel {
     captions: Matrix,
     /// Under the run's objective.
     loss: Option<PairLoss>,
+    precision: Precision,
 }
 
 /// Which loss pairs are measured by.
@@ -50,7 +52,7 @@ impl ScoredModels {
             Measure::Objective => model.loss?,
             Measure::DotProduct => PairLoss::DOT_PRODUCT,
         };
-        Some(PairModel::new(&model.images, &model.captions, loss))
+        Some(PairModel::new(&model.images, &model.captions, loss).with_precision(model.precision))
     }
 
     /// What samples are scored by; the plan says that its models are there.
@@ -77,11 +79,13 @@ impl ScoredModels {
 
     /// Takes the embeddings back out of such a table. With experts, `cluster` says whose they are.
     pub fn of_rows(run: &RunFolder, rows: &Rows, cluster: Option<u32>) -> Result<ScoredModels, Error> {
+        let precision = run.plan().select.precision;
         let mut models = Vec::new();
         for role in SCORED {
             let tower = |tower: &str| rows.embeddings_if_present(&format!("{role}_{tower}"));
             let (Some((images, _)), Some((captions, _))) = (tower("image"), tower("text")) else { continue };
-            models.push(ScoredModel { role, images, captions, loss: loss_in(run, role, cluster)? });
+            let loss = loss_in(run, role, cluster)?;
+            models.push(ScoredModel { role, images, captions, loss, precision });
         }
         Ok(ScoredModels(models))
     }
@@ -107,6 +111,7 @@ impl ScoredModels {
             images: model.images.gather(rows),
             captions: model.captions.gather(rows),
             loss: model.loss,
+            precision: model.precision,
         });
         ScoredModels(gathered.collect())
     }
@@ -195,7 +200,8 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
                 .map(|(images, captions)| (images.gather(&usable), captions.gather(&usable))),
         };
         if let Some((images, captions)) = towers {
-            models.push(ScoredModel { role, images, captions, loss: loss_in(run, role, None)? });
+            let (loss, precision) = (loss_in(run, role, None)?, plan.select.precision);
+            models.push(ScoredModel { role, images, captions, loss, precision });
         }
     }
     Ok(UsableRows { samples: kept, clusters, models: ScoredModels(models), unusable, read })
@@ -249,6 +255,7 @@ pub fn read_full(
             images: images.gather(&positions),
             captions: captions.gather(&positions),
             loss: pair_loss(run, *full)?,
+            precision: run.plan().select.precision,
         });
     }
     Ok((rows, ScoredModels(models)))

@@ -10,6 +10,7 @@ use toml::Value;
 
 use crate::embed::{DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings};
 use crate::error::Error;
+use crate::fold::NoBf16;
 use crate::read::{ColumnNames, LabelSource, Limits, ReadRules, SampleKind};
 use crate::runtime::Device;
 use crate::select::FilterRatio;
@@ -26,7 +27,7 @@ pub use filter::{
     JsonBound, Keep, MetadataFilter, NamedFilter, NegClipLossFilter, Norm, NormSimFilter, SemdedupFilter,
     ThresholdFilter,
 };
-pub use models::{ModelRole, ModelSettings, Models};
+pub use models::{ModelRole, ModelSettings, Models, PrecomputedSettings};
 pub use select::{
     ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, OWN_COLUMNS, PassPool,
     PoolDraw, Random, Ranking, ScoreKind, SelectSettings, SoftCap, SuperBatchDraw, SuperBatchMethod,
@@ -232,6 +233,8 @@ pub enum SettingsError {
     OutOfRange { key: String, value: String, must: &'static str },
     #[error("`{what}` needs `models.{model}`")]
     ModelMissing { what: String, model: ModelRole },
+    #[error("`models.{model}` {fault}")]
+    ModelSource { model: ModelRole, fault: &'static str },
     #[error("`models` names no model")]
     NoModel,
     #[error("{what} needs a `[divide]` table")]
@@ -255,6 +258,8 @@ pub enum SettingsError {
     Passes { n_passes: usize, filter_ratio: FilterRatio },
     #[error("`read.label_field` needs `read.samples` = `image_class`")]
     NoLabels,
+    #[error("`select.precision` cannot be `bf16` here")]
+    Precision { source: NoBf16 },
     #[error("a quota over clusters needs super-batches within clusters")]
     Quota,
     #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
@@ -299,6 +304,9 @@ impl Settings {
         self.read.check()?;
         if self.models.iter().next().is_none() {
             return Err(SettingsError::NoModel);
+        }
+        for (role, model) in self.models.iter() {
+            model.check(role)?;
         }
         if let Some(divide) = &self.divide {
             divide.check(&self.models)?;

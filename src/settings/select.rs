@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::select::{Chance, FilterRatio, Objective, Quota};
+use crate::runtime::{Device, Products};
+use crate::select::{Chance, FilterRatio, Objective, Precision, Quota};
 
 use super::filter::{Filter, NamedFilter};
 use super::{ModelRole, ModelSettings, Models, SettingsError, check_sizes, out_of_range};
@@ -17,6 +18,8 @@ use super::{ModelRole, ModelSettings, Models, SettingsError, check_sizes, out_of
 pub struct SelectSettings {
     /// The loss of a pair: `sigmoid` for models with a logit bias, `softmax` for others.
     pub objective: Objective,
+    /// How embeddings are multiplied: `f32`, or `bf16`, which is faster where the processor has it.
+    pub precision: Precision,
     /// Super-batches in one dealing group; fewer where the memory limit says so.
     pub super_batches_per_group: usize,
     /// In the order in which a sample meets them.
@@ -30,6 +33,8 @@ pub struct SelectSettings {
 struct RawSelect {
     #[serde(default)]
     objective: Objective,
+    #[serde(default)]
+    precision: Precision,
     #[serde(default = "default_super_batches_per_group")]
     super_batches_per_group: usize,
     step: Vec<Map<String, Value>>,
@@ -137,6 +142,13 @@ pub struct Jest {
     pub gain: f64,
     #[serde(default)]
     pub draw: Chance,
+    /// Where the pairs of different samples are added up: `cpu` by this program's own kernels, a GPU (`cuda:0`) through
+    /// the runtime. Scores differ in their last digits, so it is part of what makes a draw, and no machine chooses it.
+    #[serde(default = "processor")]
+    pub device: Device,
+    /// How a GPU multiplies: `f32`, or `tf32` with operands of 11 bits.
+    #[serde(default)]
+    pub products: Products,
 }
 
 /// Independent selection with cheap proxies (ActiveCLIP, arXiv:2312.05328).
@@ -302,6 +314,10 @@ fn default_n_chunks() -> usize {
     16
 }
 
+fn processor() -> Device {
+    Device::Cpu
+}
+
 fn default_gain() -> f64 {
     1.0
 }
@@ -339,6 +355,7 @@ impl TryFrom<RawSelect> for SelectSettings {
         });
         Ok(SelectSettings {
             objective: raw.objective,
+            precision: raw.precision,
             super_batches_per_group: raw.super_batches_per_group,
             filters: filters.collect::<Result<_, _>>()?,
             draw,
@@ -351,6 +368,7 @@ impl From<SelectSettings> for RawSelect {
         let filters = settings.filters.iter().map(NamedFilter::table);
         RawSelect {
             objective: settings.objective,
+            precision: settings.precision,
             super_batches_per_group: settings.super_batches_per_group,
             step: filters.chain(settings.draw.table()).collect(),
         }
@@ -447,6 +465,7 @@ impl SelectSettings {
         has_clusters: bool,
     ) -> Result<(), SettingsError> {
         check_sizes(&[("select.super_batches_per_group", self.super_batches_per_group)])?;
+        self.precision.check().map_err(|source| SettingsError::Precision { source })?;
         for (position, filter) in self.filters.iter().enumerate() {
             let before = &self.filters[..position];
             let is_taken = OWN_COLUMNS.contains(&filter.name.as_str())
@@ -526,6 +545,10 @@ impl SuperBatchDraw {
             SuperBatchMethod::Jest(jest) => {
                 check_sizes(&[("select.step.n_chunks", jest.n_chunks)])?;
                 gain(jest.gain)?;
+                if matches!(jest.device, Device::Auto | Device::Cpus(_)) {
+                    let must = "`cpu` or a GPU by name, such as `cuda:0`";
+                    return Err(out_of_range("select.step.device", jest.device, must));
+                }
                 check_score(jest.score, models)
             }
             SuperBatchMethod::ActiveClip(active_clip) => {

@@ -14,6 +14,7 @@ use crate::read::ReadSample;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::select::VerdictCounts;
+use crate::settings::SampleContents;
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
@@ -50,7 +51,9 @@ pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), 
     let schema = with_images(&kept.slice(0, 0), &[]).schema();
     let schema = if run.plan().write.images { schema } else { kept.schema() };
     let mut writer = ExchangeWriter::new(run.run(), &exchange::file_name(&stage, task), schema)?;
-    if run.plan().write.images {
+    if run.plan().write.images && run.plan().read.samples == SampleContents::Text {
+        push(outputs, &with_images(&kept, &[]), &mut writer)?;
+    } else if run.plan().write.images {
         push_with_images(run, outputs, task, &kept, &mut writer)?;
     } else {
         push(outputs, &kept, &mut writer)?;
@@ -144,15 +147,20 @@ fn push_with_images(
     push(outputs, &with_images(&rows, &images), writer)
 }
 
-/// Adds the `image` column as Hugging Face's `Image` feature reads it: a struct of bytes and path.
+/// Adds the `image` column as Hugging Face's `Image` feature reads it: a struct of bytes and path; null in every row
+/// where there are no images.
 fn with_images(rows: &RecordBatch, images: &[(Vec<u8>, String)]) -> RecordBatch {
     let fields = Fields::from(vec![
         Field::new("bytes", DataType::Binary, true),
         Field::new("path", DataType::Utf8, true),
     ]);
-    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(bytes, _)| bytes)));
-    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(_, path)| path)));
-    let image: ArrayRef = Arc::new(StructArray::new(fields, vec![bytes, paths], None));
+    let image: ArrayRef = if images.is_empty() {
+        Arc::new(StructArray::new_null(fields, rows.num_rows()))
+    } else {
+        let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(bytes, _)| bytes)));
+        let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(_, path)| path)));
+        Arc::new(StructArray::new(fields, vec![bytes, paths], None))
+    };
     let mut columns = Columns::default();
     for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
         columns.array(field.name(), column.clone());

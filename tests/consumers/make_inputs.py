@@ -197,6 +197,10 @@ def datacomp() -> dict:
 def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     expected = webdataset_tars() | hugging_face() | img2dataset_pools() | clip_retrieval() | datacomp()
+    unit = lambda rows: (rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)).round(6).tolist()
+    towers = {"clip_retrieval": 0, "b32": 1, "l14": 2}
+    vectors = {name: {"image": unit(embeddings(model, 0)), "text": unit(embeddings(model, 1))} for name, model in towers.items()}
+    (FOLDER / "vectors.json").write_text(json.dumps(vectors) + "\n")
     (FOLDER / "expected.json").write_text(json.dumps(expected, ensure_ascii=False, indent=1) + "\n")
     return 0
 

@@ -52,19 +52,6 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
     decoded.unwrap_or(Err(Rejection::UndecodableImage))
 }
 
-/// The usual extension of an image's format, lower case without the dot; none of formats that are not decoded.
-pub fn extension(bytes: &[u8]) -> Option<&'static str> {
-    match guess_format(bytes).ok()? {
-        ImageFormat::Jpeg => Some("jpg"),
-        ImageFormat::Png => Some("png"),
-        ImageFormat::WebP => Some("webp"),
-        ImageFormat::Gif => Some("gif"),
-        ImageFormat::Bmp => Some("bmp"),
-        ImageFormat::Tiff => Some("tif"),
-        _ => None,
-    }
-}
-
 /// An image, decoded once for each reduction that some preprocessing asks for.
 pub struct Decoded {
     /// Before any reduction, in pixels.

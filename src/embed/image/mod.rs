@@ -8,7 +8,7 @@ mod preprocess;
 mod resize;
 
 pub use ::image::RgbImage;
-pub use decode::{Decoded, decode, extension};
+pub use decode::{Decoded, decode};
 pub use preprocess::{JpegDecoding, Preprocessing, Resize, preprocess};
 pub use resize::{Resample, Window, resize};
 
