@@ -48,9 +48,9 @@ USES_BOTH = {"jest", "full_loss", "active_clip", "class_act", "soft_cap"}
 # Runs
 
 
-def superbatch(pipeline, run, settings):
+def superbatch(binary, pipeline, run, settings):
     """Runs a pipeline file; returns what went wrong, or nothing."""
-    command = [BINARY, "run", pipeline, "-o", run]
+    command = [binary, "run", pipeline, "-o", run]
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -200,30 +200,31 @@ def print_tables(pool, kept, controls):
 def main():
     parser = argparse.ArgumentParser(description="Every method of pipelines/ on the fixture pool, side by side.")
     parser.add_argument("--work", type=Path, help="where the runs go, and stay; a temporary folder by default")
+    parser.add_argument("--binary", type=Path, default=BINARY)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="methods-") as temporary:
-        compare(options.work.resolve() if options.work else Path(temporary))
+        compare(options.binary.resolve(), options.work.resolve() if options.work else Path(temporary))
 
 
-def compare(work):
+def compare(binary, work):
     work.mkdir(parents=True, exist_ok=True)
     common = [f"store={work / 'store'}"]
     clusters = work / "common-clusters"
-    wrong = superbatch(ROOT / "pipelines/jest.toml", clusters, [*common, f"divide.n_clusters={N_CLUSTERS}"])
+    wrong = superbatch(binary, ROOT / "pipelines/jest.toml", clusters, [*common, f"divide.n_clusters={N_CLUSTERS}"])
     if wrong:
         sys.exit(f"error: `pipelines/jest.toml` did not run, and it has the clusters that all are measured by\n{wrong}")
     pool = read_pool(RunFolder(clusters))
     kept, controls, skipped = {}, {}, []
     for pipeline in sorted((ROOT / "pipelines").glob("*.toml")):
         name, settings = pipeline.stem, tomllib.loads(pipeline.read_text())
-        reason = why_not(settings) or superbatch(pipeline, work / name, common)
+        reason = why_not(settings) or superbatch(binary, pipeline, work / name, common)
         if reason:
             skipped.append(f"- `{name}` is not here: {reason.splitlines()[0]}")
             continue
         kept[name] = kept_of(RunFolder(work / name), pool.samples)
         exchange = exchanged(settings)
         if exchange:
-            wrong = superbatch(pipeline, work / f"{name}-exchanged", common + exchange)
+            wrong = superbatch(binary, pipeline, work / f"{name}-exchanged", common + exchange)
             if wrong:
                 skipped.append(f"- `{name}` does not run with the models exchanged: {wrong.splitlines()[0]}")
             else:
