@@ -11,7 +11,7 @@ use serde_json::Value;
 
 mod support;
 
-use support::{Pipeline, assert_verified, copy_folder, embeddings, error_of, json, root, rows};
+use support::{Pipeline, assert_verified, copy_folder, embeddings, error_of, json, root, rows, superbatch};
 
 const INPUTS: &str = "tests/golden/inputs";
 
@@ -107,6 +107,15 @@ fn two_models_of_datacomp_learn_from_each_other() {
     }
     assert_eq!(rows(&run.join("curated")).num_rows(), 4);
     assert_verified(&run);
+    // the subset goes back to DataComp's own shards; tars would have no images
+    let export = |to: &str| {
+        let target = folder.path().join(to);
+        superbatch([Path::new("export"), &run, Path::new("--to"), Path::new(to), &target])
+    };
+    export("datacomp").assert().success();
+    let subset = fs::metadata(folder.path().join("datacomp/subset.npy")).unwrap();
+    assert_eq!(subset.len(), 128 + 4 * 16, "a header and four uids");
+    assert!(error_of(&mut export("webdataset"), 2).contains("the pool has no images"));
 }
 
 #[test]

@@ -83,6 +83,9 @@ fn describe_logits(findings: &mut Findings, logits: &StatedLogits) {
 fn preprocessing(rule: &Preprocessing) -> String {
     let size = match rule.resize {
         Resize::Squash { width, height } => format!("squashed to {width}×{height}"),
+        Resize::SquashThenCrop { width, height, crop_width, crop_height } => {
+            format!("squashed to {width}×{height}, then the central {crop_width}×{crop_height}")
+        }
         Resize::ShortestSide { side, crop_width, crop_height } => {
             format!("shorter side to {side}, then the central {crop_width}×{crop_height}")
         }

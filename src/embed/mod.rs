@@ -27,7 +27,7 @@ pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing};
 pub use loaded::LoadedModel;
 pub use model::{
     CaptionForm, ImageSide, LogitBias, LogitScale, Model, ModelChoice, ModelError, ModelKind, ModelParts,
-    Sourced, StatedLogits, TextPreparation, TextSide, Variant,
+    Sourced, StatedLogits, TextPooling, TextPreparation, TextSide, Variant,
 };
 pub use rate::Sessions;
 pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
@@ -40,3 +40,6 @@ pub use tower::{
 };
 pub use values::ModelRows;
 pub use writer::{EmbeddingsCounts, SamplesCounts, ShardCounts};
+
+#[cfg(test)]
+mod tests;

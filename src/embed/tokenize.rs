@@ -25,6 +25,12 @@ impl Tokens {
         Tokens { context_length, ids: Vec::new(), mask: Vec::new() }
     }
 
+    /// Rows made by hand.
+    #[cfg(test)]
+    pub(super) fn of(context_length: usize, ids: Vec<i64>, mask: Vec<i64>) -> Tokens {
+        Tokens { context_length, ids, mask }
+    }
+
     /// Rows of padding alone, with id 0.
     pub(super) fn blank(context_length: usize, n_rows: usize) -> Tokens {
         let length = context_length * n_rows;
@@ -196,7 +202,8 @@ mod tests {
             form,
         };
         let tokenizer = serde_json::to_vec(&json).unwrap();
-        let side = TextSide { graph: folder.join("none"), preparation, tokenizer, input: None, output: None };
+        let graph = folder.join("none");
+        let side = TextSide { graph, preparation, tokenizer, input: None, output: None, pooling: None };
         Tokenizer::open(&folder, &side).unwrap()
     }
 

@@ -43,6 +43,8 @@ impl JpegDecoding {
 pub enum Resize {
     /// To this size, whatever the shape (SigLIP).
     Squash { width: u32, height: u32 },
+    /// To a size, whatever the shape, then the centre (DeiT, BEiT).
+    SquashThenCrop { width: u32, height: u32, crop_width: u32, crop_height: u32 },
     /// The shorter side to `side`, then the centre (CLIP); black where the crop is larger than the image.
     ShortestSide { side: u32, crop_width: u32, crop_height: u32 },
     /// So that it just fits into this size, in the middle of a field of one colour (open_clip's `longest`).
@@ -54,7 +56,8 @@ impl Preprocessing {
     pub fn size(&self) -> (u32, u32) {
         match self.resize {
             Resize::Squash { width, height } => (width, height),
-            Resize::ShortestSide { crop_width, crop_height, .. } => (crop_width, crop_height),
+            Resize::SquashThenCrop { crop_width, crop_height, .. }
+            | Resize::ShortestSide { crop_width, crop_height, .. } => (crop_width, crop_height),
             Resize::LongestSide { width, height, .. } => (width, height),
         }
     }
@@ -144,6 +147,10 @@ impl Resize {
         match self {
             Resize::Squash { width, height } => {
                 let (columns, rows) = (Span::whole(width, 0), Span::whole(height, 0));
+                Placed { width, height, columns, rows, fill: [0; 3] }
+            }
+            Resize::SquashThenCrop { width, height, crop_width, crop_height } => {
+                let (columns, rows) = (Span::centre(width, crop_width), Span::centre(height, crop_height));
                 Placed { width, height, columns, rows, fill: [0; 3] }
             }
             Resize::ShortestSide { side, crop_width, crop_height } => {

@@ -11,6 +11,7 @@ mod variant;
 mod manifest;
 mod folder;
 mod preprocessor;
+mod pooling;
 mod logits;
 mod digest;
 
@@ -27,6 +28,7 @@ use manifest::Manifest;
 pub use error::ModelError;
 pub use kind::ModelKind;
 pub use logits::{LogitBias, LogitScale, Sourced, StatedLogits};
+pub use pooling::TextPooling;
 pub use variant::Variant;
 
 /// What of a model folder is taken, where it offers a choice.
@@ -58,6 +60,8 @@ pub struct TextSide {
     pub tokenizer: Vec<u8>,
     pub input: Option<String>,
     pub output: Option<String>,
+    /// None where the graph gives one vector a caption.
+    pub pooling: Option<TextPooling>,
 }
 
 /// What is done to a caption before its `tokenizer.json` takes it, special tokens in it left alone.
@@ -215,7 +219,12 @@ fn image_side(
     choice: ModelChoice,
     graph: PathBuf,
 ) -> Result<ImageSide, ModelError> {
-    let processor = read_json(&folder.join("preprocessor_config.json"))?;
+    let mut processor = read_json(&folder.join("preprocessor_config.json"))?;
+    if processor.is_none() {
+        // where newer releases keep it, beside the tokenizer's
+        let both = read_json(&folder.join("processor_config.json"))?.unwrap_or(Value::Null);
+        processor = Some(both["image_processor"].clone());
+    }
     let stated = preprocessor::resolve(processor.as_ref(), manifest, choice.image_size_px)?;
     Ok(ImageSide {
         graph,
@@ -233,8 +242,10 @@ fn text_side(
 ) -> Result<TextSide, ModelError> {
     let path = folder.join("tokenizer.json");
     let tokenizer = read_file(&path)?.ok_or(ModelError::MissingFile { path })?;
+    let pooling = pooling::resolve(folder, manifest, &read_graph(&graph)?)?;
     Ok(TextSide {
         graph,
+        pooling,
         preparation: text_preparation(folder, manifest, config, &tokenizer)?,
         tokenizer,
         input: manifest.text_input.clone(),
@@ -258,10 +269,13 @@ fn text_preparation(
         _ if is_siglip => Some(64),
         _ => None,
     };
+    let sentences = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or(Value::Null);
     let context_length = manifest
         .context_length
+        .or_else(|| sentences["max_seq_length"].as_u64())
         .or_else(|| config["text_config"]["max_position_embeddings"].as_u64())
         .or_else(|| tokenizer_config["model_max_length"].as_u64())
+        .or_else(|| config["max_position_embeddings"].as_u64())
         .or(class_default)
         .ok_or(ModelError::MissingSetting { setting: "context_length" })?;
     if !(1..=CONTEXT_LENGTH_MAX).contains(&context_length) {
@@ -316,6 +330,8 @@ fn token_text(token: &Value) -> Option<String> {
 }
 
 #[cfg(test)]
-mod small_graph;
+mod fuzz;
+#[cfg(test)]
+pub(super) mod small_graph;
 #[cfg(test)]
 mod tests;
