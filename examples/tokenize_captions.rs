@@ -29,7 +29,8 @@ fn main() {
     };
     let tokenizer = std::fs::read(file).expect("the tokenizer");
     let side = TextSide { graph: PathBuf::new(), preparation, tokenizer, input: None, output: None };
-    let tokenizer = Tokenizer::open(Path::new("."), &side).unwrap_or_else(|error| panic!("{}", error.message()));
+    let tokenizer =
+        Tokenizer::open(Path::new("."), &side).unwrap_or_else(|error| panic!("{}", error.message()));
     let captions: Vec<String> = serde_json::from_reader(std::io::stdin().lock()).expect("a list of texts");
     let ids = captions.iter().map(|caption| {
         let mut tokens = Tokens::new(tokenizer.context_length());

@@ -18,9 +18,9 @@ use crate::divide::PlannedCentroids;
 use crate::embed::{LoadedModel, SessionSettings, open_shard};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
+use crate::read::ShardFormat;
 use crate::runtime::Device;
 use crate::select::pair_score;
-use crate::read::ShardFormat;
 use crate::settings::{
     DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings,
     ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
@@ -75,7 +75,9 @@ impl Plan {
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
         // a pool's tables are alike: what the first one lacks is found before any work
-        if let Some(table) = pool.shards.iter().find(|shard| ShardFormat::of(&shard.id) == ShardFormat::Parquet) {
+        if let Some(table) =
+            pool.shards.iter().find(|shard| ShardFormat::of(&shard.id) == ShardFormat::Parquet)
+        {
             drop(open_shard(&pool, table, &settings.read)?);
         }
         let wants = Wants {
