@@ -21,6 +21,7 @@ fixture models (METHODS §2). The software reports its own; this is not it.
 import argparse
 import csv
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -48,13 +49,16 @@ USES_BOTH = {"jest", "full_loss", "active_clip", "class_act", "soft_cap"}
 # Runs
 
 
-def superbatch(pipeline, run, settings):
+def superbatch(binary, pipeline, run, settings):
     """Runs a pipeline file; returns what went wrong, or nothing."""
-    command = [BINARY, "run", pipeline, "-o", run]
+    command = [binary, "run", pipeline, "-o", run]
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return done.stderr.strip() if done.returncode else None
+    if not done.returncode:
+        return None
+    lines = done.stderr.strip().splitlines() or ["nothing said"]
+    return next((line for line in lines if line.startswith("error:")), lines[-1])
 
 
 def why_not(settings):
@@ -67,14 +71,14 @@ def why_not(settings):
     return None
 
 
-def exchanged(settings):
-    """The settings that exchange the two models, or nothing where the method does not use both."""
+def exchanged(pipeline, settings):
+    """The pipeline file with the two models exchanged, or nothing where the method does not use both."""
     if not any(step["method"] in USES_BOTH for step in settings["select"]["step"]):
         return None
     if not {"learner", "reference"} <= settings["models"].keys():
         return None
-    roles = {"learner": settings["models"]["reference"], "reference": settings["models"]["learner"]}
-    return [f"models.{role}.folder={model['folder']}" for role, model in roles.items()]
+    other = {"learner": "reference", "reference": "learner"}
+    return re.sub(r"^\[models\.(learner|reference)\]", lambda m: f"[models.{other[m[1]]}]", pipeline, flags=re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -200,32 +204,34 @@ def print_tables(pool, kept, controls):
 def main():
     parser = argparse.ArgumentParser(description="Every method of pipelines/ on the fixture pool, side by side.")
     parser.add_argument("--work", type=Path, help="where the runs go, and stay; a temporary folder by default")
+    parser.add_argument("--binary", type=Path, default=BINARY)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="methods-") as temporary:
-        compare(options.work.resolve() if options.work else Path(temporary))
+        compare(options.binary.resolve(), options.work.resolve() if options.work else Path(temporary))
 
 
-def compare(work):
+def compare(binary, work):
     work.mkdir(parents=True, exist_ok=True)
     common = [f"store={work / 'store'}"]
     clusters = work / "common-clusters"
-    wrong = superbatch(ROOT / "pipelines/jest.toml", clusters, [*common, f"divide.n_clusters={N_CLUSTERS}"])
+    wrong = superbatch(binary, ROOT / "pipelines/jest.toml", clusters, [*common, f"divide.n_clusters={N_CLUSTERS}"])
     if wrong:
         sys.exit(f"error: `pipelines/jest.toml` did not run, and it has the clusters that all are measured by\n{wrong}")
     pool = read_pool(RunFolder(clusters))
     kept, controls, skipped = {}, {}, []
     for pipeline in sorted((ROOT / "pipelines").glob("*.toml")):
         name, settings = pipeline.stem, tomllib.loads(pipeline.read_text())
-        reason = why_not(settings) or superbatch(pipeline, work / name, common)
+        reason = why_not(settings) or superbatch(binary, pipeline, work / name, common)
         if reason:
-            skipped.append(f"- `{name}` is not here: {reason.splitlines()[0]}")
+            skipped.append(f"- `{name}` is not here: {reason}")
             continue
         kept[name] = kept_of(RunFolder(work / name), pool.samples)
-        exchange = exchanged(settings)
+        exchange = exchanged(pipeline.read_text(), settings)
         if exchange:
-            wrong = superbatch(pipeline, work / f"{name}-exchanged", common + exchange)
+            (work / f"{name}-exchanged.toml").write_text(exchange)
+            wrong = superbatch(binary, work / f"{name}-exchanged.toml", work / f"{name}-exchanged", common)
             if wrong:
-                skipped.append(f"- `{name}` does not run with the models exchanged: {wrong.splitlines()[0]}")
+                skipped.append(f"- `{name}` does not run with the models exchanged: {wrong}")
             else:
                 controls[name] = kept_of(RunFolder(work / f"{name}-exchanged"), pool.samples)
         print(f"{name}: {kept[name].n_kept} kept", file=sys.stderr)

@@ -172,7 +172,8 @@ fn subsets_are_sorted_halves_of_uids() {
     );
     assert!(header.contains(&format!("({},)", expected.len())), "{header}");
     let half = |bytes: &[u8]| u128::from(u64::from_le_bytes(bytes.try_into().unwrap()));
-    let found: Vec<u128> = values.chunks(16).map(|pair| half(&pair[..8]) << 64 | half(&pair[8..])).collect();
+    let found: Vec<u128> =
+        values.chunks(16).map(|pair| (half(&pair[..8]) << 64) | half(&pair[8..])).collect();
     assert_eq!(found, expected);
 }
 

@@ -19,6 +19,8 @@ struct Panel {
     paper: Vec<(usize, f64)>,
     low: f64,
     high: f64,
+    /// Between two lines across.
+    step: f64,
 }
 
 /// Draws both curves; lines are found by their names.
@@ -28,11 +30,11 @@ pub fn svg(found: &[(String, Vec<f64>)]) -> String {
         let first_word = |rest: &str| rest.split([' ', ',']).next().unwrap_or_default().to_owned();
         lines.map(|(rest, values)| (first_word(rest), Spread::of(values))).collect()
     };
-    let panel = |left, title, label, curve: Vec<(String, Spread)>, paper, (low, high)| {
+    let panel = |left, title, label, curve: Vec<(String, Spread)>, paper, (low, high, step)| {
         let last = (curve.len() - 1).max(1) as f64;
         let (labels, here): (Vec<String>, Vec<Spread>) = curve.into_iter().unzip();
         let places = labels.into_iter().enumerate().map(|(at, label)| (at as f64 / last, label)).collect();
-        Panel { left, title, label, places, here, paper, low, high }
+        Panel { left, title, label, places, here, paper, low, high, step }
     };
     let chunks = panel(
         64.0,
@@ -40,7 +42,7 @@ pub fn svg(found: &[(String, Vec<f64>)]) -> String {
         "n_chunks",
         of("chunks: "),
         vec![(0, 0.0), (1, 0.69), (2, 0.89), (3, 0.96), (4, 0.99)],
-        (-0.1, 1.1),
+        (-0.1, 1.1, 0.2),
     );
     let ratios = panel(
         444.0,
@@ -48,7 +50,7 @@ pub fn svg(found: &[(String, Vec<f64>)]) -> String {
         "filter_ratio",
         of("filter ratio: "),
         vec![(0, 1.0), (1, 1.12), (2, 1.15)],
-        (0.6, 1.8),
+        (0.0, 6.0, 1.0),
     );
     let n = chunks.here[0].n;
     let mut text = format!(
@@ -81,7 +83,7 @@ impl Panel {
     fn svg(&self) -> String {
         let (right, bottom) = (self.left + PANEL.0, TOP + PANEL.1);
         let mut text = format!("<text x=\"{}\" y=\"44\">{}</text>\n", self.left, self.title);
-        let mut value = (self.low * 5.0).ceil() / 5.0;
+        let mut value = (self.low / self.step).ceil() * self.step;
         while value <= self.high + 1e-9 {
             let y = self.y(value);
             text += &format!(
@@ -91,7 +93,7 @@ impl Panel {
                 self.left - 6.0,
                 y + 4.0
             );
-            value += 0.2;
+            value += self.step;
         }
         text +=
             &format!("<path d=\"M{0} {TOP}V{bottom}H{right}\" stroke=\"#333\" fill=\"none\"/>\n", self.left);

@@ -24,7 +24,7 @@ pub fn export(kept: &Kept, storage: &Storage) -> Result<Exported, Error> {
             let (texts, n_repeats) = (Rows(batch).text("uid"), Rows(batch).u32("n_repeats"));
             for (uid, &n) in texts.iter().zip(n_repeats.values()) {
                 match uid.and_then(parse) {
-                    Some(uid) => uids.extend((0..n).map(|_| uid)),
+                    Some(uid) => uids.extend(std::iter::repeat_n(uid, n as usize)),
                     None => n_missing += 1,
                 }
             }

@@ -9,6 +9,7 @@ use crate::embed::check_shard;
 use crate::error::Error;
 use crate::read::extension_of;
 use crate::run_folder::RunFolder;
+use crate::settings::SampleContents;
 use crate::table::Rows;
 
 use super::ExportError;
@@ -32,12 +33,17 @@ pub enum Images<'r> {
 }
 
 impl<'r> Images<'r> {
-    pub fn of(run: &'r RunFolder) -> Images<'r> {
-        if run.plan().write.images {
-            Images::InRows
-        } else {
-            Images::InPool { run, checked: BTreeSet::new() }
+    /// # Errors
+    ///
+    /// A pool of captions alone.
+    pub fn of(run: &'r RunFolder) -> Result<Images<'r>, Error> {
+        if run.plan().read.samples == SampleContents::Text {
+            return Err(ExportError::NoImages.into());
         }
+        Ok(match run.plan().write.images {
+            true => Images::InRows,
+            false => Images::InPool { run, checked: BTreeSet::new() },
+        })
     }
 
     /// The image of a row.

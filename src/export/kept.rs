@@ -66,7 +66,7 @@ impl<'r> Kept<'r> {
         is_wanted: impl Fn(&Rows, usize) -> bool,
         mut visit: impl FnMut(&Rows, usize, &Image) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut images = Images::of(self.run);
+        let mut images = Images::of(self.run)?;
         self.visit(
             |column| !crate::write::TARGETS.contains(&column),
             |batch| {

@@ -68,6 +68,8 @@ pub enum ExportError {
     UidsMissing { n_missing: u64, n_kept: u64 },
     #[error("the run has no clusters")]
     NoClusters,
+    #[error("the pool has no images")]
+    NoImages,
     #[error("the run has no embeddings of all samples under `models.{model}`")]
     NoEmbeddings { model: ModelRole },
     #[error("the run holds no images, and shard `{shard}` is no plain tar in which they can be found again")]
@@ -85,6 +87,7 @@ impl ExportError {
                 "DataComp names samples by the field `uid` of their JSON members; `--to webdataset` needs none"
             }
             ExportError::NoClusters => "a `[divide]` table in the pipeline file makes them",
+            ExportError::NoImages => "`--to datacomp` and `--to clip-retrieval` need none",
             ExportError::NoEmbeddings { .. } => "`--model` takes `learner`, `reference` or `base`",
             ExportError::ImagesLost { .. } => "run again with `write.images = true` and `--replan`",
             ExportError::NothingKept | ExportError::Option { .. } => return None,

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::divide::PlannedCentroids;
-use crate::embed::{LoadedModel, SessionSettings};
+use crate::embed::{LoadedModel, SessionSettings, open_shard};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
+use crate::read::ShardFormat;
 use crate::runtime::Device;
 use crate::select::pair_score;
 use crate::settings::{
@@ -73,6 +74,12 @@ impl Plan {
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
+        // a pool's tables are alike: what the first one lacks is found before any work
+        if let Some(table) =
+            pool.shards.iter().find(|shard| ShardFormat::of(&shard.id) == ShardFormat::Parquet)
+        {
+            drop(open_shard(&pool, table, &settings.read)?);
+        }
         let wants = Wants {
             read: &settings.read,
             divide: settings.divide.as_ref(),

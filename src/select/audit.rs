@@ -54,7 +54,7 @@ pub fn audit(run: &RunFolder) -> Result<Option<Audit>, Error> {
     let mut agreement = Agreement::default();
     for group in group_tasks(run, &tasks, count, group_size, draw.deal.super_batch_size)? {
         let (cheap, full) = read_both(run, &group.tasks)?;
-        agreement.add(run, draw, &cheap, &full);
+        agreement.add(run, draw, &cheap, &full)?;
     }
     Ok(Some(agreement.finish(audited)))
 }
@@ -83,7 +83,13 @@ struct Agreement {
 
 impl Agreement {
     /// Draws a group's super-batches under both.
-    fn add(&mut self, run: &RunFolder, draw: &SuperBatchDraw, cheap: &GroupRows, full: &GroupRows) {
+    fn add(
+        &mut self,
+        run: &RunFolder,
+        draw: &SuperBatchDraw,
+        cheap: &GroupRows,
+        full: &GroupRows,
+    ) -> Result<(), Error> {
         let n = cheap.samples.len() as u64;
         let n_kept = draw.deal.filter_ratio.kept(n);
         let order = ordered(run, Purpose::DealSamples, &cheap.samples);
@@ -99,6 +105,7 @@ impl Agreement {
             self.n_kept += cheap_kept.len() as u64;
             self.n_both += Overlap::of_sorted(&cheap_kept, &full_kept).n_both as u64;
         }
+        Ok(())
     }
 
     fn finish(self, audited: Vec<ModelRole>) -> Audit {

@@ -4,6 +4,7 @@
 mod counts;
 mod quotas;
 mod balanced;
+mod density;
 
 // pure functions of embeddings, in the order in which a sample meets them
 mod loss;
@@ -26,6 +27,7 @@ pub use calibrate::{Calibration, CalibrationError, calibrate};
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
 pub use cross_entropy::cross_entropies;
 pub use cutoff::{Cutoff, Rank, Ranked, cutoffs, rank_of};
+pub use density::{DensityParams, density_quotas};
 pub use independent::{
     DistanceToBest, EffectiveSamples, IndependentPlan, Repeated, SoftCapPlan, draw_independent, draw_soft_cap,
 };

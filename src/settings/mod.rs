@@ -18,21 +18,22 @@ use crate::select::FilterRatio;
 mod models;
 mod divide;
 mod filter;
+mod draw;
 mod select;
 mod write;
 
 pub use divide::{DivideSettings, FitKind};
+pub use draw::{
+    ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw, Random,
+    Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
+};
 pub use filter::{
     AtLeast, AtMost, Best, ClipScoreFilter, DecontaminateFilter, EvaluationSet, Filter, FractionOf,
     JsonBound, Keep, MetadataFilter, NamedFilter, NegClipLossFilter, Norm, NormSimFilter, SemdedupFilter,
     ThresholdFilter,
 };
 pub use models::{ModelRole, ModelSettings, Models, PrecomputedSettings};
-pub use select::{
-    ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, OWN_COLUMNS, PassPool,
-    PoolDraw, Random, Ranking, ScoreKind, SelectSettings, SoftCap, SuperBatchDraw, SuperBatchMethod,
-    SuperBatches, Top,
-};
+pub use select::{OWN_COLUMNS, ScoreKind, SelectSettings};
 pub use write::{Order, ReportSettings, WriteSettings};
 
 /// Everything that a pipeline file can say, with the defaults for what it does not.

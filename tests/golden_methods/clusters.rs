@@ -113,9 +113,12 @@ fn seeds_and_fits_are_as_good_as_those_of_others() {
                 assert!(found <= others + 3.0 * spread, "k = {k}, {seeding:?}: {found}, others {others}");
             }
         }
-        let params = FitParams { n_restarts: 5, seed: 1, ..passes(k, 100) };
-        let found = fit(&points, &params).unwrap().objective;
-        let faiss = mean(&case.faiss_objectives);
+        // single fits of either spread by a percent or two
+        let fits = (0..10).map(|seed| {
+            let params = FitParams { n_restarts: 5, seed, ..passes(k, 100) };
+            fit(&points, &params).unwrap().objective
+        });
+        let (found, faiss) = (mean(&fits.collect::<Vec<_>>()), mean(&case.faiss_objectives));
         assert!(found <= 1.01 * faiss, "k = {k}: {found}, faiss {faiss}");
     }
 }

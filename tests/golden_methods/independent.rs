@@ -9,7 +9,7 @@ use superbatch::select::{
 };
 
 use super::pool::{
-    Logits, Pool, Scored, ScoringName, assert_all_close, assert_close, exact, golden, key, matrix, sample_ids,
+    Logits, Pool, Scored, ScoringName, assert_all_close, assert_close, golden, key, matrix, sample_ids,
 };
 
 #[derive(Deserialize)]
@@ -142,10 +142,12 @@ fn class_act() {
         let losses =
             |logits: &[Vec<f32>]| cross_entropies(&matrix(logits), &case.labels, case.label_smoothing);
         let (learner, reference) = (losses(&case.learner_logits), losses(&case.reference_logits));
-        assert_all_close(&learner, &case.learner_losses, exact);
-        assert_all_close(&reference, &case.reference_losses, exact);
+        // the files' logits are not those of f32, as the embeddings are
+        let tolerance = |loss: f64| 1e-6 * (1.0 + loss.abs());
+        assert_all_close(&learner, &case.learner_losses, tolerance);
+        assert_all_close(&reference, &case.reference_losses, tolerance);
         let learnability: Vec<f64> = learner.iter().zip(&reference).map(|(l, r)| l - r).collect();
-        assert_all_close(&learnability, &case.learnability, |score| 1e-8 * (1.0 + score.abs()));
+        assert_all_close(&learnability, &case.learnability, tolerance);
         let ids = sample_ids(&case.ids);
         assert_eq!(best(&ids, &learnability, 4), case.top_4_by_learnability);
         let easy: Vec<f64> = reference.iter().map(|loss| -loss).collect();

@@ -85,6 +85,7 @@ struct PoolFile {
 }
 
 /// One model's embeddings.
+#[derive(Clone)]
 pub struct Model {
     pub images: Matrix,
     pub captions: Matrix,

@@ -19,6 +19,7 @@ struct File {
 
 #[derive(Deserialize)]
 struct Case {
+    name: String,
     rows: Vec<usize>,
     learner: Logits,
     reference: Logits,
@@ -59,7 +60,14 @@ struct StoredScale {
 
 fn cases() -> Vec<(Pool, Case)> {
     let (pool, file): (Pool, File) = (Pool::read(), golden("scores"));
-    file.cases.into_iter().map(|case| (pool.at(&case.rows), case)).collect()
+    let case = |case: Case| {
+        let mut pool = pool.at(&case.rows);
+        if case.name == "the same model twice" {
+            pool.reference = pool.learner.clone();
+        }
+        (pool, case)
+    };
+    file.cases.into_iter().map(case).collect()
 }
 
 impl Case {
