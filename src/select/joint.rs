@@ -216,8 +216,9 @@ pub(super) fn largest(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fold::Precision;
     use crate::matrix::Matrix;
-    use crate::select::score::{Learner, Reference, batch_learnability};
+    use crate::select::score::{Learner, Reference, ScoredBy, batch_learnability};
     use crate::select::{PairLoss, log_add_exp, similarity, softplus};
     use crate::tile::random_unit_rows;
 
@@ -416,6 +417,46 @@ mod tests {
             pool.install(|| draw(&ids, &embeddings.learnability(Objective::Softmax), &plan(500, 8)))
         };
         assert_eq!(draw_with(1), draw_with(2));
+    }
+
+    #[test]
+    fn bf16_draws_almost_the_same() {
+        if let Err(error) = Precision::Bf16.check() {
+            eprintln!("skipped: {error}");
+            return;
+        }
+        let n = 1000;
+        let (embeddings, ids) = (Embeddings([1, 2, 3, 4].map(|seed| random_unit_rows(n, 64, seed))), ids(n));
+        for objective in [Objective::Sigmoid, Objective::Softmax] {
+            let exact = embeddings.learnability(objective);
+            let rounded = exact.map(|model| model.with_precision(Precision::Bf16));
+            // the logits after the same rows were drawn
+            let rows: Vec<usize> = (0..300).collect();
+            let logits = |scoring: Scoring| {
+                let given = scoring.map(|model| Conditional::new(model).given(&rows).losses());
+                given.scores()
+            };
+            let terms = exact.map(|model| Conditional::new(model).given(&rows).losses());
+            let pairs = logits(exact).into_iter().zip(logits(rounded)).enumerate().skip(rows.len());
+            for (x, (exact, rounded)) in pairs {
+                let ScoredBy::Learnability { learner, reference } =
+                    terms.as_ref().map(|terms| terms[x].abs())
+                else {
+                    panic!("scored by learnability")
+                };
+                let bound = 1e-3 * (1.0 + learner.0 + reference.0);
+                assert!((exact - rounded).abs() < bound, "{exact} {rounded} {bound}");
+            }
+            // and what a whole draw keeps
+            for chance in [Chance::TopK, Chance::Gumbel] {
+                let plan = DrawPlan { chance, ..plan(300, 8) };
+                let rows = |scoring| -> std::collections::BTreeSet<usize> {
+                    draw(&ids, &scoring, &plan).drawn.iter().map(|drawn| drawn.row).collect()
+                };
+                let both = rows(exact).intersection(&rows(rounded)).count();
+                assert!(both >= 294, "{both} of 300 with {objective:?} {chance:?}");
+            }
+        }
     }
 
     #[test]
