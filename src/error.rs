@@ -8,7 +8,9 @@ use parquet::errors::ParquetError;
 
 use crate::divide::{CentroidsError, FitError};
 use crate::embed::{ModelError, ModelKind};
+use crate::export::ExportError;
 use crate::npy::NpyError;
+use crate::read::NoColumn;
 use crate::runtime::{DeviceError, pin};
 use crate::select::CalibrationError;
 use crate::settings::{ModelRole, SettingsError};
@@ -21,6 +23,18 @@ pub enum Error {
     Settings { path: PathBuf, source: Box<SettingsError> },
     #[error("cannot use shard pattern `{pattern}`")]
     ShardPattern { pattern: String },
+    #[error("cannot read shards over `{scheme}`: `{pattern}`")]
+    RemoteShards { pattern: String, scheme: String },
+    #[error("cannot read samples from shard `{shard}`")]
+    ShardColumns { shard: String, source: NoColumn },
+    #[error("`{pattern}` names {n_files} files of embeddings, but the pool has {n_shards} shards")]
+    VectorFiles { pattern: String, n_files: usize, n_shards: usize },
+    #[error("embeddings `{path}` do not seem to be those of shard `{shard}`, which comes in their place")]
+    VectorFileOfOther { path: PathBuf, shard: String },
+    #[error("cannot use embeddings `{path}`")]
+    Vectors { path: PathBuf, source: NpyError },
+    #[error("embeddings `{path}` have {n_rows} rows, but shard `{shard}` has {n_samples} samples")]
+    VectorRows { path: PathBuf, n_rows: u64, shard: String, n_samples: u64 },
     #[error("no shard matches `{pattern}`")]
     NoShards { pattern: String },
     #[error("there is no shard `{path}`")]
@@ -86,7 +100,7 @@ pub enum Error {
     NothingEmbedded,
     #[error("cannot fit logit scale and bias of the {model} to the pool")]
     Calibrate { model: ModelRole, source: CalibrationError },
-    #[error("there is no `models.expert_{cluster}`, but cluster {cluster} has samples")]
+    #[error("there is no `models.expert_{cluster}` for cluster {cluster}")]
     ExpertMissing { cluster: u32 },
     #[error("`{folder}` is not complete, which a run must be before its next round")]
     RunIncomplete { folder: PathBuf },
@@ -98,6 +112,8 @@ pub enum Error {
     Targets { path: PathBuf, source: NpyError },
     #[error("no sample could be scored")]
     NothingScored,
+    #[error("cannot export the run")]
+    Export { source: ExportError },
     #[error("cannot fit centroids")]
     Fit { source: FitError },
     #[error("cannot take the centroids of `{path}`")]
@@ -155,6 +171,19 @@ impl Error {
             }
             Error::NoShards { .. } | Error::ShardMissing { .. } => {
                 "paths in `read.shards` are relative to the current folder".to_owned()
+            }
+            Error::RemoteShards { .. } => {
+                "only local files are read yet: copy the shards, or mount their store".to_owned()
+            }
+            Error::ShardColumns { .. } => {
+                "name the column in `read.image_column` or `read.caption_column`; for rows without images set \
+                 `read.samples = \"text\"`"
+                    .to_owned()
+            }
+            Error::VectorFiles { .. } | Error::VectorFileOfOther { .. } | Error::VectorRows { .. } => {
+                "each shard of the pool needs one file of each tower, with a row for every sample, in the order of \
+                 the names"
+                    .to_owned()
             }
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
@@ -216,6 +245,11 @@ impl Error {
             Error::NothingEmbedded | Error::NothingScored => {
                 "the `rejection` column of `samples/` says why each sample was left out".to_owned()
             }
+            Error::ExpertMissing { .. } => {
+                "every cluster of `divide.n_clusters` needs its expert; without experts `models.reference` stands for all"
+                    .to_owned()
+            }
+            Error::Export { source } => return source.hint(),
             Error::Fit { .. } => "lower `divide.n_clusters`".to_owned(),
             Error::Centroids { .. } => {
                 "`divide.centroids` takes the `divide/centroids.parquet` of a run with the same model; leave it out to \
@@ -270,6 +304,12 @@ impl Error {
                 | Error::Centroids { .. }
                 | Error::ShardPattern { .. }
                 | Error::NoShards { .. }
+                | Error::VectorFiles { .. }
+                | Error::VectorFileOfOther { .. }
+                | Error::Vectors { .. }
+                | Error::VectorRows { .. }
+                | Error::RemoteShards { .. }
+                | Error::ShardColumns { .. }
                 | Error::ShardMissing { .. }
                 | Error::ShardTwice { .. }
                 | Error::ShardOutsideRoot { .. }
@@ -280,6 +320,7 @@ impl Error {
                 | Error::BiasMissing { .. }
                 | Error::ExpertMissing { .. }
                 | Error::ExpertsDiffer
+                | Error::Export { .. }
                 | Error::NoLearner
                 | Error::RunIncomplete { .. }
                 | Error::Targets { .. }

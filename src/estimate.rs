@@ -13,8 +13,9 @@ use crate::cost::SelectionCost;
 use crate::embed::{Model, ModelKind, Sessions, open_shard};
 use crate::error::Error;
 use crate::plan::{Plan, PlannedModel};
-use crate::settings::{EmbeddingDtype, ModelRole, Settings};
+use crate::settings::{ModelRole, Settings};
 use crate::storage::Storage;
+use crate::write::target_bytes;
 
 /// Samples of a shard that are counted at most.
 const SAMPLES_COUNTED_MAX: usize = 1_000;
@@ -55,12 +56,10 @@ impl Estimate {
         let draw = &plan.select.draw;
         let n_kept = draw.filter_ratio().kept(n_samples);
         let dims: u64 = plan.models.iter().map(|(_, model)| model.embedding_dim as u64).sum();
-        let value_bytes = match plan.embed.embedding_dtype {
-            EmbeddingDtype::F16 => 2,
-            EmbeddingDtype::F32 => 4,
-        };
+        let value_bytes = plan.embed.embedding_dtype.size_bytes();
         let n_super_batches = draw.deal().map_or(1, |deal| (n_samples / deal.super_batch_size as u64).max(1));
         let kept_bytes = if plan.write.images { n_kept * sample_bytes } else { n_kept * ROW_BYTES };
+        let kept_bytes = kept_bytes + n_kept * target_bytes(plan);
         let draws = match draw.pair_score() {
             Some(_) => 4.0 * n_samples as f64 * (n_kept / n_super_batches) as f64 * dims as f64,
             None => 0.0,
@@ -87,7 +86,7 @@ impl Estimate {
     pub fn measure_inference(&mut self, plan: &Plan, settings: &Settings) -> Result<(), Error> {
         let mut secs = 0.0;
         let mut secs_per_sample = BTreeMap::new();
-        for (role, model) in plan.models.iter() {
+        for (role, model) in plan.models.iter().filter(|(_, model)| model.vectors.is_none()) {
             let model = Model::open(&model.folder, model.choice())?;
             let batch_size = plan.embed.inference_batch_size;
             let mut sessions = Sessions::open(&model, &settings.inference(), self.n_threads, batch_size)?;

@@ -41,6 +41,7 @@ pub mod select;
 pub mod write;
 pub mod compare;
 pub mod report;
+pub mod export;
 
 // what looks at a run or a machine
 pub mod cost;

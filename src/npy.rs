@@ -1,8 +1,8 @@
-//! NumPy's `.npy` files in, matrices of f32 out.
+//! NumPy's `.npy` files in, matrices of f32 out; and the header with which such a file begins.
 //!
 //! The format is a line of header and the plain values; a crate for it would bring a parser generator along.
 
-use std::io::Read;
+use std::io::{self, Read, Seek, Write};
 
 use half::f16;
 
@@ -11,8 +11,14 @@ use crate::matrix::Matrix;
 /// Values that a matrix may have at most: 16 GiB of f32.
 const VALUES_MAX: u64 = 1 << 32;
 
+/// Values that a row may have at most, far above any embedding.
+const COLUMNS_MAX: u64 = 1 << 24;
+
 /// Bytes that a header may have at most; NumPy's own are below 200.
 const HEADER_BYTES_MAX: usize = 1 << 16;
+
+/// Bytes before the header's text: the magic string, the version, the length.
+const PREFIX_BYTES: usize = 10;
 
 /// Why a file is not a matrix of numbers that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +33,8 @@ pub enum NpyError {
     Type { dtype: String },
     #[error("its rows have {found} values, but the model's embeddings have {expected}")]
     Width { found: usize, expected: usize },
+    #[error("it is no archive with an array `{array}`")]
+    Array { array: String },
     #[error("its row {row} holds NaN or infinity or has length 0")]
     Degenerate { row: usize },
 }
@@ -41,28 +49,114 @@ pub enum NpyError {
 /// # Source
 ///
 /// NumPy Enhancement Proposal 1.
-pub fn read_matrix(mut reader: impl Read) -> Result<Matrix, NpyError> {
-    let header = read_header(&mut reader)?;
-    let entry = |key: &str| entry(&header, key).ok_or(NpyError::Format);
-    let dtype = entry("descr")?.trim_matches(['\'', '"']).to_owned();
-    if entry("fortran_order")? != "False" {
-        return Err(NpyError::Type { dtype: format!("{dtype} in columns") });
+pub fn read_matrix(reader: impl Read) -> Result<Matrix, NpyError> {
+    let mut rows = Rows::open(reader)?;
+    let n_values = rows.n_rows.checked_mul(rows.n_cols as u64);
+    match n_values {
+        Some(1..=VALUES_MAX) => rows.next_rows(rows.n_rows as usize),
+        _ => Err(NpyError::Shape { shape: vec![rows.n_rows, rows.n_cols as u64] }),
     }
-    let sides = entry("shape")?.trim_matches(['(', ')']).split(',').map(str::trim);
-    let sides = sides.filter(|side| !side.is_empty()).map(|side| side.parse().map_err(|_| NpyError::Format));
-    let shape: Vec<u64> = sides.collect::<Result<_, _>>()?;
-    let n_values = shape.iter().try_fold(1u64, |n, &side| n.checked_mul(side));
-    let (n_cols, n_values) = match (&shape[..], n_values) {
-        ([_, n_cols], Some(n_values @ 1..=VALUES_MAX)) => (*n_cols as usize, n_values as usize),
-        _ => return Err(NpyError::Shape { shape }),
+}
+
+/// The rows of a file, one run after another.
+pub struct Rows<R> {
+    reader: R,
+    kind: ValueKind,
+    n_rows: u64,
+    n_cols: usize,
+    n_read: u64,
+}
+
+#[derive(Clone, Copy)]
+enum ValueKind {
+    F16,
+    F32,
+    F64,
+}
+
+impl<R: Read> Rows<R> {
+    /// Reads the header of a matrix `[n, d]` of f16, f32 or f64.
+    pub fn open(mut reader: R) -> Result<Rows<R>, NpyError> {
+        let header = read_header(&mut reader)?;
+        let entry = |key: &str| entry(&header, key).ok_or(NpyError::Format);
+        let dtype = entry("descr")?.trim_matches(['\'', '"']).to_owned();
+        if entry("fortran_order")? != "False" {
+            return Err(NpyError::Type { dtype: format!("{dtype} in columns") });
+        }
+        let sides = entry("shape")?.trim_matches(['(', ')']).split(',').map(str::trim);
+        let sides =
+            sides.filter(|side| !side.is_empty()).map(|side| side.parse().map_err(|_| NpyError::Format));
+        let shape: Vec<u64> = sides.collect::<Result<_, _>>()?;
+        let (n_rows, n_cols) = match shape[..] {
+            [n_rows @ 1..=u64::MAX, n_cols @ 1..=COLUMNS_MAX] => (n_rows, n_cols as usize),
+            _ => return Err(NpyError::Shape { shape }),
+        };
+        let kind = match dtype.as_str() {
+            "<f2" => ValueKind::F16,
+            "<f4" => ValueKind::F32,
+            "<f8" => ValueKind::F64,
+            _ => return Err(NpyError::Type { dtype }),
+        };
+        Ok(Rows { reader, kind, n_rows, n_cols, n_read: 0 })
+    }
+
+    pub fn n_rows(&self) -> u64 {
+        self.n_rows
+    }
+
+    pub fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    /// The next rows, at most so many; none after the last.
+    pub fn next_rows(&mut self, n_max: usize) -> Result<Matrix, NpyError> {
+        let n = (self.n_rows - self.n_read).min(n_max as u64) as usize;
+        let n_values = n * self.n_cols;
+        let reader = &mut self.reader;
+        let values = match self.kind {
+            ValueKind::F16 => read_values(reader, n_values, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            ValueKind::F32 => read_values(reader, n_values, f32::from_le_bytes),
+            ValueKind::F64 => read_values(reader, n_values, |bytes| f64::from_le_bytes(bytes) as f32),
+        };
+        self.n_read += n as u64;
+        Ok(Matrix::new(values?, self.n_cols))
+    }
+}
+
+/// Hands on the rows of a `.npy` file, or of an array of a `.npz` file, which is an archive of such files.
+pub fn with_array<T>(
+    file: impl Read + Seek,
+    array: Option<&str>,
+    read: impl FnOnce(&mut Rows<&mut dyn Read>) -> Result<T, NpyError>,
+) -> Result<T, NpyError> {
+    let Some(array) = array else {
+        let mut file = file;
+        return read(&mut Rows::open(&mut file as &mut dyn Read)?);
     };
-    let values = match dtype.as_str() {
-        "<f2" => read_values(reader, n_values, |bytes| f16::from_le_bytes(bytes).to_f32()),
-        "<f4" => read_values(reader, n_values, f32::from_le_bytes),
-        "<f8" => read_values(reader, n_values, |bytes| f64::from_le_bytes(bytes) as f32),
-        _ => return Err(NpyError::Type { dtype }),
-    };
-    Ok(Matrix::new(values?, n_cols))
+    let missing = |_| NpyError::Array { array: array.to_owned() };
+    let mut archive = zip::ZipArchive::new(file).map_err(missing)?;
+    let mut member = archive.by_name(&format!("{array}.npy")).map_err(missing)?;
+    read(&mut Rows::open(&mut member as &mut dyn Read)?)
+}
+
+/// Writes what stands before the values of a file: little-endian values of a NumPy type, in rows, are to follow.
+///
+/// `descr` is the type as NumPy states it, such as `'<f2'`. The values start at a multiple of 64 bytes, so that the file can
+/// be memory-mapped.
+///
+/// # Source
+///
+/// NumPy Enhancement Proposal 1, format version 1.0.
+pub fn write_header(writer: &mut impl Write, descr: &str, shape: &[u64]) -> io::Result<()> {
+    let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
+    // a tuple of one ends in a comma, one of more does not
+    let sides = if shape.len() > 1 { sides.trim_end_matches(", ") } else { sides.trim_end() };
+    let header = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': ({sides}), }}");
+    let padded = (PREFIX_BYTES + header.len() + 1).next_multiple_of(64) - PREFIX_BYTES;
+    let length = u16::try_from(padded).expect("types and shapes are short");
+    writer.write_all(b"\x93NUMPY\x01\x00")?;
+    writer.write_all(&length.to_le_bytes())?;
+    writeln!(writer, "{header:<width$}", width = padded - 1)
 }
 
 /// The header's text, a Python dictionary.
@@ -139,6 +233,24 @@ mod tests {
         let halves: Vec<u8> = [0.5f32, -2.0].iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
         let header = "{'descr': '<f2', 'fortran_order': False, 'shape': (1, 2), }";
         assert_eq!(read_matrix(&file(header, &halves)[..]).unwrap().values(), [0.5, -2.0]);
+    }
+
+    #[test]
+    fn headers_are_those_of_numpy() {
+        let written = |descr: &str, shape: &[u64]| {
+            let mut bytes = Vec::new();
+            write_header(&mut bytes, descr, shape).unwrap();
+            bytes
+        };
+        // np.save(f, np.zeros((2, 3), "f2")) and np.save(f, np.zeros(5, "u8,u8")), up to the values
+        assert_eq!(
+            written("'<f2'", &[2, 3]),
+            file("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 3), }", &[])
+        );
+        assert_eq!(
+            written("[('f0', '<u8'), ('f1', '<u8')]", &[5]),
+            file("{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': (5,), }", &[])
+        );
     }
 
     #[test]

@@ -44,7 +44,8 @@ impl Storage {
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name)
+        // joined with nothing a file would get a slash at its end
+        if name.is_empty() { self.root.clone() } else { self.root.join(name) }
     }
 
     /// Opens a file to be read from its start to its end.

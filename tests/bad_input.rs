@@ -32,7 +32,8 @@ fn keep_all(shards: &str) -> Pipeline {
 }
 
 fn faults() -> Pipeline {
-    keep_all("'fixtures/faults/*.tar'")
+    let names: Vec<&str> = FAULTS.iter().map(|(name, ..)| *name).collect();
+    keep_all(&format!("'fixtures/faults/{{{}}}.tar'", names.join(",")))
 }
 
 #[test]
@@ -173,7 +174,7 @@ fn mistakes_in_settings_are_named_before_any_work() {
         ("models.learner.variant=fp16", "vision_model_fp16.onnx"),
         ("memory_limit_bytes=1000", "more than `memory_limit_bytes` = 1000 allows"),
         ("memory_limit_bytes=100000", "more than `memory_limit_bytes` = 100000 allows"),
-        ("device=cuda:99", "cannot use device `cuda:99`"),
+        ("device=cuda:7", "cannot use device `cuda:7`"),
     ];
     for (assignment, what) in mistakes {
         let error = error_of(&mut Pipeline::embedded().with(assignment).command("run", &run), 2);
@@ -225,7 +226,7 @@ fn towers_that_disagree_are_refused() {
     assert!(error.contains("\nhint: "), "{error}");
     fs::write(model.join("onnx/text_model.onnx"), "no graph").unwrap();
     let error = error_of(&mut Pipeline::embedded().with(&set).command("run", &folder.path().join("run")), 2);
-    assert!(error.contains("cannot load graph"), "{error}");
+    assert!(error.contains("cannot read graph file"), "{error}");
 }
 
 #[test]

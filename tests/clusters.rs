@@ -5,7 +5,9 @@ use serde::Deserialize;
 use superbatch::divide::{ClusterTree, FitMethod, FitParams, Seeding, fit, refine};
 use superbatch::matrix::{Matrix, unit_rows};
 use superbatch::noise::SampleId;
-use superbatch::select::{Quota, balanced_counts, nearest_evaluation, norm_sim, quotas, semdedup};
+use superbatch::select::{
+    DensityParams, Quota, balanced_counts, density_quotas, nearest_evaluation, norm_sim, quotas, semdedup,
+};
 use superbatch::settings::Norm;
 
 #[derive(Deserialize)]
@@ -14,6 +16,7 @@ struct Golden {
     semdedup: Vec<Semdedup>,
     balanced: Vec<Balanced>,
     quotas: Vec<Quotas>,
+    density: Vec<Density>,
     closeness: Vec<Closeness>,
 }
 
@@ -65,6 +68,17 @@ struct Quotas {
     sizes: Vec<u64>,
     n_kept: u64,
     quota: Quota,
+    counts: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+struct Density {
+    points: Points,
+    mean_distances: Vec<f64>,
+    sizes: Vec<u64>,
+    n_kept: u64,
+    temperature: f64,
+    n_neighbours: usize,
     counts: Vec<u64>,
 }
 
@@ -218,6 +232,20 @@ fn quotas_are_exact() {
     for golden in golden().quotas {
         let counts = quotas(&golden.sizes, golden.n_kept, golden.quota);
         assert_eq!(counts, golden.counts, "{} by {:?} of {:?}", golden.n_kept, golden.quota, golden.sizes);
+    }
+}
+
+#[test]
+fn density_based_quotas() {
+    for golden in golden().density {
+        let params = DensityParams { temperature: golden.temperature, n_neighbours: golden.n_neighbours };
+        let centroids = unit_rows(&golden.points.matrix());
+        let Density { mean_distances, sizes, n_kept, counts, .. } = golden;
+        assert_eq!(
+            density_quotas(&centroids, &mean_distances, &sizes, n_kept, &params),
+            counts,
+            "{params:?}"
+        );
     }
 }
 

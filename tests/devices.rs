@@ -69,6 +69,20 @@ fn what_ran_the_models_is_in_the_files_and_their_markers() {
 }
 
 #[test]
+fn the_report_says_what_ran_the_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    Pipeline::of_shards("fixtures/pool/shard-0000{0..1}.tar").with("device='cpu'").run(&run);
+    let report = json(&run.join("report.json"));
+    for role in ["learner", "reference"] {
+        let ways = report["inference"][role].as_array().unwrap();
+        assert_eq!(ways.len(), 1, "{ways:?}");
+        assert_eq!(ways[0]["n_tasks"], 2);
+        assert_eq!(ways[0]["numerics"]["provider"], "CPUExecutionProvider");
+    }
+}
+
+#[test]
 fn a_gpu_that_is_not_there_says_what_to_install() {
     let folder = tempfile::tempdir().unwrap();
     // more GPUs than any machine has

@@ -156,3 +156,33 @@ fn mobile_clip_split_and_half() {
     assert!(split.scale.is_none(), "{split:?}");
     check("mobile_clip", Variant::Fp16, &[], CaptionForm::AsIs, 0.999);
 }
+
+#[test]
+fn a_text_model_is_pooled_as_sentence_transformers_pools() {
+    let golden = root().join("tests/golden/models/sentence");
+    let expected: Value = serde_json::from_slice(&fs::read(golden.join("expected.json")).unwrap()).unwrap();
+    let captions: Vec<String> = serde_json::from_value(expected["captions"].clone()).unwrap();
+    // the mean is what the folder states by itself
+    for (manifest, pooling) in
+        [("", "mean"), ("text_pooling = \"cls\"", "cls"), ("text_pooling = \"last\"", "lasttoken")]
+    {
+        let scratch = tempfile::tempdir().unwrap();
+        copy_folder(&golden, scratch.path());
+        fs::write(scratch.path().join("model.toml"), manifest).unwrap();
+        let settings = SessionSettings { device: Device::Cpu, n_threads: 1 };
+        let mut loaded = LoadedModel::open(scratch.path(), ModelChoice::default(), &settings)
+            .unwrap_or_else(|error| panic!("{}", error.message()));
+        let ModelParts::Text(text) = loaded.model.parts.clone() else { panic!("a text model") };
+        assert_eq!(text.preparation.context_length, 12);
+        let tokenizer = Tokenizer::open(scratch.path(), &text).unwrap();
+        let mut tokens = Tokens::new(tokenizer.context_length());
+        captions.iter().for_each(|caption| tokenizer.encode(caption, &mut tokens).unwrap());
+        let outputs = loaded.towers.embed(&BatchInputs::Captions(tokens)).unwrap();
+        let BatchOutputs::Captions(embeddings) = outputs else { panic!("captions in, captions out") };
+        let wanted: Vec<Vec<f64>> = serde_json::from_value(expected["embeddings"][pooling].clone()).unwrap();
+        for (row, wanted) in wanted.iter().enumerate() {
+            let cosine = cosine(embeddings.rows.row(row), wanted);
+            assert!(cosine > 0.999_999, "{pooling}, `{}`: cosine {cosine}", captions[row]);
+        }
+    }
+}

@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::compare::ModelName;
+use crate::error::Error;
 use crate::executor::Part;
+use crate::export::{Export, ExportError, SHARD_BYTES};
 use crate::runtime::Device;
+use crate::settings::ModelRole;
 
 /// Curates image-text pools: keeps the part of a pool that teaches.
 ///
@@ -87,11 +91,13 @@ pub enum Command {
     ///
     /// A model is a folder, or a folder and one of its exports: `models/a@fp16`.
     Compare(CompareArgs),
+    /// Writes the kept samples of a finished run as another tool reads them, into a folder that is empty or not there yet.
+    Export(ExportArgs),
     /// Shows what this machine offers: runtime library, GPUs, threads; with a model, whether and how fast it runs.
     Doctor {
-        /// A model folder to load and time.
+        /// A model to load and time: a folder, or a folder and one of its exports, `models/a@fp16`.
         #[arg(long)]
-        model: Option<PathBuf>,
+        model: Option<ModelName>,
         /// Time the model with several sessions, threads and rows at once, and suggest settings.
         #[arg(long, requires = "model")]
         bench: bool,
@@ -126,6 +132,60 @@ pub struct StageArgs {
     /// With `--tasks`: how long to wait for other parts without any of their tasks being committed.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub wait_secs: u64,
+}
+
+#[derive(clap::Args)]
+pub struct ExportArgs {
+    /// The run folder.
+    pub run: PathBuf,
+    /// What is written.
+    #[arg(long)]
+    pub to: ExportFormat,
+    /// The folder that is written.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// With `webdataset` and `clusters`: a tar ends with the sub-batch in which it reaches this size; 512 MiB if not given.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 50))]
+    pub shard_bytes: Option<u64>,
+    /// With `clip-retrieval`: whose embeddings; `reference` if not given.
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<ModelRole>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ExportFormat {
+    /// `subset.npy`: the sorted uids, for DataComp's resharder.
+    Datacomp,
+    /// Tars with the original images, in curated order.
+    Webdataset,
+    /// Embeddings as `.npy` and the columns as Parquet.
+    ClipRetrieval,
+    /// A folder of tars for each cluster.
+    Clusters,
+}
+
+impl ExportArgs {
+    /// What the arguments ask for.
+    pub fn export(&self) -> Result<Export, Error> {
+        let shard_bytes = self.shard_bytes.unwrap_or(SHARD_BYTES);
+        let model = self.model.unwrap_or(ModelRole::Reference);
+        let (export, format) = match self.to {
+            ExportFormat::Datacomp => (Export::DataComp, "datacomp"),
+            ExportFormat::Webdataset => (Export::WebDataset { shard_bytes }, "webdataset"),
+            ExportFormat::ClipRetrieval => (Export::ClipRetrieval { model }, "clip-retrieval"),
+            ExportFormat::Clusters => (Export::Clusters { shard_bytes }, "clusters"),
+        };
+        let cuts = matches!(self.to, ExportFormat::Webdataset | ExportFormat::Clusters);
+        let embeds = matches!(self.to, ExportFormat::ClipRetrieval);
+        let stray = [
+            ("--shard-bytes", self.shard_bytes.is_some() && !cuts),
+            ("--model", self.model.is_some() && !embeds),
+        ];
+        match stray.into_iter().find(|(_, is_stray)| *is_stray) {
+            Some((option, _)) => Err(ExportError::Option { option, format }.into()),
+            None => Ok(export),
+        }
+    }
 }
 
 #[derive(clap::Args)]

@@ -25,7 +25,7 @@ use crate::settings::{
 use crate::setup::{self, Build};
 use crate::storage::Storage;
 use crate::{divide, select, write};
-use crate::{doctor, estimate, inspect, pipeline, report, status, verify};
+use crate::{doctor, estimate, export, inspect, pipeline, report, status, verify};
 
 use args::{Args, Command, CompareArgs, PipelineArgs, StageArgs};
 use output::{Output, diagnostic};
@@ -120,13 +120,19 @@ fn run(command: Command) -> Result<Exit, Error> {
             Output::stdout().line(&if json { shown.json() } else { shown.text() })
         }
         Command::Compare(args) => compare(&args),
+        Command::Export(args) => {
+            let run = RunFolder::open(Storage::new(&args.run))?;
+            let exported = export::export(&run, args.export()?, &args.folder)?;
+            diagnostic(&format!("{} samples in {} files", exported.n_samples, exported.n_files));
+            Output::stdout().line(&args.folder.display().to_string())
+        }
         Command::Setup { cuda, python } => {
             let library = setup::setup(if cuda { Build::Cuda } else { Build::Cpu }, &python)?;
             Output::stdout().line(&library.display().to_string())
         }
         Command::Doctor { model, bench, device } => {
             let bench = if bench { Bench::Full } else { Bench::Default };
-            let model = model.as_deref().map(|folder| ExaminedModel { folder, device, bench });
+            let model = model.as_ref().map(|name| ExaminedModel { name, device, bench });
             let (text, is_well) = doctor::examine(model);
             Output::stdout().line(&text)?;
             Ok(if is_well { Exit::Done } else { Exit::Failed })
@@ -170,8 +176,14 @@ fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
     let Ok(ModelName { folder, variant }) = learner.parse();
     let base = RunFolder::open(Storage::new(run))?;
     let former = base.plan().models.get(ModelRole::Learner).ok_or(Error::NoLearner)?;
-    let learner =
-        ModelSettings { folder, variant, image_size_px: former.image_size_px, calibrate: former.calibrate };
+    let learner = ModelSettings {
+        folder,
+        variant,
+        image_size_px: former.image_size_px,
+        jpeg_decoding: former.jpeg_decoding,
+        calibrate: former.calibrate,
+        precomputed: None,
+    };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run = pipeline::open_round(&base, &learner, &SessionSettings { device, n_threads })?;
     let executor = Executor { part: Part::WHOLE, n_threads, wait: Duration::ZERO };

@@ -67,6 +67,9 @@ pub fn check_n_samples(run: &RunFolder, settings: &DivideSettings, tasks: &[usiz
         let counts = run.committed::<EmbeddingsCounts>(&stage, task)?.counts;
         n_points += (counts.rows - counts.rejected.values().sum::<u64>()) as usize;
     }
+    if n_points == 0 {
+        return Err(Error::NothingEmbedded);
+    }
     let n_clusters = settings.n_clusters;
     match n_points < n_clusters && run.plan().centroids.is_none() {
         true => Err(Error::Fit { source: FitError::TooFewPoints { n_points, n_clusters } }),

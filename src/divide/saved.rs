@@ -268,9 +268,111 @@ fn check_rows(batch: &RecordBatch, level_sizes: &[usize]) -> Result<(), Centroid
                 is_sound &= *parent == above.value(row);
             }
         }
-        if !is_sound || (dot(rows.row(row), rows.row(row)) - 1.0).abs() >= LENGTH_TOLERANCE {
+        // NaN is not within it either
+        let is_unit = (dot(rows.row(row), rows.row(row)) - 1.0).abs() < LENGTH_TOLERANCE;
+        if !(is_sound && is_unit) {
             return Err(CentroidsError::Row { row });
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Storage;
+
+    fn tree() -> ClusterTree {
+        let mut tree = ClusterTree::flat(4);
+        tree.push_level(3, vec![2, 0, 2, 0]);
+        tree.push_level(1, vec![0; 3]);
+        tree
+    }
+
+    fn rows() -> Matrix {
+        Matrix::new(vec![1.0, 0.0, 0.6, 0.8, 0.0, -1.0, -0.8, 0.6], 2)
+    }
+
+    /// Writes a table as a file of centroids and reads it back.
+    fn written(
+        table: &RecordBatch,
+        description: &[(&'static str, String)],
+    ) -> Result<SavedCentroids, CentroidsError> {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Storage::new(folder.path());
+        table::write(&storage, "centroids.parquet", table, description).unwrap();
+        SavedCentroids::read(&folder.path().join("centroids.parquet"), 1 << 20)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let digest = Digest::of_bytes(b"a model");
+        let (table, description) = centroids_table(&rows(), &tree(), &digest);
+        let saved = written(&table, &description).unwrap();
+        assert_eq!((saved.rows, saved.model_digest), (rows(), digest.to_string()));
+        // cluster 1 of the first level is empty; its parent may be any
+        assert_eq!(saved.tree, tree());
+        let (table, description) = centroids_table(&rows(), &ClusterTree::flat(4), &digest);
+        assert_eq!(written(&table, &description).unwrap().tree, ClusterTree::flat(4));
+    }
+
+    #[test]
+    fn what_is_no_table_of_centroids_is_refused() {
+        let digest = Digest::of_bytes(b"a model");
+        let message = |table: &RecordBatch, description: &[(&'static str, String)]| {
+            written(table, description).unwrap_err().to_string()
+        };
+        let (table, description) = centroids_table(&rows(), &tree(), &digest);
+        assert!(message(&table, &description[1..]).contains("model digest"));
+        let three_levels = [description[0].clone(), (LEVEL_SIZES, "[3, 1, 1]".to_owned())];
+        assert!(message(&table, &three_levels).contains("`level_3`"));
+        let too_few = [description[0].clone(), (LEVEL_SIZES, "[2, 1]".to_owned())];
+        assert!(message(&table, &too_few).contains("row 0"));
+
+        let without = |column: &str| {
+            let kept = (0..table.num_columns()).filter(|idx| table.schema().field(*idx).name() != column);
+            table.project(&kept.collect::<Vec<_>>()).unwrap()
+        };
+        for column in ["cluster", "centroid", "level_1"] {
+            assert!(message(&without(column), &description).contains(&format!("`{column}`")));
+        }
+        assert!(message(&table.slice(1, 3), &description).contains("row 0"), "clusters not from 0 on");
+        assert!(message(&table.slice(0, 0), &description).contains("row 0"), "no clusters");
+
+        let mut not_unit = rows();
+        not_unit.row_mut(2)[0] = f32::NAN;
+        let (table, description) = centroids_table(&not_unit, &tree(), &digest);
+        assert!(message(&table, &description).contains("row 2"));
+    }
+
+    #[test]
+    fn two_parents_of_one_cluster_are_refused() {
+        let digest = Digest::of_bytes(b"a model");
+        let (_, description) = centroids_table(&rows(), &tree(), &digest);
+        let mut columns = Columns::default();
+        columns
+            .u32("cluster", (0..4).map(Some))
+            .embeddings("centroid", &rows(), &[true; 4], EmbeddingDtype::F32)
+            .u32("level_1", [2, 0, 2, 0].map(Some))
+            .u32("level_2", [0, 0, 1, 0].map(Some));
+        let description = [description[0].clone(), (LEVEL_SIZES, "[3, 2]".to_owned())];
+        let error = written(&columns.build(), &description).unwrap_err();
+        assert!(matches!(error, CentroidsError::Row { row: 2 }), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_changed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (table, description) = centroids_table(&rows(), &tree(), &Digest::of_bytes(b"a model"));
+        let storage = Storage::new(folder.path());
+        let file = table::write(&storage, "centroids.parquet", &table, &description).unwrap();
+        let path = folder.path().join("centroids.parquet");
+        let planned = PlannedCentroids { path: path.clone(), digest: file.digest };
+        assert_eq!(planned.read().unwrap().rows, rows());
+        table::write(&storage, "centroids.parquet", &table, &description[..1]).unwrap();
+        let error = planned.read().unwrap_err();
+        assert!(matches!(error, Error::Centroids { source: CentroidsError::Changed, .. }), "{error}");
+        let error = SavedCentroids::read(&path, 10).unwrap_err();
+        assert!(matches!(error, CentroidsError::TooLarge { .. }), "{error}");
+    }
 }

@@ -5,11 +5,10 @@ mod gpu;
 mod model;
 mod bench;
 
-use std::fmt::Write;
-use std::path::Path;
-
+use crate::compare::ModelName;
 use crate::error::Error;
 use crate::runtime::{Device, Provider, library};
+use std::fmt::Write;
 
 pub use model::Bench;
 
@@ -33,7 +32,7 @@ impl Findings {
 /// A model to look at, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct ExaminedModel<'a> {
-    pub folder: &'a Path,
+    pub name: &'a ModelName,
     pub device: Device,
     pub bench: Bench,
 }
@@ -45,7 +44,7 @@ pub fn examine(model: Option<ExaminedModel>) -> (String, bool) {
     machine::examine(&mut findings);
     let examined = examine_runtime(&mut findings).and_then(|()| gpu::examine(&mut findings));
     let examined = examined.and_then(|()| match model {
-        Some(model) => model::examine(&mut findings, model.folder, model.device, model.bench),
+        Some(model) => model::examine(&mut findings, &model),
         None => Ok(()),
     });
     let is_well = examined.is_ok();
@@ -68,17 +67,14 @@ fn examine_runtime(findings: &mut Findings) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn fixture(name: &str) -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(name)
-    }
-
-    fn cpu(folder: &Path) -> ExaminedModel<'_> {
-        ExaminedModel { folder, device: Device::Cpu, bench: Bench::Default }
+    fn cpu(name: &ModelName) -> ExaminedModel<'_> {
+        ExaminedModel { name, device: Device::Cpu, bench: Bench::Default }
     }
 
     #[test]
     fn a_machine_with_a_model_is_well() {
-        let (text, is_well) = examine(Some(cpu(&fixture("learner"))));
+        let learner = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/learner").parse().unwrap();
+        let (text, is_well) = examine(Some(cpu(&learner)));
         assert!(is_well, "{text}");
         for shown in ["superbatch", "processor", "runtime", "CPU", "model.toml", "samples/s"] {
             assert!(text.contains(shown), "{shown} in {text}");
@@ -87,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_model_that_is_not_there_is_said_with_a_hint() {
-        let (text, is_well) = examine(Some(cpu(Path::new("no/such/model"))));
+        let (text, is_well) = examine(Some(cpu(&"no/such/model".parse().unwrap())));
         assert!(!is_well);
         let last: Vec<&str> = text.lines().rev().take(3).map(str::trim).collect();
         assert_eq!(last[2], "error: cannot load model `no/such/model`");

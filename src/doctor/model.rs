@@ -1,6 +1,4 @@
-//! A model folder in; how the model prepares its inputs, what it runs on and how fast it is, out.
-
-use std::path::Path;
+//! A model in; how the model prepares its inputs, what it runs on and how fast it is, out.
 
 use crate::embed::image::{Preprocessing, Resize};
 use crate::embed::{
@@ -8,10 +6,9 @@ use crate::embed::{
     SessionSettings, Sessions, StatedLogits,
 };
 use crate::error::Error;
-use crate::runtime::Device;
 use crate::settings::DEFAULT_MEMORY_LIMIT_BYTES;
 
-use super::{Findings, bench};
+use super::{ExaminedModel, Findings, bench};
 
 /// How much is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +19,10 @@ pub enum Bench {
     Full,
 }
 
-pub fn examine(findings: &mut Findings, folder: &Path, device: Device, bench: Bench) -> Result<(), Error> {
-    let model = Model::open(folder, ModelChoice::default())?;
+pub fn examine(findings: &mut Findings, examined: &ExaminedModel) -> Result<(), Error> {
+    let ExaminedModel { name, device, bench } = *examined;
+    let choice = ModelChoice { variant: name.variant, ..ModelChoice::default() };
+    let model = Model::open(&name.folder, choice)?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let loaded = LoadedModel::load(model, &SessionSettings { device, n_threads })?;
     describe(findings, &loaded);
@@ -84,6 +83,9 @@ fn describe_logits(findings: &mut Findings, logits: &StatedLogits) {
 fn preprocessing(rule: &Preprocessing) -> String {
     let size = match rule.resize {
         Resize::Squash { width, height } => format!("squashed to {width}×{height}"),
+        Resize::SquashThenCrop { width, height, crop_width, crop_height } => {
+            format!("squashed to {width}×{height}, then the central {crop_width}×{crop_height}")
+        }
         Resize::ShortestSide { side, crop_width, crop_height } => {
             format!("shorter side to {side}, then the central {crop_width}×{crop_height}")
         }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::read::{Limits, ReadSample, RejectedSample, Sample};
 use crate::rejection::Rejection;
 
-use super::image::{Preprocessing, decode, preprocess};
+use super::image::{Decoded, Preprocessing, preprocess};
 use super::loaded::LoadedModel;
 use super::model::{Model, ModelParts, TextSide};
 use super::tokenize::{Tokenizer, Tokens};
@@ -103,7 +103,8 @@ impl Encoders {
 
     /// What the models take of a black image with a short caption.
     pub fn blank(&self) -> Result<ModelInputs, Error> {
-        self.encode(&RgbImage::new(1, 1), Some("a photo"), None)
+        let black = RgbImage::new(1, 1);
+        self.encode(|_| &black, Some("a photo"), None)
     }
 
     /// Decodes one sample.
@@ -118,7 +119,14 @@ impl Encoders {
                 return Ok(DecodedSample { row: SampleRow::of_rejected(rejected), inputs: None });
             }
         };
-        let decoded = decode(&sample.image, &self.limits);
+        if sample.image.is_empty() {
+            // of a pool without images, for which no model that takes them is planned
+            let row = SampleRow::of(sample);
+            let none = RgbImage::new(1, 1);
+            let inputs = self.encode(|_| &none, row.caption.as_deref(), row.label)?;
+            return Ok(DecodedSample { row, inputs: Some(inputs) });
+        }
+        let decoded = Decoded::new(&sample.image, &self.limits, &self.preprocessings);
         let mut row = SampleRow::of(sample);
         let image = match decoded {
             Ok(image) => image,
@@ -127,20 +135,20 @@ impl Encoders {
                 return Ok(DecodedSample { row, inputs: None });
             }
         };
-        (row.width, row.height) = (Some(image.width()), Some(image.height()));
-        let inputs = self.encode(&image, row.caption.as_deref(), row.label)?;
+        (row.width, row.height) = (Some(image.width), Some(image.height));
+        let inputs = self.encode(|rule| image.image_for(rule), row.caption.as_deref(), row.label)?;
         Ok(DecodedSample { row, inputs: Some(inputs) })
     }
 
-    fn encode(
+    fn encode<'a>(
         &self,
-        image: &RgbImage,
+        image_for: impl Fn(&Preprocessing) -> &'a RgbImage,
         caption: Option<&str>,
         label: Option<u32>,
     ) -> Result<ModelInputs, Error> {
         let pixels = self.preprocessings.iter().map(|preprocessing| {
             let mut pixels = vec![0.0; preprocessing.n_values()];
-            preprocess(image, preprocessing, &mut pixels);
+            preprocess(image_for(preprocessing), preprocessing, &mut pixels);
             pixels
         });
         let mut inputs =

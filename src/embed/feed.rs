@@ -6,9 +6,10 @@ use std::time::SystemTime;
 use crate::error::Error;
 use crate::executor::with_retries;
 use crate::plan::{Pool, Shard};
-use crate::read::{ReadSample, Samples, decompress, is_plain};
+use crate::read::{ReadSample, ShardError, ShardSamples};
 use crate::run_folder::RunFolder;
 use crate::settings::ReadSettings;
+use crate::storage::Storage;
 
 /// A block is cut at this many samples or bytes, whichever comes first: what bounds the memory of the queues.
 const BLOCK_SAMPLES_MAX: usize = 64;
@@ -129,23 +130,32 @@ fn read_task(
 }
 
 /// Opens a shard, if it is still the one that the plan saw.
-pub fn open_shard(
-    pool: &Pool,
-    shard: &Shard,
-    read: &ReadSettings,
-) -> Result<Samples<Box<dyn std::io::Read + Send>>, Error> {
-    let storage = pool.storage();
-    match storage.guard(&shard.id)? {
-        Some(guard) if guard == (shard.size_bytes, shard.modified_ns) => {}
-        Some(_) => return Err(Error::ShardChanged { path: storage.path(&shard.id) }),
-        None => return Err(Error::ShardMissing { path: storage.path(&shard.id) }),
-    }
+pub fn open_shard(pool: &Pool, shard: &Shard, read: &ReadSettings) -> Result<ShardSamples, Error> {
+    let storage = check_shard(pool, shard)?;
+    let sidecar = match &shard.sidecar {
+        Some(beside) if storage.guard(&beside.id)? != Some((beside.size_bytes, beside.modified_ns)) => {
+            return Err(Error::ShardChanged { path: storage.path(&beside.id) });
+        }
+        Some(beside) => Some(storage.stream(&beside.id)?),
+        None => None,
+    };
     let file = storage.stream(&shard.id)?;
-    let reader =
-        decompress(&shard.id, file).map_err(|source| Error::Shard { shard: shard.id.clone(), source })?;
-    Ok(Samples::new(reader, read.limits.clone(), is_plain(&shard.id)).of_kind(read.sample_kind()))
+    ShardSamples::open(&shard.id, file, sidecar, &read.rules()).map_err(|error| match error {
+        ShardError::Read(source) => Error::Shard { shard: shard.id.clone(), source },
+        ShardError::NoColumn(source) => Error::ShardColumns { shard: shard.id.clone(), source },
+    })
 }
 
-fn now_secs() -> f64 {
+/// Where a shard lies, if it is still the one that the plan saw.
+pub fn check_shard(pool: &Pool, shard: &Shard) -> Result<Storage, Error> {
+    let storage = pool.storage();
+    match storage.guard(&shard.id)? {
+        Some(guard) if guard == (shard.size_bytes, shard.modified_ns) => Ok(storage),
+        Some(_) => Err(Error::ShardChanged { path: storage.path(&shard.id) }),
+        None => Err(Error::ShardMissing { path: storage.path(&shard.id) }),
+    }
+}
+
+pub fn now_secs() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

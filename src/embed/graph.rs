@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use half::f16;
+use half::{bf16, f16};
 use ort::session::{Session, SessionInputValue};
 use ort::value::{TensorElementType, ValueType};
 
@@ -102,24 +102,50 @@ impl Graph {
         }
     }
 
+    /// Outputs with one row a sample, `[n, width]` each.
     pub fn run<const N: usize>(
         &mut self,
         inputs: Vec<Input>,
         outputs: [&str; N],
         n: usize,
     ) -> Result<[Matrix; N], Error> {
-        let (tower, folder, path) = (self.tower, &self.folder, &self.path);
+        let of_samples = |shape: &[i64]| matches!(shape, [rows, width] if *rows == n as i64 && *width > 0);
+        let outputs = self.run_raw(inputs, outputs, "[samples, width]", of_samples)?;
+        Ok(outputs.map(|(shape, values)| Matrix::new(values, shape[1] as usize)))
+    }
+
+    /// An output with one row a token: `[n · length, width]`, sample after sample.
+    pub fn run_tokens(
+        &mut self,
+        inputs: Vec<Input>,
+        output: &str,
+        n: usize,
+        length: usize,
+    ) -> Result<Matrix, Error> {
+        let of_tokens = |shape: &[i64]| matches!(shape, [rows, tokens, width] if (*rows, *tokens) == (n as i64, length as i64) && *width > 0);
+        let [(shape, values)] = self.run_raw(inputs, [output], "[samples, tokens, width]", of_tokens)?;
+        Ok(Matrix::new(values, shape[2] as usize))
+    }
+
+    fn run_raw<const N: usize>(
+        &mut self,
+        inputs: Vec<Input>,
+        outputs: [&str; N],
+        wanted: &'static str,
+        is_wanted: impl Fn(&[i64]) -> bool,
+    ) -> Result<[(Vec<i64>, Vec<f32>); N], Error> {
+        let (tower, folder) = (self.tower, &self.folder);
         let fault = |source| Error::Inference { tower, folder: folder.clone(), source };
         let values = self.session.run(inputs).map_err(fault)?;
         let mut all = Vec::with_capacity(N);
         for output in outputs {
             let (shape, raw) = extract(&values[output]).map_err(fault)?;
-            if shape.len() != 2 || shape[0] != n as i64 || shape[1] < 1 {
-                let source =
-                    ModelError::OutputShape { graph: path.clone(), output: output.to_owned(), shape };
+            if !is_wanted(&shape) {
+                let (graph, output) = (self.path.clone(), output.to_owned());
+                let source = ModelError::OutputShape { graph, output, shape, wanted };
                 return Err(Error::Model { folder: folder.clone(), source });
             }
-            all.push(Matrix::new(raw, shape[1] as usize));
+            all.push((shape, raw));
         }
         Ok(all.try_into().expect("one for each output"))
     }
@@ -130,17 +156,25 @@ impl Graph {
         inputs: Vec<Input>,
         outputs: [&str; N],
     ) -> Result<[usize; N], ModelError> {
-        match self.run(inputs, outputs, N_DRY) {
-            Ok(rows) => Ok(rows.map(|rows| rows.n_cols())),
-            Err(Error::Model { source, .. }) => Err(source),
-            Err(Error::Inference { source, .. }) => Err(self.dry_fault(source)),
-            Err(error) => unreachable!("running a graph has no other error: {error}"),
+        let rows = self.run(inputs, outputs, N_DRY).map_err(|error| self.in_dry_run(error))?;
+        Ok(rows.map(|rows| rows.n_cols()))
+    }
+
+    /// What is wrong with the model where a dry run failed.
+    pub fn in_dry_run(&self, error: Error) -> ModelError {
+        match error {
+            Error::Model { source, .. } => source,
+            Error::Inference { source, .. } => self.dry_fault(source),
+            error => unreachable!("running a graph has no other error: {error}"),
         }
     }
 }
 
-/// The values of an f32 or f16 output.
+/// The values of an f32, f16 or bf16 output.
 fn extract(value: &ort::value::DynValue) -> ort::Result<(Vec<i64>, Vec<f32>)> {
+    if let Ok((shape, values)) = value.try_extract_tensor::<bf16>() {
+        return Ok((shape.to_vec(), values.iter().map(|value| value.to_f32()).collect()));
+    }
     if let Ok((shape, values)) = value.try_extract_tensor::<f16>() {
         return Ok((shape.to_vec(), values.iter().map(|value| value.to_f32()).collect()));
     }

@@ -1,12 +1,13 @@
 //! Pixels and token ids in, the inputs of a graph out: only those that it declares, in its types.
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::SessionInputValue;
-use ort::value::{Tensor, TensorElementType, TensorRef};
+use ort::value::{PrimitiveTensorElementType, Tensor, TensorElementType, TensorRef};
 
 use super::graph::{Graph, Input};
 use super::model::{ImageSide, ModelError, TextSide};
@@ -31,7 +32,11 @@ impl Pixels {
         };
         let name = side.input.as_deref().unwrap_or(only);
         let kind = graph.input_type(name).ok_or_else(|| graph.no_input("pixels"))?;
-        if !matches!(kind, TensorElementType::Float32 | TensorElementType::Float16) {
+        let is_known = matches!(
+            kind,
+            TensorElementType::Float32 | TensorElementType::Float16 | TensorElementType::Bfloat16
+        );
+        if !is_known {
             return Err(ModelError::Unsupported { setting: "pixel type", value: kind.to_string() });
         }
         let (width, height) = side.preprocessing.size();
@@ -55,17 +60,8 @@ impl Pixels {
         if is_fit {
             return Ok(());
         }
-        let axes = |shape: &[i64]| {
-            let axes =
-                shape.iter().map(|&length| if length < 0 { "any".to_owned() } else { length.to_string() });
-            format!("[{}]", axes.collect::<Vec<_>>().join(", "))
-        };
-        Err(ModelError::InputShape {
-            graph: graph.path.clone(),
-            input: self.name.clone(),
-            takes: axes(&shape),
-            given: format!("[n, 3, {}, {}]", self.height, self.width),
-        })
+        let given = format!("[n, 3, {}, {}]", self.height, self.width);
+        Err(input_shape(graph, &self.name, &shape, given))
     }
 
     pub fn blank(&self, n: usize) -> Vec<f32> {
@@ -76,13 +72,13 @@ impl Pixels {
         let shape = [n, 3, self.height, self.width];
         assert_eq!(pixels.len(), shape.iter().product::<usize>(), "pixels of {n} images");
         let value: SessionInputValue = match (self.kind, &self.staging) {
-            (TensorElementType::Float16, Staging::InPlace) => {
-                let mut halves = vec![f16::ZERO; pixels.len()];
-                halves.convert_from_f32_slice(pixels);
-                Tensor::from_array((shape, halves))?.into()
+            (TensorElementType::Float16, staging) => {
+                let mut tensor = staging.tensor::<f16>(shape)?;
+                tensor.extract_tensor_mut().1.convert_from_f32_slice(pixels);
+                tensor.into()
             }
-            (TensorElementType::Float16, Staging::Copied(allocator)) => {
-                let mut tensor = Tensor::<f16>::new(allocator, shape)?;
+            (TensorElementType::Bfloat16, staging) => {
+                let mut tensor = staging.tensor::<bf16>(shape)?;
                 tensor.extract_tensor_mut().1.convert_from_f32_slice(pixels);
                 tensor.into()
             }
@@ -95,6 +91,13 @@ impl Pixels {
         };
         Ok((Cow::Borrowed(self.name.as_str()), value))
     }
+}
+
+/// An input that takes another shape than it would be given.
+fn input_shape(graph: &Graph, input: &str, shape: &[i64], given: String) -> ModelError {
+    let axes = shape.iter().map(|&length| if length < 0 { "any".to_owned() } else { length.to_string() });
+    let takes = format!("[{}]", axes.collect::<Vec<_>>().join(", "));
+    ModelError::InputShape { graph: graph.path.clone(), input: input.to_owned(), takes, given }
 }
 
 /// From where a graph's place takes pixels.
@@ -115,6 +118,14 @@ impl Staging {
             tracing::debug!(%error, place = %graph.place, "no pinned memory: pixels go the slower way");
             Staging::InPlace
         })
+    }
+
+    /// A tensor without values yet.
+    fn tensor<T: PrimitiveTensorElementType + Debug>(&self, shape: [usize; 4]) -> ort::Result<Tensor<T>> {
+        match self {
+            Staging::InPlace => Tensor::new(&Allocator::default(), shape),
+            Staging::Copied(allocator) => Tensor::new(allocator, shape),
+        }
     }
 
     fn copied(graph: &Graph, device: AllocationDevice<'static>, number: i32) -> ort::Result<Staging> {
@@ -160,7 +171,15 @@ impl TokenInputs {
                 None => {}
             }
         }
-        Ok(TokenInputs { inputs, context_length: side.preparation.context_length })
+        let context_length = side.preparation.context_length;
+        for (name, ..) in &inputs {
+            let Some(shape) = graph.input_shape(name) else { continue };
+            let is_fit = shape.len() == 2 && (shape[1] < 0 || shape[1] == context_length as i64);
+            if !is_fit {
+                return Err(input_shape(graph, name, &shape, format!("[n, {context_length}]")));
+            }
+        }
+        Ok(TokenInputs { inputs, context_length })
     }
 
     pub fn names(&self) -> Vec<&str> {

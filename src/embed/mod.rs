@@ -13,6 +13,7 @@ mod decoded;
 mod values;
 mod infer;
 mod writer;
+mod precomputed;
 mod stage;
 mod rate;
 mod complete;
@@ -21,12 +22,12 @@ mod rows;
 pub use crate::runtime::Device;
 pub use complete::{CompleteTasks, complete_tasks};
 pub use decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow};
-pub use feed::open_shard;
+pub use feed::{check_shard, open_shard};
 pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing};
 pub use loaded::LoadedModel;
 pub use model::{
     CaptionForm, ImageSide, LogitBias, LogitScale, Model, ModelChoice, ModelError, ModelKind, ModelParts,
-    Sourced, StatedLogits, TextPreparation, TextSide, Variant,
+    Sourced, StatedLogits, TextPooling, TextPreparation, TextSide, Variant,
 };
 pub use rate::Sessions;
 pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
@@ -39,3 +40,6 @@ pub use tower::{
 };
 pub use values::ModelRows;
 pub use writer::{EmbeddingsCounts, SamplesCounts, ShardCounts};
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::executor::Executor;
+use crate::plan::PlannedVectors;
 use crate::progress::Progress;
 use crate::read::ReadSample;
 use crate::run_folder::{RunFolder, Stage};
@@ -28,6 +29,7 @@ use super::decoded::{DecodedSample, Encoders};
 use super::feed::{self, Block, Event, TaskWork};
 use super::infer::{Cutter, Sharing, Step, Worker, rows_at_once};
 use super::model::Model;
+use super::precomputed;
 use super::writer::{EmbeddedTask, ModelFacts, write_task};
 
 /// Blocks that wait between two threads.
@@ -58,13 +60,45 @@ struct NeededModel {
     todo: Vec<usize>,
 }
 
+impl NeededModel {
+    /// The embeddings that were made before, if it has any.
+    fn vectors<'a>(&self, run: &'a RunFolder) -> Option<&'a PlannedVectors> {
+        run.plan().models.get(self.role).expect("the plan names the model").vectors.as_ref()
+    }
+}
+
 /// Does every undone embed task of this process's part, and returns those that failed.
 pub fn run(
     run: &RunFolder,
     executor: &Executor,
     settings: &InferenceSettings,
 ) -> Result<Vec<FailedTask>, Error> {
-    let needed = needed_models(run, executor)?;
+    let (given, needed): (Vec<NeededModel>, Vec<NeededModel>) =
+        needed_models(run, executor)?.into_iter().partition(|model| model.vectors(run).is_some());
+    let failed = match needed.is_empty() {
+        true => precomputed::read_samples(run, executor)?,
+        false => run_models(run, executor, settings, needed)?,
+    };
+    for model in &given {
+        let vectors = model.vectors(run).expect("it was just found to have them");
+        let embedding_dim =
+            run.plan().models.get(model.role).expect("the plan names the model").embedding_dim;
+        // what could not be read is left out of every model
+        let is_read = |task: &&usize| failed.iter().all(|failed| failed.task != **task);
+        for &task in model.todo.iter().filter(is_read) {
+            precomputed::embed_task(run, &model.stage, vectors, embedding_dim, task)?;
+        }
+    }
+    Ok(failed)
+}
+
+/// Reads, decodes and embeds with models that run.
+fn run_models(
+    run: &RunFolder,
+    executor: &Executor,
+    settings: &InferenceSettings,
+    needed: Vec<NeededModel>,
+) -> Result<Vec<FailedTask>, Error> {
     let work = undone_work(run, executor, &needed)?;
     if work.is_empty() {
         return Ok(Vec::new());

@@ -2,7 +2,7 @@
 
 use super::graph::{Graph, Input, N_DRY};
 use super::graph_inputs::{Pixels, TokenInputs};
-use super::model::{ImageSide, Model, ModelError, ModelParts, TextSide};
+use super::model::{ImageSide, Model, ModelError, ModelParts, TextPooling, TextSide};
 use super::session::SessionSettings;
 use super::tokenize::Tokens;
 use crate::error::Error;
@@ -156,7 +156,9 @@ impl Towers {
 /// Outputs with an embedding of each image, the best first.
 const IMAGE_OUTPUTS: [&str; 2] = ["image_embeds", "pooler_output"];
 /// Outputs with an embedding of each caption, the best first.
-const TEXT_OUTPUTS: [&str; 2] = ["text_embeds", "pooler_output"];
+const TEXT_OUTPUTS: [&str; 3] = ["text_embeds", "sentence_embedding", "pooler_output"];
+/// Outputs with a vector of each token.
+const TOKEN_OUTPUTS: [&str; 2] = ["token_embeddings", "last_hidden_state"];
 
 /// A graph that takes images alone.
 pub struct ImageTower {
@@ -214,35 +216,50 @@ pub struct TextTower {
     graph: Graph,
     tokens: TokenInputs,
     output: String,
+    /// How the output's token vectors become one; none where it has one a caption.
+    pooling: Option<TextPooling>,
 }
 
 impl TextTower {
-    /// Loads the graph. Its output is what `model.toml` names, else `text_embeds`, else `pooler_output`, else its only
-    /// one.
+    /// Loads the graph. Its output is what `model.toml` names, else the first of those that are known to have a vector a
+    /// caption, or a token where they are to be pooled, else its only one.
     fn open(model: &Model, side: &TextSide, settings: &SessionSettings) -> Result<TextTower, Error> {
         let graph = Graph::open(model, &side.graph, "text", settings)?;
         let resolve = || {
             let tokens = TokenInputs::of(&graph, side)?;
             graph.check_inputs(&[], &tokens.names())?;
-            Ok((tokens, graph.output(side.output.as_deref(), &TEXT_OUTPUTS)?))
+            let outputs = if side.pooling.is_some() { &TOKEN_OUTPUTS[..] } else { &TEXT_OUTPUTS };
+            Ok((tokens, graph.output(side.output.as_deref(), outputs)?))
         };
         let (tokens, output) =
             resolve().map_err(|source| Error::Model { folder: model.folder.clone(), source })?;
-        Ok(TextTower { output, graph, tokens })
+        Ok(TextTower { output, graph, tokens, pooling: side.pooling })
     }
 
     /// Embeds captions.
     pub fn embed(&mut self, tokens: &Tokens) -> Result<Embeddings, Error> {
+        self.run(tokens).map(unit_rows)
+    }
+
+    fn run(&mut self, tokens: &Tokens) -> Result<Matrix, Error> {
         let inputs = self.tokens.inputs(tokens).map_err(|source| self.graph.fault(source))?;
-        let [rows] = self.graph.run(inputs, [&self.output], tokens.n_rows())?;
-        Ok(unit_rows(rows))
+        let n = tokens.n_rows();
+        match self.pooling {
+            None => {
+                let [rows] = self.graph.run(inputs, [&self.output], n)?;
+                Ok(rows)
+            }
+            Some(pooling) => {
+                let rows = self.graph.run_tokens(inputs, &self.output, n, tokens.context_length())?;
+                Ok(pooled(&rows, tokens, pooling))
+            }
+        }
     }
 
     fn width(&mut self) -> Result<usize, ModelError> {
         let blank = self.tokens.blank(N_DRY);
-        let inputs = self.tokens.inputs(&blank).map_err(|source| self.graph.dry_fault(source))?;
-        let [width] = self.graph.dry_run(inputs, [&self.output])?;
-        Ok(width)
+        let rows = self.run(&blank).map_err(|error| self.graph.in_dry_run(error))?;
+        Ok(rows.n_cols())
     }
 }
 
@@ -305,8 +322,43 @@ fn pair_inputs<'a>(
     Ok(inputs)
 }
 
+/// Makes one vector of each caption's token vectors.
+///
+/// ```text
+/// mean:  Σ_t mask[t] · vector[t] / Σ_t mask[t]        cls:  vector[0]        last:  vector[last t with mask[t] = 1]
+/// ```
+///
+/// # Shapes
+///
+/// `rows` is `[n · context length, width]`, the result `[n, width]`. A caption without a token of its own is all zeros.
+///
+/// # Source
+///
+/// sentence-transformers, `Pooling`. Sums are in f64.
+fn pooled(rows: &Matrix, tokens: &Tokens, pooling: TextPooling) -> Matrix {
+    let mut all = Matrix::zeros(0, rows.n_cols());
+    for (caption, mask) in tokens.mask().chunks_exact(tokens.context_length()).enumerate() {
+        let own = (0..mask.len()).filter(|&token| mask[token] == 1);
+        let first_row = caption * mask.len();
+        let taken: Vec<usize> = match pooling {
+            TextPooling::Mean => own.collect(),
+            TextPooling::Cls => own.take(1).collect(),
+            TextPooling::Last => own.last().into_iter().collect(),
+        };
+        let mut sums = vec![0.0; rows.n_cols()];
+        for &token in &taken {
+            for (sum, &value) in sums.iter_mut().zip(rows.row(first_row + token)) {
+                *sum += f64::from(value);
+            }
+        }
+        let n_taken = taken.len().max(1) as f64;
+        all.push_row(&sums.iter().map(|sum| (sum / n_taken) as f32).collect::<Vec<_>>());
+    }
+    all
+}
+
 /// Scales each row to length 1 and finds those that have none; lengths are summed in f64.
-fn unit_rows(mut rows: Matrix) -> Embeddings {
+pub fn unit_rows(mut rows: Matrix) -> Embeddings {
     let mut degenerate = Vec::new();
     for idx in 0..rows.n_rows() {
         let row = rows.row_mut(idx);

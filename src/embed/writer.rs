@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::rejection::Rejection;
 use crate::run_folder::{Done, RunFolder, Stage};
+use crate::sample::SampleRef;
 use crate::storage;
 use crate::table::{self, Columns};
 
@@ -178,8 +179,8 @@ pub fn write_task(run: &RunFolder, stages: &[Stage], task: EmbeddedTask) -> Resu
             return Err(Error::NotReproduced { shard });
         }
     }
-    let embedded: Vec<&(usize, SampleRow)> =
-        task.rows.iter().filter(|(_, row)| row.rejection.is_none()).collect();
+    let embedded = task.rows.iter().filter(|(_, row)| row.rejection.is_none());
+    let embedded: Vec<(usize, u64)> = embedded.map(|(shard_idx, row)| (*shard_idx, row.sample_idx)).collect();
     for (rows, &model) in task.models.iter().zip(&task.work.models) {
         assert_eq!(rows.rejections.len(), embedded.len(), "every sample that was not rejected is embedded");
         write_embeddings(run, &stages[model], task_idx, &embedded, rows)?;
@@ -191,7 +192,7 @@ fn write_embeddings(
     run: &RunFolder,
     stage: &Stage,
     task: usize,
-    samples: &[&(usize, SampleRow)],
+    samples: &[(usize, u64)],
     rows: &TaskRows,
 ) -> Result<(), Error> {
     let folder = run.storage(stage);
@@ -201,7 +202,7 @@ fn write_embeddings(
     let mut columns = Columns::default();
     columns
         .text("shard", samples.iter().map(|(shard_idx, _)| Some(&shards[*shard_idx].id)))
-        .u64("sample_idx", samples.iter().map(|(_, row)| Some(row.sample_idx)));
+        .u64("sample_idx", samples.iter().map(|(_, sample_idx)| Some(*sample_idx)));
     rows.rows.add_columns(&mut columns, &rows.rejections, run.plan().embed.embedding_dtype);
     let numerics = rows.numerics();
     let json = serde_json::to_string(&numerics).expect("numerics are representable as JSON");
@@ -217,6 +218,21 @@ fn write_embeddings(
         folder.remove(&name)?; // another attempt was first
     }
     Ok(())
+}
+
+/// Writes and commits embeddings that no model of this run made.
+pub fn write_given(
+    run: &RunFolder,
+    stage: &Stage,
+    task: usize,
+    samples: &[SampleRef],
+    rows: ModelRows,
+    rejections: Vec<Option<Rejection>>,
+) -> Result<(), Error> {
+    let ids: Vec<(usize, u64)> =
+        samples.iter().map(|sample| (sample.shard_idx as usize, sample.sample_idx)).collect();
+    let rows = TaskRows { rows, rejections, rows_at_once: usize::MAX, numerics: BTreeMap::new() };
+    write_embeddings(run, stage, task, &ids, &rows)
 }
 
 fn samples_table(run: &RunFolder, rows: &[(usize, SampleRow)]) -> RecordBatch {

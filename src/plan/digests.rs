@@ -12,6 +12,7 @@ use crate::select::{OwnLoss, pair_score};
 use crate::settings::DivideSettings;
 
 use super::planted::PlantedSamples;
+use super::pool::Shard;
 use super::{ALGORITHM_VERSION, Plan};
 
 /// The digest of every stage.
@@ -42,7 +43,9 @@ impl Digests {
         let stage = |name: &str, content: Value| {
             Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
         };
-        let shards: Vec<_> = pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes)).collect();
+        let sidecar_bytes = |shard: &Shard| shard.sidecar.as_ref().map(|beside| beside.size_bytes);
+        let shards: Vec<_> =
+            pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes, sidecar_bytes(shard))).collect();
         let samples = stage(
             "samples",
             json!({
@@ -51,6 +54,8 @@ impl Digests {
                 "limits": plan.read.limits,
                 "samples": plan.read.samples,
                 "label_field": plan.read.label_field,
+                "image_column": plan.read.image_column,
+                "caption_column": plan.read.caption_column,
             }),
         );
         let embeddings: BTreeMap<String, Digest> = models
@@ -89,6 +94,7 @@ impl Digests {
                 // the fit stands for a sub-batch
                 "calibrated_for": is_calibrated.then(|| select.draw.deal()),
                 "objective": select.objective,
+                "precision": select.precision,
                 "own_loss": OwnLoss::of(select),
                 "pair_score": pair_score(select, models),
                 "seed": plan.seed,

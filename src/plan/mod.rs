@@ -5,6 +5,7 @@
 
 mod digests;
 mod pool;
+mod vectors;
 mod model;
 mod planted;
 
@@ -14,14 +15,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::divide::PlannedCentroids;
-use crate::embed::{LoadedModel, SessionSettings};
+use crate::embed::{LoadedModel, SessionSettings, open_shard};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
+use crate::read::ShardFormat;
 use crate::runtime::Device;
 use crate::select::pair_score;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings, ScoreKind,
-    SelectSettings, Settings, WriteSettings,
+    DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings,
+    ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
 };
 
 pub use digests::Digests;
@@ -29,6 +31,7 @@ pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;
 pub use pool::{Pool, Shard};
+pub use vectors::{PlannedVectors, VectorFile, VectorFiles};
 
 /// Version of the run folder: files, columns, markers.
 pub const FORMAT_VERSION: u32 = 1;
@@ -71,14 +74,32 @@ impl Plan {
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
-        let wants =
-            Wants { read: &settings.read, divide: settings.divide.as_ref(), select: &settings.select };
+        // a pool's tables are alike: what the first one lacks is found before any work
+        if let Some(table) =
+            pool.shards.iter().find(|shard| ShardFormat::of(&shard.id) == ShardFormat::Parquet)
+        {
+            drop(open_shard(&pool, table, &settings.read)?);
+        }
+        let wants = Wants {
+            read: &settings.read,
+            divide: settings.divide.as_ref(),
+            select: &settings.select,
+            write: &settings.write,
+        };
         let mut planned = Vec::new();
         let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
-            let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
-            let model = PlannedModel::new(&loaded, model, &settings.embed);
-            model::check(&wants, role, &model, &loaded.model)?;
+            let (model, initial_logit_scale) = match &model.precomputed {
+                Some(precomputed) => {
+                    (PlannedModel::of_vectors(precomputed, model.calibrate, &pool, &settings.embed)?, None)
+                }
+                None => {
+                    let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
+                    let initial = loaded.model.initial_logit_scale;
+                    (PlannedModel::new(&loaded, model, &settings.embed), initial)
+                }
+            };
+            model::check(&wants, role, &model, initial_logit_scale)?;
             planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
@@ -87,6 +108,7 @@ impl Plan {
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
         check_experts(&models, &divide)?;
+        check_device(&select)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
@@ -129,8 +151,13 @@ impl Plan {
         }
         let loaded = LoadedModel::open(&learner.folder, learner.choice(), session)?;
         let model = PlannedModel::new(&loaded, learner, &self.embed);
-        let wants = Wants { read: &self.read, divide: self.divide.as_ref(), select: &self.select };
-        model::check(&wants, ModelRole::Learner, &model, &loaded.model)?;
+        let wants = Wants {
+            read: &self.read,
+            divide: self.divide.as_ref(),
+            select: &self.select,
+            write: &self.write,
+        };
+        model::check(&wants, ModelRole::Learner, &model, loaded.model.initial_logit_scale)?;
         let mut plan = self.clone();
         plan.models.insert(ModelRole::Learner, model);
         plan.round = round;
@@ -144,6 +171,14 @@ impl Plan {
     /// What pairs are scored by in `hard_learnability` and in batch learnability.
     pub fn pair_score(&self) -> Option<ScoreKind> {
         pair_score(&self.select, &self.models)
+    }
+
+    /// The model that stands as reference of a cluster's samples: its expert, where the run has experts.
+    pub fn reference_of(&self, cluster: u32) -> ModelRole {
+        match self.models.experts().next() {
+            Some(_) => ModelRole::Expert(cluster),
+            None => ModelRole::Reference,
+        }
     }
 
     /// The tasks that a model embeds: all, or the audited ones if it only audits.
@@ -246,6 +281,16 @@ fn fit_to_memory(
     }
     select.super_batches_per_group = select.super_batches_per_group.min(n_max as usize);
     Ok(())
+}
+
+/// Whether the device that a joint draw asks for is there, before any work.
+fn check_device(select: &SelectSettings) -> Result<(), Error> {
+    match &select.draw {
+        Draw::InSuperBatches(SuperBatchDraw { method: SuperBatchMethod::Jest(jest), .. }) => {
+            jest.device.places().map(|_| ())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<String>) {

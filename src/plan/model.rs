@@ -6,13 +6,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::digest::Digest;
-use crate::embed::{LoadedModel, LogitScale, Model, ModelChoice, ModelKind, Variant};
+use crate::embed::image::JpegDecoding;
+use crate::embed::{LoadedModel, LogitScale, ModelChoice, ModelKind, Variant};
 use crate::error::Error;
 use crate::select::Objective;
 use crate::settings::{
-    ActiveClipScore, DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, ReadSettings,
-    SampleContents, SelectSettings, SuperBatchMethod,
+    ActiveClipScore, DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, PrecomputedSettings,
+    ReadSettings, SampleContents, SelectSettings, SuperBatchMethod, WriteSettings,
 };
+
+use super::pool::Pool;
+use super::vectors::PlannedVectors;
 
 /// A model as the plan fixes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +25,8 @@ pub struct PlannedModel {
     pub variant: Variant,
     /// Width and height of the image tensor, where the settings say so.
     pub image_size_px: Option<u32>,
+    #[serde(default)]
+    pub jpeg_decoding: JpegDecoding,
     pub kind: ModelKind,
     /// Graphs, preprocessing, tokenizer, precision and inference batch size; names the folder of its embeddings.
     pub digest: Digest,
@@ -34,6 +40,9 @@ pub struct PlannedModel {
     /// SigLIP's sign; null where the model states none.
     pub logit_bias: Option<f64>,
     pub logit_bias_source: String,
+    /// Embeddings that were made before, where no model runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vectors: Option<PlannedVectors>,
 }
 
 const CALIBRATED: &str = "calibrated on the pool";
@@ -51,6 +60,7 @@ impl PlannedModel {
             folder: model.folder.clone(),
             variant: model.variant,
             image_size_px: model.image_size_px,
+            jpeg_decoding: model.jpeg_decoding,
             kind: loaded.model.kind(),
             digest: Digest::of_json(&json!({
                 "model": loaded.model.digest,
@@ -63,6 +73,7 @@ impl PlannedModel {
             logit_scale_source: source(stated.scale.as_ref().map(|scale| &scale.source)),
             logit_bias: unless_calibrated(stated.bias.as_ref().map(|bias| bias.value.get())),
             logit_bias_source: source(stated.bias.as_ref().map(|bias| &bias.source)),
+            vectors: None,
         }
     }
 
@@ -72,9 +83,47 @@ impl PlannedModel {
         self.kind == ModelKind::Pair && (self.calibrate || self.logit_scale.is_some() && has_bias)
     }
 
+    /// Embeddings that were made before.
+    pub(super) fn of_vectors(
+        settings: &PrecomputedSettings,
+        calibrate: bool,
+        pool: &Pool,
+        embed: &EmbedSettings,
+    ) -> Result<PlannedModel, Error> {
+        let vectors = PlannedVectors::find(settings, pool)?;
+        let source = |stated: Option<f64>| match stated {
+            _ if calibrate => CALIBRATED.to_owned(),
+            Some(_) => "the settings".to_owned(),
+            None => "none: the settings state none".to_owned(),
+        };
+        let unless_calibrated = |value: Option<f64>| value.filter(|_| !calibrate);
+        Ok(PlannedModel {
+            variant: Variant::default(),
+            image_size_px: None,
+            jpeg_decoding: JpegDecoding::default(),
+            calibrate,
+            digest: Digest::of_json(&json!({
+                "precomputed": vectors.description(),
+                "embedding_dtype": embed.embedding_dtype,
+            })),
+            embedding_dim: vectors.width()?,
+            kind: vectors.kind(),
+            folder: vectors.folder(),
+            logit_scale: unless_calibrated(settings.logit_scale),
+            logit_scale_source: source(settings.logit_scale),
+            logit_bias: unless_calibrated(settings.logit_bias),
+            logit_bias_source: source(settings.logit_bias),
+            vectors: Some(vectors),
+        })
+    }
+
     /// What of the folder is taken.
     pub fn choice(&self) -> ModelChoice {
-        ModelChoice { variant: self.variant, image_size_px: self.image_size_px }
+        ModelChoice {
+            variant: self.variant,
+            image_size_px: self.image_size_px,
+            jpeg_decoding: self.jpeg_decoding,
+        }
     }
 }
 
@@ -83,6 +132,7 @@ pub(super) struct Wants<'a> {
     pub read: &'a ReadSettings,
     pub divide: Option<&'a DivideSettings>,
     pub select: &'a SelectSettings,
+    pub write: &'a WriteSettings,
 }
 
 /// Whether a model is of a kind that the pool and its role want, and states what its loss takes.
@@ -90,19 +140,26 @@ pub(super) fn check(
     wants: &Wants,
     role: ModelRole,
     planned: &PlannedModel,
-    model: &Model,
+    initial_logit_scale: Option<LogitScale>,
 ) -> Result<(), Error> {
     let kind = planned.kind;
     let folder = || planned.folder.clone();
     let samples = wants.read.samples;
     let divides = wants.divide.is_some_and(|divide| divide.model == role);
+    let is_expert = matches!(role, ModelRole::Reference | ModelRole::Expert(_));
     let scored_as = scored_as(&wants.select.draw, role);
-    let wanted = if kind.takes_captions() && samples != SampleContents::ImageText {
+    let has_captions = matches!(samples, SampleContents::ImageText | SampleContents::Text);
+    let is_run = planned.vectors.is_none();
+    let wanted = if kind.takes_captions() && !has_captions && is_run {
         Some("one that takes images alone: the pool promises no captions")
+    } else if kind.takes_images() && samples == SampleContents::Text && is_run {
+        Some("one of captions alone, or precomputed embeddings: the pool has no images")
     } else if kind == ModelKind::Classifier && samples != SampleContents::ImageClass {
         Some("one that gives embeddings: the pool has no labels")
     } else if divides && !kind.embeds_images() {
         Some("one that embeds images, which are to be clustered")
+    } else if wants.write.distil && is_expert && !kind.embeds_images() {
+        Some("one that embeds images, which `write.distil` writes")
     } else if scored_as == Some(ModelKind::Pair) && kind != ModelKind::Pair {
         Some("one with an image and a text tower, which the draw scores with")
     } else if scored_as == Some(ModelKind::Classifier) && kind != ModelKind::Classifier {
@@ -115,7 +172,7 @@ pub(super) fn check(
     }
     let takes_logits = role != ModelRole::Base && takes_logits(&wants.select.draw);
     if takes_logits && !planned.calibrate && planned.logit_scale.is_none() {
-        let initial = model.initial_logit_scale.map(LogitScale::get);
+        let initial = initial_logit_scale.map(LogitScale::get);
         return Err(Error::ScaleMissing { model: role, folder: folder(), initial });
     }
     let needs_bias = takes_logits && wants.select.objective == Objective::Sigmoid;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::read::ShardFormat;
 use crate::settings::ReadSettings;
 use crate::storage::Storage;
 
@@ -28,6 +29,18 @@ pub struct Shard {
     pub size_bytes: u64,
     /// Time of modification, nanoseconds since 1970: checked when the shard is opened, part of no digest.
     pub modified_ns: u64,
+    /// The Parquet file of the same name beside a tar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sidecar: Option<SidecarFile>,
+}
+
+/// A file that adds to what a tar says of its samples.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SidecarFile {
+    /// Path below the pool's root.
+    pub id: String,
+    pub size_bytes: u64,
+    pub modified_ns: u64,
 }
 
 impl Pool {
@@ -38,8 +51,10 @@ impl Pool {
     /// A pattern that matches nothing, a named shard that is not there, a shard that is named twice.
     pub fn find(settings: &ReadSettings) -> Result<Pool, Error> {
         let mut paths = Vec::new();
-        for pattern in &settings.shards {
-            paths.extend(expand(pattern)?);
+        for entry in &settings.shards {
+            for pattern in listed(entry)? {
+                paths.extend(expand(&pattern)?);
+            }
         }
         paths.sort();
         // one file under two names would be two samples of everything
@@ -64,7 +79,8 @@ impl Pool {
             let id = below.to_str().ok_or_else(|| Error::PathNotUtf8 { path: path.clone() })?.to_owned();
             let (size_bytes, modified_ns) =
                 storage.guard(&id)?.ok_or_else(|| Error::ShardMissing { path: path.clone() })?;
-            shards.push(Shard { id, size_bytes, modified_ns });
+            let sidecar = if settings.sidecar { sidecar_of(&storage, &id)? } else { None };
+            shards.push(Shard { id, size_bytes, modified_ns, sidecar });
         }
         // as text, so that the order is the same on every system
         shards.sort_by(|left, right| left.id.cmp(&right.id));
@@ -101,8 +117,27 @@ impl Pool {
     }
 }
 
+fn sidecar_of(storage: &Storage, shard: &str) -> Result<Option<SidecarFile>, Error> {
+    let Some(id) = ShardFormat::sidecar_of(shard) else { return Ok(None) };
+    let guard = storage.guard(&id)?;
+    Ok(guard.map(|(size_bytes, modified_ns)| SidecarFile { id, size_bytes, modified_ns }))
+}
+
+/// The patterns that an entry of the settings stands for: those in the file after an `@`, a line each, or itself.
+fn listed(entry: &str) -> Result<Vec<String>, Error> {
+    let Some(path) = entry.strip_prefix('@') else { return Ok(vec![entry.to_owned()]) };
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::ReadSetting { path: path.into(), source })?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(str::to_owned).collect())
+}
+
 /// The absolute paths of one pattern: braces first, as the webdataset tools write them, then globs.
-fn expand(pattern: &str) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn expand(pattern: &str) -> Result<Vec<PathBuf>, Error> {
+    let pattern = pattern.strip_prefix("file://").unwrap_or(pattern);
+    if let Some((scheme, _)) = pattern.split_once("://") {
+        return Err(Error::RemoteShards { pattern: pattern.to_owned(), scheme: scheme.to_owned() });
+    }
     let expanded = webdataset::braceexpand::braceexpand(pattern)
         .map_err(|_| Error::ShardPattern { pattern: pattern.to_owned() })?;
     let mut paths = Vec::new();
@@ -130,7 +165,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
 }
 
 /// The longest folder that holds all of the sorted paths.
-fn common_folder(paths: &[PathBuf]) -> PathBuf {
+pub(super) fn common_folder(paths: &[PathBuf]) -> PathBuf {
     let first = paths[0].parent().expect("a file has a folder");
     let last = paths[paths.len() - 1].parent().expect("a file has a folder");
     first.components().zip(last.components()).take_while(|(l, r)| l == r).map(|(l, _)| l).collect()

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 fn plan(n_shards: usize, audit_fraction: f64) -> Plan {
     let mut plan: Plan = serde_json::from_str(include_str!("../report/testdata/plan.json")).unwrap();
     plan.pool.shards = (0..n_shards)
-        .map(|n| Shard { id: format!("shard-{n:05}.tar"), size_bytes: 1, modified_ns: 0 })
+        .map(|n| Shard { id: format!("shard-{n:05}.tar"), size_bytes: 1, modified_ns: 0, sidecar: None })
         .collect();
     plan.pool.shards_per_task = 1;
     plan.report.audit_fraction = audit_fraction;

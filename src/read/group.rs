@@ -9,11 +9,12 @@ use webdataset::core::utils::{base_plus_ext, is_shard_metadata};
 use super::label::{self, CLS_BYTES_MAX, LabelSource, SampleKind};
 use super::limits::Limits;
 use super::member::{Member, MemberError, Members};
+use super::sidecar::{Sidecar, SidecarRow};
 use crate::rejection::Rejection;
 
 /// Extensions of members that are taken as the image: those of the formats that can be decoded. What the
 /// bytes are is decided by the bytes.
-const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+pub(super) const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
 /// One sample of a shard, or why there is none in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +94,7 @@ pub struct Samples<R: Read> {
     limits: Limits,
     kind: SampleKind,
     is_plain: bool,
+    sidecar: Sidecar,
     /// The member that begins the next sample: its header is read, its data are not.
     next_member: Option<(String, String, Member)>,
     keys_seen: HashSet<[u8; 16]>,
@@ -101,25 +103,28 @@ pub struct Samples<R: Read> {
 }
 
 /// A sample whose members are still coming.
-struct Group {
-    key: String,
+pub(super) struct Group {
+    pub key: String,
     extensions: Vec<String>,
     n_members: u64,
     /// The first reason met, in the order of [`Rejection::ALL`].
     rejection: Option<Rejection>,
-    image: Option<GroupImage>,
-    txt: Option<Result<Vec<u8>, Rejection>>,
+    pub image: Option<GroupImage>,
+    pub txt: Option<Result<Vec<u8>, Rejection>>,
     caption: Option<Result<Vec<u8>, Rejection>>,
-    cls: Option<Vec<u8>>,
-    json: Option<Vec<u8>>,
+    pub cls: Option<Vec<u8>>,
+    pub json: Option<Vec<u8>>,
+    /// From the file beside the tar.
+    other_caption: Option<String>,
+    other_uid: Option<String>,
 }
 
 #[derive(Default)]
-struct GroupImage {
-    bytes: Vec<u8>,
-    extension: String,
-    offset: Option<u64>,
-    size: u64,
+pub(super) struct GroupImage {
+    pub bytes: Vec<u8>,
+    pub extension: String,
+    pub offset: Option<u64>,
+    pub size: u64,
 }
 
 impl<R: Read> Samples<R> {
@@ -131,6 +136,7 @@ impl<R: Read> Samples<R> {
             limits,
             kind: SampleKind::default(),
             is_plain,
+            sidecar: Sidecar::default(),
             next_member: None,
             keys_seen: HashSet::new(),
             n_samples: 0,
@@ -141,6 +147,12 @@ impl<R: Read> Samples<R> {
     /// Reads samples of another kind.
     pub fn of_kind(self, kind: SampleKind) -> Samples<R> {
         Samples { kind, ..self }
+    }
+
+    /// Takes from the file beside the tar what the tar does not say: the JSON and the caption of samples that have none,
+    /// and the uid of those whose JSON has none.
+    pub fn with_sidecar(self, sidecar: Sidecar) -> Samples<R> {
+        Samples { sidecar, ..self }
     }
 
     /// The next member that belongs to a sample, with its key and its extension in lower case.
@@ -203,6 +215,9 @@ impl<R: Read> Iterator for Samples<R> {
         } else if !self.keys_seen.insert(key_digest(&group.key)) {
             group.reject(Rejection::DuplicateKey);
         }
+        if let Some(row) = self.sidecar.take(&group.key) {
+            group.complete(row, &self.limits);
+        }
         let sample_idx = self.n_samples;
         self.n_samples += 1;
         Some(Ok(group.finish(sample_idx, &self.kind, &self.limits)))
@@ -210,7 +225,7 @@ impl<R: Read> Iterator for Samples<R> {
 }
 
 impl Group {
-    fn new(key: String) -> Group {
+    pub fn new(key: String) -> Group {
         Group {
             key,
             extensions: Vec::new(),
@@ -221,10 +236,12 @@ impl Group {
             caption: None,
             cls: None,
             json: None,
+            other_caption: None,
+            other_uid: None,
         }
     }
 
-    fn reject(&mut self, rejection: Rejection) {
+    pub fn reject(&mut self, rejection: Rejection) {
         self.rejection = Some(self.rejection.map_or(rejection, |earlier| earlier.min(rejection)));
     }
 
@@ -277,19 +294,32 @@ impl Group {
         Ok(())
     }
 
-    fn finish(mut self, sample_idx: u64, kind: &SampleKind, limits: &Limits) -> ReadSample {
+    /// Takes what the members did not say from the file beside the tar.
+    fn complete(&mut self, row: SidecarRow, limits: &Limits) {
+        if self.json.is_none() && row.json.len() as u64 <= limits.json_bytes_max {
+            self.json = Some(row.json.into_bytes());
+        }
+        self.other_uid = row.uid;
+        self.other_caption = row.caption;
+    }
+
+    pub fn finish(mut self, sample_idx: u64, kind: &SampleKind, limits: &Limits) -> ReadSample {
         let json = self.json.take().map(parse_json);
         let caption = self.caption(json.as_ref(), limits);
         let label = match kind {
             SampleKind::ImageClass(source) => self.label(source, json.as_ref()),
-            SampleKind::ImageText | SampleKind::Image => None,
+            SampleKind::ImageText | SampleKind::Image | SampleKind::Text => None,
         };
+        if *kind == SampleKind::Text {
+            self.image = Some(GroupImage::default());
+        }
         match &self.image {
+            _ if *kind == SampleKind::Text => {}
             None => self.reject(Rejection::MissingImage),
             Some(image) if image.size == 0 => self.reject(Rejection::EmptyImage),
             Some(_) => {}
         }
-        if *kind == SampleKind::ImageText
+        if matches!(kind, SampleKind::ImageText | SampleKind::Text)
             && let Err(rejection) = &caption
         {
             self.reject(*rejection);
@@ -308,7 +338,7 @@ impl Group {
                 image_size: image.size,
                 caption,
                 label,
-                uid: json.as_ref().and_then(|json| json.uid.clone()),
+                uid: json.as_ref().and_then(|json| json.uid.clone()).or(self.other_uid),
                 json: json.map(|json| json.text),
             }),
             (rejection, image) => ReadSample::Rejected(RejectedSample {
@@ -332,8 +362,8 @@ impl Group {
     ) -> Result<String, Rejection> {
         let caption = match (self.txt.take().or(self.caption.take()), json) {
             (Some(bytes), _) => String::from_utf8(bytes?).map_err(|_| Rejection::CaptionNotUtf8)?,
-            (None, Some(Ok(json))) => json.caption.clone().ok_or(Rejection::MissingCaption)?,
-            (None, _) => return Err(Rejection::MissingCaption),
+            (None, Some(Ok(Json { caption: Some(caption), .. }))) => caption.clone(),
+            (None, _) => self.other_caption.take().ok_or(Rejection::MissingCaption)?,
         };
         match caption {
             blank if blank.trim().is_empty() => Err(Rejection::EmptyCaption),
@@ -373,7 +403,7 @@ fn parse_json(bytes: Vec<u8>) -> Result<Json, Rejection> {
 }
 
 /// Key and extension of a member, if it belongs to a sample.
-fn sample_name(path: &str) -> Option<(&str, &str)> {
+pub(super) fn sample_name(path: &str) -> Option<(&str, &str)> {
     let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
     let is_left_behind = folder.split('/').any(|part| part == "__MACOSX" || part.starts_with("PaxHeaders"));
     if is_left_behind || is_shard_metadata(path) {
@@ -382,7 +412,7 @@ fn sample_name(path: &str) -> Option<(&str, &str)> {
     base_plus_ext(path)
 }
 
-fn key_digest(key: &str) -> [u8; 16] {
+pub(super) fn key_digest(key: &str) -> [u8; 16] {
     let digest = blake3::hash(key.as_bytes());
     *digest.as_bytes().first_chunk().expect("a digest has 32 bytes")
 }

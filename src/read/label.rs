@@ -14,6 +14,8 @@ pub enum SampleKind {
     ImageClass(LabelSource),
     /// Nothing; a caption is read where there is one.
     Image,
+    /// A caption, and no image or one that nobody looks at.
+    Text,
 }
 
 /// Where the number of a sample's class stands.

@@ -2,6 +2,7 @@
 
 mod summary;
 mod planted;
+mod inference;
 mod facts;
 mod chart;
 mod html;

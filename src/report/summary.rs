@@ -22,6 +22,7 @@ use crate::smallest::Smallest;
 use crate::table::{self, Rows};
 use crate::write::{Distribution, score_columns};
 
+use super::inference::{Inference, inference};
 use super::planted::{Planted, PlantedCounts};
 
 /// Samples from which deciles are taken at most: those of smallest keyed hash.
@@ -42,6 +43,8 @@ pub struct Report {
     pub worst_shard: Option<String>,
     /// Shards of failed tasks that the settings allow leaving out.
     pub left_out_shards: Vec<String>,
+    /// What ran each model, by role.
+    pub inference: BTreeMap<String, Vec<Inference>>,
     /// Of all samples that came to the draw, by column.
     pub scores: BTreeMap<String, Distribution>,
     /// Of those that were kept.
@@ -162,6 +165,7 @@ impl Report {
             worst_shard: worst_shard.filter(|_| worst_ratio > Some(0.0)),
             counts,
             divide: divide_report(run, &complete, &columns)?,
+            inference: inference(run, &complete.tasks)?,
             left_out_shards: complete.left_out_shards,
             select: select_report(run)?,
             audit: audit(run)?,

@@ -1,8 +1,10 @@
 //! What the settings ask for in, the processors and GPUs that sessions are opened on out.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Mutex;
 
 use ort::ep::{self, ExecutionProvider};
 use serde::{Deserialize, Serialize};
@@ -154,7 +156,7 @@ impl Device {
     pub fn places(self) -> Result<Vec<Place>, Error> {
         library::load()?;
         let fault = |source| Error::Device { device: self.to_string(), source: Box::new(source) };
-        let usable = |places: Vec<Place>| match places.iter().find_map(|&place| session::probe(place).err()) {
+        let usable = |places: Vec<Place>| match places.iter().find_map(|&place| probe_once(place).err()) {
             Some(error) => Err(DeviceError::Session(error)),
             None => Ok(places),
         };
@@ -182,6 +184,17 @@ impl Device {
         };
         Offer::of_machine(provider)?.places(gpus).and_then(usable).map_err(fault)
     }
+}
+
+/// Opens a trivial session, unless one could be opened there before.
+fn probe_once(place: Place) -> ort::Result<()> {
+    static PROBED: Mutex<BTreeSet<Place>> = Mutex::new(BTreeSet::new());
+    let mut probed = PROBED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !probed.contains(&place) {
+        session::probe(place)?;
+        probed.insert(place);
+    }
+    Ok(())
 }
 
 /// What of a machine decides whether a GPU provider can be used.

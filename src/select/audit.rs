@@ -14,6 +14,7 @@ use crate::settings::{Draw, ModelRole, SuperBatchDraw};
 use super::counts::{kept_in, super_batch_sizes};
 use super::draw::{Passes, ordered};
 use super::draw_plan::group_tasks;
+use super::engine::Engine;
 use super::group::{GroupRows, read_task};
 use super::reach::reach_counts;
 use super::usable::read_full;
@@ -53,7 +54,7 @@ pub fn audit(run: &RunFolder) -> Result<Option<Audit>, Error> {
     let mut agreement = Agreement::default();
     for group in group_tasks(run, &tasks, count, group_size, draw.deal.super_batch_size)? {
         let (cheap, full) = read_both(run, &group.tasks)?;
-        agreement.add(run, draw, &cheap, &full);
+        agreement.add(run, draw, &cheap, &full)?;
     }
     Ok(Some(agreement.finish(audited)))
 }
@@ -82,7 +83,13 @@ struct Agreement {
 
 impl Agreement {
     /// Draws a group's super-batches under both.
-    fn add(&mut self, run: &RunFolder, draw: &SuperBatchDraw, cheap: &GroupRows, full: &GroupRows) {
+    fn add(
+        &mut self,
+        run: &RunFolder,
+        draw: &SuperBatchDraw,
+        cheap: &GroupRows,
+        full: &GroupRows,
+    ) -> Result<(), Error> {
         let n = cheap.samples.len() as u64;
         let n_kept = draw.deal.filter_ratio.kept(n);
         let order = ordered(run, Purpose::DealSamples, &cheap.samples);
@@ -91,13 +98,14 @@ impl Agreement {
             let members = &order[start..start + size];
             let n_kept = kept_in(start as u64..(start + size) as u64, n_kept, n) as usize;
             start += size;
-            let (cheap_scores, cheap_kept) = drawn(run, draw, cheap.gather(members), n_kept);
-            let (full_scores, full_kept) = drawn(run, draw, full.gather(members), n_kept);
+            let (cheap_scores, cheap_kept) = drawn(run, draw, cheap.gather(members), n_kept)?;
+            let (full_scores, full_kept) = drawn(run, draw, full.gather(members), n_kept)?;
             self.cheap_scores.extend(cheap_scores);
             self.full_scores.extend(full_scores);
             self.n_kept += cheap_kept.len() as u64;
             self.n_both += Overlap::of_sorted(&cheap_kept, &full_kept).n_both as u64;
         }
+        Ok(())
     }
 
     fn finish(self, audited: Vec<ModelRole>) -> Audit {
@@ -120,13 +128,13 @@ fn drawn(
     draw: &SuperBatchDraw,
     rows: GroupRows,
     n_kept: usize,
-) -> (Vec<f64>, Vec<SampleRef>) {
+) -> Result<(Vec<f64>, Vec<SampleRef>), Error> {
     let ids: Vec<SampleId> = rows.samples.iter().map(|sample| sample.id(&run.plan().pool)).collect();
     let none_taken = vec![false; ids.len()];
-    let passes = Passes { run, ids, rows, n_kept };
-    let pass = passes.draw(&draw.method, 0, &none_taken);
+    let passes = Passes { run, engine: &Engine::Kernels, ids, rows, n_kept };
+    let pass = passes.draw(&draw.method, 0, &none_taken)?;
     let mut kept: Vec<SampleRef> =
         pass.drawn.iter().map(|(drawn, _)| passes.rows.samples[drawn.row]).collect();
     kept.sort_unstable();
-    (pass.scores, kept)
+    Ok((pass.scores, kept))
 }

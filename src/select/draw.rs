@@ -15,11 +15,12 @@ use crate::settings::{
 use crate::table;
 
 use super::draw_plan::{Dealt, DrawPlans, SuperBatch};
+use super::engine::Engine;
 use super::group::{GroupRows, read_group};
 use super::independent::{
     DistanceToBest, EffectiveSamples, IndependentPlan, SoftCapPlan, draw_independent, draw_soft_cap,
 };
-use super::joint::{Chance, DrawPlan, Drawn, PassKey, draw_remaining, draw_uniform};
+use super::joint::{Chance, DrawPlan, Drawn, PassKey, draw_uniform};
 use super::outcome::{Outcome, draws_table, outcome_table};
 use super::score::batch_learnability;
 use super::share::{SeededNegatives, contrastive_scores, full_loss_scores};
@@ -70,11 +71,13 @@ pub struct Drawer<'a> {
     pub draw: &'a SuperBatchDraw,
     pub plans: &'a DrawPlans,
     pub dealt: Option<&'a Dealt>,
+    pub engine: &'a Engine,
 }
 
 /// The samples of one super-batch, drawn in turn by every pass.
 pub struct Passes<'a> {
     pub run: &'a RunFolder,
+    pub engine: &'a Engine,
     pub ids: Vec<SampleId<'a>>,
     pub rows: GroupRows,
     pub n_kept: usize,
@@ -106,7 +109,7 @@ impl Drawer<'_> {
         for super_batch in &group.super_batches {
             let members = &order[start..start + super_batch.n_samples];
             start += super_batch.n_samples;
-            counts.push(self.draw_super_batch(&rows, super_batch, members, &mut outcomes));
+            counts.push(self.draw_super_batch(&rows, super_batch, members, &mut outcomes)?);
         }
         self.measure_reshuffled(&rows, &order, &outcomes, &mut counts);
 
@@ -139,10 +142,10 @@ impl Drawer<'_> {
         super_batch: &SuperBatch,
         members: &[usize],
         outcomes: &mut Vec<Outcome>,
-    ) -> SuperBatchCounts {
+    ) -> Result<SuperBatchCounts, Error> {
         let rows = rows.gather(members);
         let ids = rows.samples.iter().map(|sample| sample.id(&self.run.plan().pool)).collect();
-        let passes = Passes { run: self.run, ids, rows, n_kept: super_batch.n_kept };
+        let passes = Passes { run: self.run, engine: self.engine, ids, rows, n_kept: super_batch.n_kept };
         let Deal { n_passes, pass_pool, .. } = self.draw.deal;
         let mut found: Vec<Outcome> =
             passes.rows.samples.iter().map(|&sample| Outcome::new(sample, super_batch.super_batch)).collect();
@@ -153,7 +156,7 @@ impl Drawer<'_> {
                 PassPool::All => vec![false; found.len()],
                 PassPool::Remaining => found.iter().map(|outcome| outcome.n_repeats > 0).collect(),
             };
-            let pass = passes.draw(&self.draw.method, pass_idx, &is_taken);
+            let pass = passes.draw(&self.draw.method, pass_idx, &is_taken)?;
             let mut n_new = 0;
             for (drawn, n_repeats) in &pass.drawn {
                 n_new += u64::from(found[drawn.row].take(pass_idx, *drawn, *n_repeats, n_new));
@@ -166,7 +169,7 @@ impl Drawer<'_> {
             outcome.score = *score;
         }
         outcomes.extend(found);
-        passes.counts(super_batch, n_first, &first_pass)
+        Ok(passes.counts(super_batch, n_first, &first_pass))
     }
 
     /// What the kept samples teach when other kept samples of the group stand beside them.
@@ -204,11 +207,11 @@ impl Passes<'_> {
     }
 
     /// Draws once; none of the taken.
-    pub fn draw(&self, method: &SuperBatchMethod, pass_idx: usize, is_taken: &[bool]) -> Pass {
+    pub fn draw(&self, method: &SuperBatchMethod, pass_idx: usize, is_taken: &[bool]) -> Result<Pass, Error> {
         let n_left = is_taken.iter().filter(|is_taken| !**is_taken).count();
         let n_kept = self.n_kept.min(n_left);
-        match method {
-            SuperBatchMethod::Jest(jest) => self.draw_jest(jest, n_kept, pass_idx, is_taken),
+        Ok(match method {
+            SuperBatchMethod::Jest(jest) => self.draw_jest(jest, n_kept, pass_idx, is_taken)?,
             SuperBatchMethod::ActiveClip(active_clip) => {
                 let scores = self.active_clip_scores(active_clip);
                 self.draw_by(scores, active_clip.gain, active_clip.draw, n_kept, pass_idx, is_taken)
@@ -227,10 +230,16 @@ impl Passes<'_> {
                 let pass = self.draw_by(scores, 1.0, Chance::Gumbel, n_kept, pass_idx, is_taken);
                 Pass { gain: None, ..pass }
             }
-        }
+        })
     }
 
-    fn draw_jest(&self, jest: &Jest, n_kept: usize, pass_idx: usize, is_taken: &[bool]) -> Pass {
+    fn draw_jest(
+        &self,
+        jest: &Jest,
+        n_kept: usize,
+        pass_idx: usize,
+        is_taken: &[bool],
+    ) -> Result<Pass, Error> {
         let plan = DrawPlan {
             sub_batch_size: n_kept,
             n_chunks: jest.n_chunks,
@@ -239,8 +248,9 @@ impl Passes<'_> {
             key: self.key(pass_idx),
         };
         let scoring = self.rows.models.scoring(jest.score, Measure::Objective);
-        let drawn = draw_remaining(&self.ids, &scoring, is_taken, &plan);
-        Pass { scores: drawn.scores, drawn: once(drawn.drawn), gain: gain_of(jest.gain, jest.draw) }
+        let drawn = self.engine.draw(&self.ids, &scoring, is_taken, &plan)?;
+        let gain = gain_of(jest.gain, jest.draw);
+        Ok(Pass { scores: drawn.scores, drawn: once(drawn.drawn), gain })
     }
 
     fn draw_by(

@@ -4,6 +4,7 @@
 mod counts;
 mod quotas;
 mod balanced;
+mod density;
 
 // pure functions of embeddings, in the order in which a sample meets them
 mod loss;
@@ -15,6 +16,7 @@ mod calibrate;
 mod neg_clip;
 mod nearest;
 mod semdedup;
+mod added;
 mod joint;
 mod independent;
 mod cutoff;
@@ -25,10 +27,14 @@ pub use calibrate::{Calibration, CalibrationError, calibrate};
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
 pub use cross_entropy::cross_entropies;
 pub use cutoff::{Cutoff, Rank, Ranked, cutoffs, rank_of};
+pub use density::{DensityParams, density_quotas};
 pub use independent::{
     DistanceToBest, EffectiveSamples, IndependentPlan, Repeated, SoftCapPlan, draw_independent, draw_soft_cap,
 };
-pub use joint::{Chance, DrawPlan, Drawn, JointDraw, PassKey, draw, draw_remaining, draw_uniform};
+pub use joint::{
+    Chance, DrawPlan, Drawn, JointDraw, PassKey, conditional_scores, draw, draw_remaining, draw_remaining_on,
+    draw_uniform,
+};
 pub use loss::{AmongNegatives, Objective, PairLoss, log_add_exp, similarity, softplus};
 pub use nearest::{NearestEvaluation, nearest_evaluation, norm_sim};
 pub use neg_clip::{NEG_CLIP_BATCH_SIZE, NEG_CLIP_TEMPERATURE, neg_clip_scores};
@@ -51,6 +57,7 @@ mod group;
 mod deal;
 mod draw_plan;
 mod outcome;
+mod engine;
 mod draw;
 mod pool_draw;
 mod verdict;

@@ -5,7 +5,7 @@ use multiversion::multiversion;
 use crate::divide::assign;
 use crate::matrix::{Matrix, unit_rows};
 use crate::settings::Norm;
-use crate::tile::{TILE, Tile, map_strips, ranges};
+use crate::tile::{TILE, Tile, map_strips, ranges, tall_ranges};
 
 /// How close each sample is to a whole set of targets (NormSim).
 ///
@@ -42,7 +42,7 @@ pub fn norm_sim(rows: &Matrix, targets: &Matrix, norm: Norm) -> Vec<f64> {
 fn by_tiles(rows: &Matrix, targets: &Matrix, fold: fn(&Tile, &mut [f64])) -> Vec<f64> {
     let strips = map_strips(rows.n_rows(), |tile: &mut Tile, strip| {
         let mut folded = vec![0.0; strip.len()];
-        for range in ranges(targets.n_rows()) {
+        for range in tall_ranges(targets.n_rows()) {
             tile.fill(targets, range, rows, strip.clone());
             fold(tile, &mut folded);
         }

@@ -77,6 +77,14 @@ impl<'a> PairModel<'a> {
         self.images.n_rows()
     }
 
+    pub(super) fn images(&self) -> &'a Matrix {
+        self.images
+    }
+
+    pub(super) fn captions(&self) -> &'a Matrix {
+        self.captions
+    }
+
     pub fn loss(&self) -> PairLoss {
         self.loss
     }
@@ -161,6 +169,22 @@ impl<T> ScoredBy<T> {
                 reference: Reference(of_model(reference.0)),
             },
         }
+    }
+
+    /// Something else of each model, if it can be had of all.
+    pub(super) fn try_map<U, E>(self, mut of_model: impl FnMut(T) -> Result<U, E>) -> Result<ScoredBy<U>, E> {
+        Ok(match self {
+            ScoredBy::HardLearner { learner } => {
+                ScoredBy::HardLearner { learner: Learner(of_model(learner.0)?) }
+            }
+            ScoredBy::EasyReference { reference } => {
+                ScoredBy::EasyReference { reference: Reference(of_model(reference.0)?) }
+            }
+            ScoredBy::Learnability { learner, reference } => ScoredBy::Learnability {
+                learner: Learner(of_model(learner.0)?),
+                reference: Reference(of_model(reference.0)?),
+            },
+        })
     }
 
     /// Two things of each model side by side.

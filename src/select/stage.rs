@@ -23,6 +23,7 @@ use super::calibrate_step::commit_calibration;
 use super::deal;
 use super::draw::{DrawCounts, Drawer};
 use super::draw_plan::{DrawPlans, plan_draws};
+use super::engine::Engine;
 use super::filter;
 use super::hard_negatives::{commit_bank, needs_bank};
 use super::losses::calibrated_models;
@@ -101,8 +102,10 @@ fn draw_super_batches(
     };
     let plans = plan_draws(run, tasks, &draw.deal, dealt.as_ref())?;
     let groups: Vec<usize> = (0..plans.groups.len()).collect();
-    let drawer = Drawer { run, draw, plans: &plans, dealt: dealt.as_ref() };
     let stage = run.select("select.draw");
+    let has_work = !executor.todo(run, &stage, &groups)?.is_empty();
+    let engine = if has_work { Engine::of(&draw.method)? } else { Engine::Kernels };
+    let drawer = Drawer { run, draw, plans: &plans, dealt: dealt.as_ref(), engine: &engine };
     // a draw shares out the processors itself, and one group at a time bounds the memory
     executor.run(run, &stage, &groups, 1, |group| drawer.commit(group))?;
     let index = |counts: DrawCounts| -> Index { counts.index };

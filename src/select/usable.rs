@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::divide::read_divided;
 use crate::embed::{EmbeddedRows, read_embeddings};
 use crate::error::Error;
+use crate::fold::Precision;
 use crate::matrix::Matrix;
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
@@ -31,6 +32,7 @@ struct ScoredModel {
     captions: Matrix,
     /// Under the run's objective.
     loss: Option<PairLoss>,
+    precision: Precision,
 }
 
 /// Which loss pairs are measured by.
@@ -50,7 +52,7 @@ impl ScoredModels {
             Measure::Objective => model.loss?,
             Measure::DotProduct => PairLoss::DOT_PRODUCT,
         };
-        Some(PairModel::new(&model.images, &model.captions, loss))
+        Some(PairModel::new(&model.images, &model.captions, loss).with_precision(model.precision))
     }
 
     /// What samples are scored by; the plan says that its models are there.
@@ -77,11 +79,13 @@ impl ScoredModels {
 
     /// Takes the embeddings back out of such a table. With experts, `cluster` says whose they are.
     pub fn of_rows(run: &RunFolder, rows: &Rows, cluster: Option<u32>) -> Result<ScoredModels, Error> {
+        let precision = run.plan().select.precision;
         let mut models = Vec::new();
         for role in SCORED {
             let tower = |tower: &str| rows.embeddings_if_present(&format!("{role}_{tower}"));
             let (Some((images, _)), Some((captions, _))) = (tower("image"), tower("text")) else { continue };
-            models.push(ScoredModel { role, images, captions, loss: loss_in(run, role, cluster)? });
+            let loss = loss_in(run, role, cluster)?;
+            models.push(ScoredModel { role, images, captions, loss, precision });
         }
         Ok(ScoredModels(models))
     }
@@ -107,6 +111,7 @@ impl ScoredModels {
             images: model.images.gather(rows),
             captions: model.captions.gather(rows),
             loss: model.loss,
+            precision: model.precision,
         });
         ScoredModels(gathered.collect())
     }
@@ -187,7 +192,7 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
         let towers = match role {
             ModelRole::Reference if has_experts(plan) => {
                 let clusters = clusters.as_ref().expect("experts come with clusters");
-                Some(experts_rows(&embedded, &usable, clusters)?)
+                experts_rows(&embedded, &usable, clusters)
             }
             _ => embedded
                 .get(&role)
@@ -195,28 +200,34 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
                 .map(|(images, captions)| (images.gather(&usable), captions.gather(&usable))),
         };
         if let Some((images, captions)) = towers {
-            models.push(ScoredModel { role, images, captions, loss: loss_in(run, role, None)? });
+            let (loss, precision) = (loss_in(run, role, None)?, plan.select.precision);
+            models.push(ScoredModel { role, images, captions, loss, precision });
         }
     }
     Ok(UsableRows { samples: kept, clusters, models: ScoredModels(models), unusable, read })
 }
 
-/// Each sample's embeddings under the expert of its cluster.
+/// Each sample's embeddings under the expert of its cluster; none where an expert lacks a tower.
 fn experts_rows(
     embedded: &BTreeMap<ModelRole, EmbeddedRows>,
     rows: &[usize],
     clusters: &[u32],
-) -> Result<(Matrix, Matrix), Error> {
-    let mut towers: Option<(Matrix, Matrix)> = None;
-    for (&row, &cluster) in rows.iter().zip(clusters) {
-        let expert = embedded.get(&ModelRole::Expert(cluster)).and_then(EmbeddedRows::pairs);
-        let (images, captions) = expert.ok_or(Error::ExpertMissing { cluster })?;
-        let (all_images, all_captions) = towers
-            .get_or_insert_with(|| (Matrix::zeros(0, images.n_cols()), Matrix::zeros(0, captions.n_cols())));
-        all_images.push_row(images.row(row));
-        all_captions.push_row(captions.row(row));
+) -> Option<(Matrix, Matrix)> {
+    let mut experts: BTreeMap<u32, (&Matrix, &Matrix)> = BTreeMap::new();
+    for (role, embedded) in embedded {
+        if let ModelRole::Expert(cluster) = role {
+            experts.insert(*cluster, embedded.pairs()?);
+        }
     }
-    Ok(towers.unwrap_or_default())
+    // all experts are of one width, which a task without usable samples has too
+    let (images, captions) = experts.values().next().expect("only runs with experts ask");
+    let mut all = (Matrix::zeros(0, images.n_cols()), Matrix::zeros(0, captions.n_cols()));
+    for (&row, &cluster) in rows.iter().zip(clusters) {
+        let (images, captions) = experts[&cluster];
+        all.0.push_row(images.row(row));
+        all.1.push_row(captions.row(row));
+    }
+    Some(all)
 }
 
 /// The full models' embeddings of some samples of a task, in place of the cheaper models that stand for them: the rows of
@@ -244,6 +255,7 @@ pub fn read_full(
             images: images.gather(&positions),
             captions: captions.gather(&positions),
             loss: pair_loss(run, *full)?,
+            precision: run.plan().select.precision,
         });
     }
     Ok((rows, ScoredModels(models)))

@@ -10,28 +10,30 @@ use toml::Value;
 
 use crate::embed::{DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings};
 use crate::error::Error;
-use crate::read::{LabelSource, Limits, SampleKind};
+use crate::fold::NoBf16;
+use crate::read::{ColumnNames, LabelSource, Limits, ReadRules, SampleKind};
 use crate::runtime::Device;
 use crate::select::FilterRatio;
 
 mod models;
 mod divide;
 mod filter;
+mod draw;
 mod select;
 mod write;
 
 pub use divide::{DivideSettings, FitKind};
+pub use draw::{
+    ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw, Random,
+    Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
+};
 pub use filter::{
     AtLeast, AtMost, Best, ClipScoreFilter, DecontaminateFilter, EvaluationSet, Filter, FractionOf,
     JsonBound, Keep, MetadataFilter, NamedFilter, NegClipLossFilter, Norm, NormSimFilter, SemdedupFilter,
     ThresholdFilter,
 };
-pub use models::{ModelRole, ModelSettings, Models};
-pub use select::{
-    ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, OWN_COLUMNS, PassPool,
-    PoolDraw, Random, Ranking, ScoreKind, SelectSettings, SoftCap, SuperBatchDraw, SuperBatchMethod,
-    SuperBatches, Top,
-};
+pub use models::{ModelRole, ModelSettings, Models, PrecomputedSettings};
+pub use select::{OWN_COLUMNS, ScoreKind, SelectSettings};
 pub use write::{Order, ReportSettings, WriteSettings};
 
 /// Everything that a pipeline file can say, with the defaults for what it does not.
@@ -69,7 +71,8 @@ pub struct Settings {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReadSettings {
-    /// Shards of the pool: paths with braces (`{00000..00012}`) and globs.
+    /// Shards of the pool, tars or Parquet files: paths with braces (`{00000..00012}`) and globs, or `@` and a file with
+    /// such paths, a line each.
     pub shards: Vec<String>,
     /// Folder below which shard ids are paths; the longest common folder if absent.
     pub root: Option<PathBuf>,
@@ -79,6 +82,13 @@ pub struct ReadSettings {
     /// The field of the JSON member with a sample's label, a whole number; dots go into objects. Absent: labels are
     /// members `cls`.
     pub label_field: Option<String>,
+    /// Whether a Parquet file beside a tar, of the same name, adds what the tar does not say of its samples.
+    #[serde(default = "yes")]
+    pub sidecar: bool,
+    /// The column of Parquet shards with images; absent: the first of the usual names.
+    pub image_column: Option<String>,
+    /// The column of Parquet shards, and of files beside tars, with captions; absent: the first of the usual names.
+    pub caption_column: Option<String>,
     /// Shards in one task; absent: so many that there are at most 100,000 tasks.
     pub shards_per_task: Option<usize>,
     /// How many tasks' shards may be left out after their retries failed.
@@ -102,14 +112,23 @@ pub enum SampleContents {
     ImageText,
     ImageClass,
     Image,
+    /// Captions without images, whose embeddings are given.
+    Text,
 }
 
 impl ReadSettings {
+    /// How shards are read.
+    pub fn rules(&self) -> ReadRules {
+        let columns = ColumnNames { image: self.image_column.clone(), caption: self.caption_column.clone() };
+        ReadRules { kind: self.sample_kind(), limits: self.limits.clone(), columns }
+    }
+
     /// What a sample must have so that it is not rejected.
     pub fn sample_kind(&self) -> SampleKind {
         match (self.samples, &self.label_field) {
             (SampleContents::ImageText, _) => SampleKind::ImageText,
             (SampleContents::Image, _) => SampleKind::Image,
+            (SampleContents::Text, _) => SampleKind::Text,
             (SampleContents::ImageClass, None) => SampleKind::ImageClass(LabelSource::Member),
             (SampleContents::ImageClass, Some(field)) => {
                 SampleKind::ImageClass(LabelSource::JsonField(field.clone()))
@@ -150,6 +169,16 @@ pub enum EmbeddingDtype {
     F32,
 }
 
+impl EmbeddingDtype {
+    /// Of one value.
+    pub fn size_bytes(self) -> u64 {
+        match self {
+            EmbeddingDtype::F16 => 2,
+            EmbeddingDtype::F32 => 4,
+        }
+    }
+}
+
 /// Far above any use, and low enough that products of two sizes and a row's bytes cannot overflow.
 const SIZE_MAX: usize = 1 << 24;
 
@@ -180,6 +209,10 @@ impl ReadSettings {
     }
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn default_rejection_ratio_max_shard() -> f64 {
     0.5
 }
@@ -201,6 +234,8 @@ pub enum SettingsError {
     OutOfRange { key: String, value: String, must: &'static str },
     #[error("`{what}` needs `models.{model}`")]
     ModelMissing { what: String, model: ModelRole },
+    #[error("`models.{model}` {fault}")]
+    ModelSource { model: ModelRole, fault: &'static str },
     #[error("`models` names no model")]
     NoModel,
     #[error("{what} needs a `[divide]` table")]
@@ -214,7 +249,8 @@ pub enum SettingsError {
     #[error("`{column}` is no column that samples can be ranked by here")]
     NoSuchColumn { column: String },
     #[error(
-        "experts take the reference's place: they need super-batches within clusters and no `models.reference`"
+        "experts take the reference's place: they need super-batches within clusters, and no `models.reference` or \
+         full model beside them"
     )]
     Experts,
     #[error(
@@ -223,8 +259,12 @@ pub enum SettingsError {
     Passes { n_passes: usize, filter_ratio: FilterRatio },
     #[error("`read.label_field` needs `read.samples` = `image_class`")]
     NoLabels,
+    #[error("`select.precision` cannot be `bf16` here")]
+    Precision { source: NoBf16 },
     #[error("a quota over clusters needs super-batches within clusters")]
     Quota,
+    #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
+    NoExperts,
 }
 
 impl Settings {
@@ -266,6 +306,9 @@ impl Settings {
         if self.models.iter().next().is_none() {
             return Err(SettingsError::NoModel);
         }
+        for (role, model) in self.models.iter() {
+            model.check(role)?;
+        }
         if let Some(divide) = &self.divide {
             divide.check(&self.models)?;
         }
@@ -277,7 +320,7 @@ impl Settings {
                 return Err(SettingsError::ModelMissing { what: role.to_string(), model });
             }
         }
-        self.write.check()?;
+        self.write.check(&self.models, self.divide.is_some())?;
         self.report.check()?;
         self.select.check(&self.models, self.divide.is_some())?;
         Ok(self)
@@ -390,9 +433,19 @@ mod tests {
                 .contains("super_batch_size")
         );
         assert!(message(PIPELINE, &["divide.n_clusters=9223372036854775807"]).contains("n_clusters"));
+        for levels in ["[10]", "[4, 4]", "[3, 5]", "[4, 0]"] {
+            let levels = format!("divide.parent_levels={levels}");
+            assert!(message(PIPELINE, &[&levels]).contains("`divide.parent_levels`"));
+        }
         assert!(message(PIPELINE, &["threads=100000"]).contains("threads"));
         assert!(message(PIPELINE, &["read.label_field=label"]).contains("image_class"));
         assert!(message(PIPELINE, &["read.rejection_ratio_max=2"]).contains("read.rejection_ratio_max"));
+        assert!(
+            message(PIPELINE, &["write.distil=true"]).contains("`write.distil` needs a `[divide]` table")
+        );
+        let no_reference = PIPELINE.replace("[models.reference]", "[models.base]");
+        let of_learner = ["divide.model=learner", "select.step.0.score=hard_learner", "write.distil=true"];
+        assert!(message(&no_reference, &of_learner).contains("`write.distil` needs `models.reference`"));
         assert!(message(PIPELINE, &["select.step=[]"]).contains("0 steps"));
         let no_learner = PIPELINE.replace("[models.learner]\n        folder = \"l\"", "");
         assert!(message(&no_learner, &[]).contains("`models.learner`"));

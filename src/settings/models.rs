@@ -7,7 +7,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::embed::image::JpegDecoding;
 use crate::embed::{ModelChoice, Variant};
+
+use super::SettingsError;
 
 /// What a model is for; its name in a pipeline file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -140,22 +143,76 @@ impl<T> FromIterator<(ModelRole, T)> for Models<T> {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSettings {
-    /// A folder as Hugging Face exports it, with an optional `model.toml`.
+    /// A folder as Hugging Face exports it, with an optional `model.toml`; empty where embeddings are given.
+    #[serde(default)]
     pub folder: PathBuf,
+    /// Embeddings that were made before, in place of a folder.
+    pub precomputed: Option<PrecomputedSettings>,
     /// Which export of the graphs: `default`, `fp16`, `bf16`, `quantized`, `int8`, `uint8`, `q4`, `q4f16` or `bnb4`.
     #[serde(default)]
     pub variant: Variant,
     /// Width and height of the image tensor, for a graph that takes any: a cheaper look at the same pictures.
     pub image_size_px: Option<u32>,
+    /// How JPEGs are decoded that are much larger than the model wants: `exact`, or `scaled`, which is faster.
+    #[serde(default)]
+    pub jpeg_decoding: JpegDecoding,
     /// Whether logit scale and bias are fitted to the pool by the sigmoid loss, and not taken from the folder.
     #[serde(default)]
     pub calibrate: bool,
 }
 
+/// Embeddings that were made before: files with a row for each sample, one file for each shard of the pool, in the order
+/// of their names.
+///
+/// ```toml
+/// # clip-retrieval
+/// precomputed = { image = "emb/img_emb/*.npy", text = "emb/text_emb/*.npy", logit_scale = 100.0 }
+/// # DataComp
+/// precomputed = { npz = "metadata/*.npz", image = "l14_img", text = "l14_txt", logit_scale = 100.0 }
+/// ```
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrecomputedSettings {
+    /// Archives with the arrays of both towers; absent: each tower has files of its own.
+    pub npz: Option<String>,
+    /// Image embeddings: a pattern of `.npy` files, or the name of an array in the archives.
+    pub image: Option<String>,
+    /// Caption embeddings, likewise.
+    pub text: Option<String>,
+    /// Linear, not its logarithm.
+    pub logit_scale: Option<f64>,
+    /// SigLIP's sign: about −10 when training begins.
+    pub logit_bias: Option<f64>,
+}
+
 impl ModelSettings {
+    /// Whether it says of one thing where embeddings come from.
+    pub(super) fn check(&self, role: ModelRole) -> Result<(), SettingsError> {
+        let has_folder = !self.folder.as_os_str().is_empty();
+        let fault = match &self.precomputed {
+            None if !has_folder => "needs a `folder`, or `precomputed` embeddings",
+            Some(_) if has_folder => "has a `folder` and `precomputed` embeddings, but can have only one",
+            Some(given) if given.image.is_none() && given.text.is_none() => {
+                "has `precomputed` embeddings neither of images nor of captions"
+            }
+            Some(given) if given.logit_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) => {
+                "has a `precomputed.logit_scale` that is not above 0"
+            }
+            Some(given) if given.logit_bias.is_some_and(|bias| !bias.is_finite()) => {
+                "has a `precomputed.logit_bias` that is no number"
+            }
+            _ => return Ok(()),
+        };
+        Err(SettingsError::ModelSource { model: role, fault })
+    }
+
     /// What of the folder is taken.
     pub fn choice(&self) -> ModelChoice {
-        ModelChoice { variant: self.variant, image_size_px: self.image_size_px }
+        ModelChoice {
+            variant: self.variant,
+            image_size_px: self.image_size_px,
+            jpeg_decoding: self.jpeg_decoding,
+        }
     }
 }
 

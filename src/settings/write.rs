@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{SettingsError, out_of_range};
+use super::{ModelRole, ModelSettings, Models, SettingsError, out_of_range};
 
 /// An output shard is in memory while it is written.
 const SHARD_BYTES_MAX: u64 = 1 << 30;
@@ -18,8 +18,9 @@ pub struct WriteSettings {
     pub order: Order,
     /// Whether the original image bytes are written.
     pub images: bool,
-    /// Whether each kept sample's image embeddings under the base model and under its cluster's expert are written,
-    /// as targets of distillation.
+    /// Whether each kept sample's image embeddings under the base model (`divide.model`) and under its cluster's expert
+    /// (`models.expert_N`, else `models.reference`) are written, as `base_embedding` and `expert_embedding`: what
+    /// distillation predicts of every image (Divide and Contrast, arXiv:2105.08054).
     pub distil: bool,
 }
 
@@ -46,12 +47,22 @@ impl Default for WriteSettings {
 }
 
 impl WriteSettings {
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(
+        &self,
+        models: &Models<ModelSettings>,
+        has_clusters: bool,
+    ) -> Result<(), SettingsError> {
         if self.row_group_bytes_max == 0 {
             return Err(out_of_range("write.row_group_bytes_max", 0, "at least 1"));
         }
         if !(1..=SHARD_BYTES_MAX).contains(&self.shard_bytes) {
             return Err(out_of_range("write.shard_bytes", self.shard_bytes, "between 1 byte and 1 GiB"));
+        }
+        if self.distil && !has_clusters {
+            return Err(SettingsError::NoClusters { what: "`write.distil`" });
+        }
+        if self.distil && models.experts().next().is_none() && !models.has(ModelRole::Reference) {
+            return Err(SettingsError::NoExperts);
         }
         Ok(())
     }

@@ -14,8 +14,9 @@ use crate::select::table_metadata;
 use crate::storage::FileRecord;
 use crate::table::{self, Rows};
 
+use super::distil::TARGETS;
 use super::gather::{POSITION, without_position};
-use super::output_plan::{OutputPlan, ROW_BYTES};
+use super::output_plan::{OutputPlan, row_bytes};
 
 /// What tells Hugging Face `datasets` that the column is an image and not a struct.
 const HUGGING_FACE_FEATURES: &str = r#"{"info": {"features": {"image": {"_type": "Image"}}}}"#;
@@ -63,7 +64,15 @@ fn write(
         description.push(("huggingface", HUGGING_FACE_FEATURES.to_owned()));
     }
     let image = ColumnPath::new(vec!["image".to_owned(), "bytes".to_owned()]);
-    let properties = table::properties()
+    let mut properties = table::properties();
+    for target in TARGETS {
+        // f16 by streams of bytes is what DuckDB cannot read
+        let values = ColumnPath::new([target, "list", "item"].map(str::to_owned).to_vec());
+        properties = properties
+            .set_column_encoding(values.clone(), Encoding::PLAIN)
+            .set_column_dictionary_enabled(values, false);
+    }
+    let properties = properties
         .set_key_value_metadata(Some(table::key_values(&description)))
         // images are compressed already
         .set_column_encoding(image.clone(), Encoding::PLAIN)
@@ -79,7 +88,7 @@ fn write(
     let parquet_error = |source| Error::WriteParquet { path: storage.path(name), source };
     let mut writer = ArrowWriter::try_new(storage.create(name)?, batches[0].schema(), Some(properties))
         .map_err(parquet_error)?;
-    for group in row_groups(&batches, order, run.plan().write.row_group_bytes_max) {
+    for group in row_groups(&batches, order, row_bytes(run.plan()), run.plan().write.row_group_bytes_max) {
         let rows: Vec<(usize, usize)> = group.iter().map(|&(_, batch_idx, row)| (batch_idx, row)).collect();
         let rows = interleave_record_batch(&batches, &rows).map_err(|error| parquet_error(error.into()))?;
         writer.write(&rows).map_err(parquet_error)?;
@@ -92,6 +101,7 @@ fn write(
 fn row_groups<'o>(
     batches: &[&RecordBatch],
     order: &'o [(u64, usize, usize)],
+    row_bytes: u64,
     bytes_max: u64,
 ) -> Vec<&'o [(u64, usize, usize)]> {
     let images = batches.iter().map(|batch| {
@@ -101,7 +111,7 @@ fn row_groups<'o>(
     let mut groups = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (position, &(_, batch_idx, row)) in order.iter().enumerate() {
-        let row_bytes = ROW_BYTES + images[batch_idx].map_or(0, |images| images.value_length(row) as u64);
+        let row_bytes = row_bytes + images[batch_idx].map_or(0, |images| images.value_length(row) as u64);
         if position > start && bytes + row_bytes > bytes_max {
             groups.push(&order[start..position]);
             (start, bytes) = (position, 0);

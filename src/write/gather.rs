@@ -14,8 +14,11 @@ use crate::read::ReadSample;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::select::VerdictCounts;
+use crate::settings::SampleContents;
+use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
+use super::distil;
 use super::output_plan::OutputPlan;
 
 /// The column by which rows are sorted in the output; it is in no curated shard.
@@ -42,12 +45,15 @@ pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), 
     let samples_marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
     let samples = table::read(run.storage(&run.samples()), samples_marker.file(), &[])?;
 
-    let kept = kept_rows(run, outputs, task, &verdicts, &samples)?;
+    let mut read = vec![select_marker.file().clone(), samples_marker.file().clone()];
+    let kept = kept_rows(run, outputs, task, &verdicts, &samples, &mut read)?;
     let stage = run.write("write.gather");
     let schema = with_images(&kept.slice(0, 0), &[]).schema();
     let schema = if run.plan().write.images { schema } else { kept.schema() };
     let mut writer = ExchangeWriter::new(run.run(), &exchange::file_name(&stage, task), schema)?;
-    if run.plan().write.images {
+    if run.plan().write.images && run.plan().read.samples == SampleContents::Text {
+        push(outputs, &with_images(&kept, &[]), &mut writer)?;
+    } else if run.plan().write.images {
         push_with_images(run, outputs, task, &kept, &mut writer)?;
     } else {
         push(outputs, &kept, &mut writer)?;
@@ -55,7 +61,6 @@ pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), 
     let written = writer.finish()?;
     let counts = GatherCounts { kept: kept.num_rows() as u64, index: written.index };
     assert_eq!(counts.kept, select_marker.counts.kept, "every kept sample of task {task} is gathered");
-    let read = vec![select_marker.file().clone(), samples_marker.file().clone()];
     run.commit(&stage, task, Done::new(vec![written.file], read, counts))?;
     Ok(())
 }
@@ -67,6 +72,7 @@ fn kept_rows(
     task: usize,
     verdicts: &RecordBatch,
     samples: &RecordBatch,
+    read: &mut Vec<FileRecord>,
 ) -> Result<RecordBatch, Error> {
     let positions = outputs.positions(run, task, verdicts)?;
     let is_kept: BooleanArray = positions.iter().map(|position| Some(position.is_some())).collect();
@@ -85,6 +91,9 @@ fn kept_rows(
     for name in SAMPLE_COLUMNS {
         let column = samples.column_by_name(name).expect("`samples/` has these columns");
         columns.array(name, take(column, &order, None).expect("the rows are there"));
+    }
+    if run.plan().write.distil {
+        distil::add_targets(run, task, &kept, &mut columns, read)?;
     }
     columns.u64(POSITION, positions.into_iter().flatten().map(Some));
     Ok(columns.build())
@@ -138,15 +147,20 @@ fn push_with_images(
     push(outputs, &with_images(&rows, &images), writer)
 }
 
-/// Adds the `image` column as Hugging Face's `Image` feature reads it: a struct of bytes and path.
+/// Adds the `image` column as Hugging Face's `Image` feature reads it: a struct of bytes and path; null in every row
+/// where there are no images.
 fn with_images(rows: &RecordBatch, images: &[(Vec<u8>, String)]) -> RecordBatch {
     let fields = Fields::from(vec![
         Field::new("bytes", DataType::Binary, true),
         Field::new("path", DataType::Utf8, true),
     ]);
-    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(bytes, _)| bytes)));
-    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(_, path)| path)));
-    let image: ArrayRef = Arc::new(StructArray::new(fields, vec![bytes, paths], None));
+    let image: ArrayRef = if images.is_empty() {
+        Arc::new(StructArray::new_null(fields, rows.num_rows()))
+    } else {
+        let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(bytes, _)| bytes)));
+        let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(_, path)| path)));
+        Arc::new(StructArray::new(fields, vec![bytes, paths], None))
+    };
     let mut columns = Columns::default();
     for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
         columns.array(field.name(), column.clone());

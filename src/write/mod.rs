@@ -7,6 +7,7 @@
 //! ```
 
 mod output_plan;
+mod distil;
 mod gather;
 mod curated;
 mod stats;
@@ -19,6 +20,7 @@ use crate::exchange::{self, FILES_PER_LEVEL_MAX};
 use crate::executor::Executor;
 use crate::run_folder::RunFolder;
 
+pub use distil::{TARGETS, target_bytes};
 pub use gather::GatherCounts;
 pub use output_plan::{OutputPlan, OutputShard};
 pub use stats::{Distribution, ShardStats, score_columns};

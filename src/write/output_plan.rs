@@ -5,13 +5,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::embed::{SamplesCounts, complete_tasks};
 use crate::error::Error;
+use crate::plan::Plan;
 use crate::run_folder::RunFolder;
 use crate::select::{DrawCounts, DrawPlans, Verdict, VerdictCounts};
 use crate::settings::Order;
 use crate::table::Rows;
 
+use super::distil::target_bytes;
+
 /// What a row holds beside its image: caption, JSON and numbers, about.
-pub const ROW_BYTES: u64 = 1024;
+const ROW_BYTES: u64 = 1024;
+
+/// What a row of the run's output holds beside its image.
+pub fn row_bytes(plan: &Plan) -> u64 {
+    ROW_BYTES + target_bytes(plan)
+}
 
 /// Which kept samples are in which output shard. A kept sample's **position** is its place in the whole output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +97,7 @@ pub fn plan_outputs(run: &RunFolder, tasks: &[usize]) -> Result<OutputPlan, Erro
         }
         let settings = &run.plan().write;
         let mean_bytes = if settings.images { image_bytes / n_samples.max(1) } else { 0 };
-        let rows_max = (settings.shard_bytes / (mean_bytes + ROW_BYTES)).max(1);
+        let rows_max = (settings.shard_bytes / (mean_bytes + row_bytes(run.plan()))).max(1);
         // without super-batches there is no order but that of the shards
         let by_super_batch = match (settings.order, run.plan().select.draw.deal()) {
             (Order::SubBatch, Some(deal)) => Some(deal.n_passes),

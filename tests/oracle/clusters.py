@@ -212,6 +212,53 @@ def shares():
     return trees, quotas
 
 
+# density-based pruning: the projection by the piecewise linear function's own corners
+
+
+def density(seed, sizes, n_kept, temperature, n_neighbours):
+    shape = dict(seed=seed, n=len(sizes), d=6, n_concepts=4, spread=5)
+    centroids = unit(points(**shape))
+    mean_distances = [(mixed(seed * 1000 + i) % 512) / 1024 for i in range(len(sizes))]
+    filled = [c for c in range(len(sizes)) if sizes[c]]
+    distances = 1 - centroids @ centroids.T
+    complexity = []
+    for c in filled:
+        near = sorted(distances[c, o] for o in filled if o != c)[:n_neighbours]
+        complexity.append(np.mean(near) * mean_distances[c])
+    p = np.exp((np.array(complexity) - max(complexity)) / temperature)
+    wanted = n_kept * p / p.sum()
+    caps = np.array([sizes[c] for c in filled], dtype=float)
+    sum_at = lambda shift: np.clip(wanted + shift, 0, caps).sum()
+    corners = sorted(np.concatenate([-wanted, caps - wanted]))
+    above = next(i for i, corner in enumerate(corners) if sum_at(corner) >= n_kept)
+    left, right = corners[above - 1], corners[above]
+    share = (n_kept - sum_at(left)) / (sum_at(right) - sum_at(left))
+    quotas = np.clip(wanted + left + share * (right - left), 0, caps)
+    assert abs(quotas.sum() - n_kept) < 1e-6
+    counts = np.floor(quotas + 1e-9).astype(int)
+    remainders = quotas - counts
+    order = sorted(range(len(filled)), key=lambda c: -remainders[c])
+    n_left = n_kept - counts.sum()
+    assert n_left == 0 or remainders[order[n_left - 1]] - remainders[order[n_left]] > 2e-3, "a tie"
+    counts[order[:n_left]] += 1
+    full = [0] * len(sizes)
+    for c, count in zip(filled, counts):
+        full[c] = int(count)
+    return dict(
+        points=shape, mean_distances=mean_distances, sizes=sizes, n_kept=n_kept, temperature=temperature,
+        n_neighbours=n_neighbours, counts=full,
+    )
+
+
+def densities():
+    found = []
+    for seed in range(4):
+        sizes = [mixed(seed * 77 + i) % 300 if i % 5 else 0 for i in range(35)]
+        for fraction, temperature, n_neighbours in [(0.1, 0.1, 20), (0.5, 0.05, 3), (0.9, 0.1, 5)]:
+            found.append(density(50 + 2 * seed, sizes, int(sum(sizes) * fraction), temperature, n_neighbours))
+    return found
+
+
 # closeness to targets
 
 
@@ -236,6 +283,7 @@ def main():
         semdedup=[semdedup(0.05), semdedup(0.2)],
         balanced=trees,
         quotas=quotas,
+        density=densities(),
         closeness=[closeness(20), closeness(700)],
     )
     path = Path(__file__).parent.parent / "golden" / "clusters.json"

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{Float16Type, UInt64Type};
+use arrow::datatypes::{Float16Type, Float32Type, UInt64Type};
 use assert_cmd::assert::OutputAssertExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
@@ -217,6 +217,16 @@ pub fn embeddings(rows: &RecordBatch, column: &str) -> Vec<Vec<f64>> {
     let values = |row: usize| {
         let row = lists.value(row);
         row.as_primitive::<Float16Type>().values().iter().map(|value| value.to_f64()).collect()
+    };
+    (0..lists.len()).map(values).collect()
+}
+
+/// A column of `FixedSizeList<f32>`, a vector a row.
+pub fn embeddings_f32(rows: &RecordBatch, column: &str) -> Vec<Vec<f64>> {
+    let lists = rows.column_by_name(column).unwrap().as_fixed_size_list();
+    let values = |row: usize| {
+        let row = lists.value(row);
+        row.as_primitive::<Float32Type>().values().iter().map(|value| f64::from(*value)).collect()
     };
     (0..lists.len()).map(values).collect()
 }

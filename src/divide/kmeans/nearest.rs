@@ -3,7 +3,7 @@
 use multiversion::multiversion;
 
 use crate::matrix::{Matrix, inverse_length};
-use crate::tile::{TILE, Tile, map_strips, ranges};
+use crate::tile::{TILE, Tile, map_strips, tall_ranges};
 
 /// A sample's place among the centroids.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,7 +25,7 @@ pub fn assign(points: &Matrix, centroids: &Matrix) -> Vec<Assignment> {
     assert!(centroids.n_rows() > 0, "no centroid to assign to");
     let strips = map_strips(points.n_rows(), |tile: &mut Tile, strip| {
         let mut nearest = Nearest::default();
-        for range in ranges(centroids.n_rows()) {
+        for range in tall_ranges(centroids.n_rows()) {
             tile.fill(centroids, range.clone(), points, strip.clone());
             see_centroids(&mut nearest, tile, range.start);
         }

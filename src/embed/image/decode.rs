@@ -9,7 +9,7 @@ use std::io::Cursor;
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage, guess_format};
 
-use super::{gif, jpeg};
+use super::{Preprocessing, gif, jpeg};
 use crate::read::Limits;
 use crate::rejection::Rejection;
 
@@ -50,6 +50,57 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
         _ => decode_format(bytes, format, limits.image_pixels_max),
     });
     decoded.unwrap_or(Err(Rejection::UndecodableImage))
+}
+
+/// An image, decoded once for each reduction that some preprocessing asks for.
+pub struct Decoded {
+    /// Before any reduction, in pixels.
+    pub width: u32,
+    pub height: u32,
+    /// With the reduction, which [`Preprocessing::reduction`] gives.
+    images: Vec<(u32, RgbImage)>,
+}
+
+impl Decoded {
+    /// Decodes an image for these preprocessings; once if there are none.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`]'s.
+    pub fn new(
+        bytes: &[u8],
+        limits: &Limits,
+        preprocessings: &[Preprocessing],
+    ) -> Result<Decoded, Rejection> {
+        let size = if bytes.starts_with(&[0xff, 0xd8, 0xff]) { jpeg::size(bytes) } else { None };
+        let mut reductions: Vec<u32> = match size {
+            Some((width, height)) => {
+                preprocessings.iter().map(|rule| rule.reduction(width, height)).collect()
+            }
+            None => Vec::new(),
+        };
+        reductions.sort_unstable();
+        reductions.dedup();
+        let (Some((width, height)), [_, ..]) = (size, &reductions[..]) else {
+            let image = decode(bytes, limits)?;
+            return Ok(Decoded { width: image.width(), height: image.height(), images: vec![(1, image)] });
+        };
+        let decode_at =
+            |reduction| Ok((reduction, jpeg::decode_reduced(bytes, limits.image_pixels_max, reduction)?));
+        Ok(Decoded {
+            width,
+            height,
+            images: reductions.into_iter().map(decode_at).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The image that a preprocessing takes.
+    pub fn image_for(&self, rule: &Preprocessing) -> &RgbImage {
+        let reduction = rule.reduction(self.width, self.height);
+        let image = self.images.iter().find(|(of, _)| *of == reduction);
+        // only a JPEG is reduced
+        &image.unwrap_or(&self.images[0]).1
+    }
 }
 
 fn decode_format(bytes: &[u8], format: ImageFormat, pixels_max: u64) -> Result<RgbImage, Rejection> {

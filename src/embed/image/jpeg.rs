@@ -21,11 +21,26 @@ const SCANS_MAX: c_int = 500;
 /// A file without its end marker is refused. So does Pillow, but for the few files whose last pixels happen
 /// to be decoded before its decoder asks for more bytes.
 pub(super) fn decode(bytes: &[u8], pixels_max: u64) -> Result<RgbImage, Rejection> {
+    decode_reduced(bytes, pixels_max, 1)
+}
+
+/// Width and height that the header states, if it can be read.
+pub(super) fn size(bytes: &[u8]) -> Option<(u32, u32)> {
+    Decoder::new().read_header(bytes)
+}
+
+/// [`decode`] at one `reduction`th (1, 2, 4 or 8) of the size, both sides rounded up: each block of 8×8 coefficients is
+/// transformed to fewer pixels.
+pub(super) fn decode_reduced(bytes: &[u8], pixels_max: u64, reduction: u32) -> Result<RgbImage, Rejection> {
     let decoder = Decoder::new();
     let (width, height) = decoder.read_header(bytes).ok_or(Rejection::UndecodableImage)?;
     if u64::from(width) * u64::from(height) > pixels_max {
         return Err(Rejection::ImageTooLarge);
     }
+    if reduction > 1 {
+        decoder.reduce(reduction);
+    }
+    let (width, height) = (width.div_ceil(reduction), height.div_ceil(reduction));
     let pixels = match decoder.colorspace() {
         raw::TJCS_TJCS_CMYK | raw::TJCS_TJCS_YCCK => {
             rgb_from_inverted_cmyk(&decoder.pixels(bytes, width, height, raw::TJPF_TJPF_CMYK, 4)?)
@@ -66,7 +81,17 @@ impl Decoder {
         self.get(raw::TJPARAM_TJPARAM_COLORSPACE) as raw::TJCS
     }
 
-    /// Interleaved pixels, of a header that was just read.
+    /// Makes what is decoded smaller.
+    fn reduce(&self, reduction: u32) {
+        assert!(matches!(reduction, 2 | 4 | 8), "a reduction that the library has");
+        let factor = raw::tjscalingfactor { num: 1, denom: reduction as c_int };
+        // SAFETY: the handle is live; the factor is one of those that the library offers.
+        let status = unsafe { raw::tj3SetScalingFactor(self.0, factor) };
+        assert_eq!(status, 0, "libjpeg-turbo scales by ½, ¼ and ⅛");
+    }
+
+    /// Interleaved pixels, of a header that was just read. `width` and `height` are those after scaling, as the
+    /// library computes them: rounded up.
     fn pixels(
         &self,
         bytes: &[u8],
@@ -78,7 +103,8 @@ impl Decoder {
         let mut pixels = vec![0u8; width as usize * height as usize * n_channels];
         // SAFETY: the handle is live; the input is one slice, which is only read; the output has width ·
         // height · n_channels bytes, which is what the library writes for this format with pitch 0, since it
-        // parses the same bytes to the same width and height and no scaling or cropping is set.
+        // parses the same bytes to the same width and height, scaled by the same factor and rounded up, and no
+        // cropping is set.
         let status = unsafe {
             raw::tj3Decompress8(
                 self.0,

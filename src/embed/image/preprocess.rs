@@ -15,6 +15,26 @@ pub struct Preprocessing {
     /// Of red, green and blue, after rescaling.
     pub mean: [f64; 3],
     pub std: [f64; 3],
+    #[serde(default, skip_serializing_if = "JpegDecoding::is_exact")]
+    pub jpeg_decoding: JpegDecoding,
+}
+
+/// How a JPEG that is much larger than the model wants is decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JpegDecoding {
+    /// Every pixel, as Pillow does.
+    #[default]
+    Exact,
+    /// At ½, ¼ or ⅛ of its size, straight from the coefficients, where both sides stay at least twice what they are
+    /// resized to. Pixels differ, embeddings hardly do.
+    Scaled,
+}
+
+impl JpegDecoding {
+    fn is_exact(&self) -> bool {
+        *self == JpegDecoding::Exact
+    }
 }
 
 /// The rule by which an image gets the model's size, in pixels.
@@ -23,6 +43,8 @@ pub struct Preprocessing {
 pub enum Resize {
     /// To this size, whatever the shape (SigLIP).
     Squash { width: u32, height: u32 },
+    /// To a size, whatever the shape, then the centre (DeiT, BEiT).
+    SquashThenCrop { width: u32, height: u32, crop_width: u32, crop_height: u32 },
     /// The shorter side to `side`, then the centre (CLIP); black where the crop is larger than the image.
     ShortestSide { side: u32, crop_width: u32, crop_height: u32 },
     /// So that it just fits into this size, in the middle of a field of one colour (open_clip's `longest`).
@@ -34,9 +56,26 @@ impl Preprocessing {
     pub fn size(&self) -> (u32, u32) {
         match self.resize {
             Resize::Squash { width, height } => (width, height),
-            Resize::ShortestSide { crop_width, crop_height, .. } => (crop_width, crop_height),
+            Resize::SquashThenCrop { crop_width, crop_height, .. }
+            | Resize::ShortestSide { crop_width, crop_height, .. } => (crop_width, crop_height),
             Resize::LongestSide { width, height, .. } => (width, height),
         }
+    }
+
+    /// By how much a JPEG of this size may be reduced while it is decoded: 1, 2, 4 or 8.
+    ///
+    /// Only where both sides are multiples of it: the last pixel of another size would stand for a part of a pixel, and
+    /// the whole picture be stretched a little.
+    pub fn reduction(&self, width: u32, height: u32) -> u32 {
+        if self.jpeg_decoding.is_exact() {
+            return 1;
+        }
+        let placed = self.resize.place(width, height);
+        let is_large = |reduction: &u32| {
+            let is_whole = width.is_multiple_of(*reduction) && height.is_multiple_of(*reduction);
+            is_whole && width / reduction >= 2 * placed.width && height / reduction >= 2 * placed.height
+        };
+        [8, 4, 2].into_iter().find(is_large).unwrap_or(1)
     }
 
     /// Length of one image's tensor, `3 · height · width`.
@@ -112,6 +151,10 @@ impl Resize {
         match self {
             Resize::Squash { width, height } => {
                 let (columns, rows) = (Span::whole(width, 0), Span::whole(height, 0));
+                Placed { width, height, columns, rows, fill: [0; 3] }
+            }
+            Resize::SquashThenCrop { width, height, crop_width, crop_height } => {
+                let (columns, rows) = (Span::centre(width, crop_width), Span::centre(height, crop_height));
                 Placed { width, height, columns, rows, fill: [0; 3] }
             }
             Resize::ShortestSide { side, crop_width, crop_height } => {

@@ -135,6 +135,7 @@ fn tensors_equal_transformers() {
             rescale_factor: 1.0 / 255.0,
             mean: [0.48145466, 0.4578275, 0.40821073],
             std: [0.26862954, 0.26130258, 0.27577711],
+            jpeg_decoding: Default::default(),
         };
         let mut out = vec![f32::NAN; preprocessing.n_values()];
         preprocess(&sources[row.source.as_str()], &preprocessing, &mut out);
@@ -180,6 +181,7 @@ fn a_squashed_tensor_by_hand() {
         rescale_factor: 1.0 / 255.0,
         mean: [0.5; 3],
         std: [0.5; 3],
+        jpeg_decoding: Default::default(),
     };
     let mut out = [0.0; 6];
     preprocess(&image, &preprocessing, &mut out);

@@ -42,6 +42,7 @@ fn describe_text(side: &TextSide) -> Value {
     json!({
         "input": side.input,
         "output": side.output,
+        "pooling": side.pooling,
         "preparation": side.preparation,
         "tokenizer": blake3::hash(&side.tokenizer).to_hex().as_str(),
     })

@@ -46,8 +46,8 @@ pub enum ModelError {
     NoOutput { graph: PathBuf, wanted: Vec<String>, offered: Vec<String> },
     #[error("input `{input}` of graph `{graph}` takes {takes}, not {given}")]
     InputShape { graph: PathBuf, input: String, takes: String, given: String },
-    #[error("output `{output}` of graph `{graph}` has shape {shape:?}, not [samples, width]")]
-    OutputShape { graph: PathBuf, output: String, shape: Vec<i64> },
+    #[error("output `{output}` of graph `{graph}` has shape {shape:?}, not {wanted}")]
+    OutputShape { graph: PathBuf, output: String, shape: Vec<i64>, wanted: &'static str },
     #[error("graph `{graph}` cannot embed a batch of two")]
     DryRun { graph: PathBuf, source: ort::Error },
     #[error("the image tower gives embeddings of width {image}, the text tower of width {text}")]
@@ -70,12 +70,27 @@ impl ModelError {
                     .to_owned()
             }
             ModelError::NoInput { .. } => "name it in `model.toml`: `image_input`, `text_input`".to_owned(),
+            ModelError::OutputShape { shape, .. } if shape.len() == 3 => {
+                "name the output with one embedding a sample in `model.toml`: `image_output`, `text_output`; or state how \
+                 the vectors of a caption's tokens become one: `text_pooling = \"mean\"`, \"cls\" or \"last\""
+                    .to_owned()
+            }
+            ModelError::Unsupported { setting: "image processor", .. } => {
+                "if the preprocessing comes to a resize, a crop and a normalisation, state them in `model.toml`, and take \
+                 `preprocessor_config.json` out of the folder"
+                    .to_owned()
+            }
+            ModelError::Unsupported { setting: "text pooling" | "module of sentence-transformers", .. } => {
+                "export the whole model, so that the graph has an output `sentence_embedding`; or state `text_pooling` in \
+                 `model.toml`"
+                    .to_owned()
+            }
             ModelError::NoOutput { .. } | ModelError::OutputShape { .. } => {
                 "name the output with one embedding a sample in `model.toml`: `image_output`, `text_output`".to_owned()
             }
             ModelError::InputShape { .. } => {
-                "state the graph's own size: `image_size` in `model.toml`, and no `image_size_px` in the pipeline file; a \
-                 graph that is exported with dynamic height and width takes any"
+                "state the graph's own size: `image_size` or `context_length` in `model.toml`, and no `image_size_px` in the \
+                 pipeline file; a graph that is exported with dynamic axes takes any"
                     .to_owned()
             }
             ModelError::DryRun { .. } => {

@@ -189,7 +189,7 @@ pub(super) fn external_paths(
 }
 
 /// A file's name, if it goes down from where it stands and nowhere else.
-fn inside<'a>(name: &'a str, named_by: &str) -> Result<&'a Path, ModelError> {
+pub(super) fn inside<'a>(name: &'a str, named_by: &str) -> Result<&'a Path, ModelError> {
     let path = Path::new(name);
     let is_inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
     if !name.is_empty() && path.components().all(is_inside) {

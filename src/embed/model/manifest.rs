@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::error::ModelError;
 use super::folder::read_file;
 use super::kind::ModelKind;
+use super::pooling::TextPooling;
 use crate::embed::image::Resample;
 
 /// The manifest's file name.
@@ -32,6 +33,7 @@ pub(super) const MANIFEST: &str = "model.toml";
 /// text_graph = "onnx/text_model.onnx"
 /// text_input = "input_ids"
 /// text_output = "text_embeds"
+/// text_pooling = "mean"          # or "cls", "last": of a graph that gives a vector a token
 /// context_length = 64
 /// pad_token = "</s>"
 /// lower_case = true
@@ -58,6 +60,7 @@ pub(super) struct Manifest {
     pub text_graph: Option<String>,
     pub text_input: Option<String>,
     pub text_output: Option<String>,
+    pub text_pooling: Option<TextPooling>,
     pub context_length: Option<u64>,
     pub pad_token: Option<String>,
     pub lower_case: Option<bool>,

@@ -11,6 +11,7 @@ mod variant;
 mod manifest;
 mod folder;
 mod preprocessor;
+mod pooling;
 mod logits;
 mod digest;
 
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::image::Preprocessing;
+use super::image::{JpegDecoding, Preprocessing};
 use crate::error::Error;
 use folder::{GraphPaths, external_paths, find_graphs, read_file, read_graph, read_json};
 use manifest::Manifest;
@@ -27,6 +28,7 @@ use manifest::Manifest;
 pub use error::ModelError;
 pub use kind::ModelKind;
 pub use logits::{LogitBias, LogitScale, Sourced, StatedLogits};
+pub use pooling::TextPooling;
 pub use variant::Variant;
 
 /// What of a model folder is taken, where it offers a choice.
@@ -35,6 +37,7 @@ pub struct ModelChoice {
     pub variant: Variant,
     /// Width and height of the image tensor, in place of what the folder states.
     pub image_size_px: Option<u32>,
+    pub jpeg_decoding: JpegDecoding,
 }
 
 /// How images come into a graph, and what comes out.
@@ -57,6 +60,8 @@ pub struct TextSide {
     pub tokenizer: Vec<u8>,
     pub input: Option<String>,
     pub output: Option<String>,
+    /// None where the graph gives one vector a caption.
+    pub pooling: Option<TextPooling>,
 }
 
 /// What is done to a caption before its `tokenizer.json` takes it, special tokens in it left alone.
@@ -169,7 +174,7 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
     }
     let manifest = Manifest::read(folder)?;
     let config = read_json(&folder.join("config.json"))?.unwrap_or(Value::Null);
-    let image = |graph| image_side(folder, &manifest, choice.image_size_px, graph);
+    let image = |graph| image_side(folder, &manifest, choice, graph);
     let text = |graph| text_side(folder, &manifest, &config, graph);
     let parts = match find_graphs(folder, choice.variant, &manifest, &config)? {
         GraphPaths::Pair { image: image_graph, text: text_graph } => {
@@ -211,13 +216,19 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
 fn image_side(
     folder: &Path,
     manifest: &Manifest,
-    image_size_px: Option<u32>,
+    choice: ModelChoice,
     graph: PathBuf,
 ) -> Result<ImageSide, ModelError> {
-    let processor = read_json(&folder.join("preprocessor_config.json"))?;
+    let mut processor = read_json(&folder.join("preprocessor_config.json"))?;
+    if processor.is_none() {
+        // where newer releases keep it, beside the tokenizer's
+        let both = read_json(&folder.join("processor_config.json"))?.unwrap_or(Value::Null);
+        processor = Some(both["image_processor"].clone());
+    }
+    let stated = preprocessor::resolve(processor.as_ref(), manifest, choice.image_size_px)?;
     Ok(ImageSide {
         graph,
-        preprocessing: preprocessor::resolve(processor.as_ref(), manifest, image_size_px)?,
+        preprocessing: Preprocessing { jpeg_decoding: choice.jpeg_decoding, ..stated },
         input: manifest.image_input.clone(),
         output: manifest.image_output.clone(),
     })
@@ -231,8 +242,10 @@ fn text_side(
 ) -> Result<TextSide, ModelError> {
     let path = folder.join("tokenizer.json");
     let tokenizer = read_file(&path)?.ok_or(ModelError::MissingFile { path })?;
+    let pooling = pooling::resolve(folder, manifest, &read_graph(&graph)?)?;
     Ok(TextSide {
         graph,
+        pooling,
         preparation: text_preparation(folder, manifest, config, &tokenizer)?,
         tokenizer,
         input: manifest.text_input.clone(),
@@ -256,10 +269,13 @@ fn text_preparation(
         _ if is_siglip => Some(64),
         _ => None,
     };
+    let sentences = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or(Value::Null);
     let context_length = manifest
         .context_length
+        .or_else(|| sentences["max_seq_length"].as_u64())
         .or_else(|| config["text_config"]["max_position_embeddings"].as_u64())
         .or_else(|| tokenizer_config["model_max_length"].as_u64())
+        .or_else(|| config["max_position_embeddings"].as_u64())
         .or(class_default)
         .ok_or(ModelError::MissingSetting { setting: "context_length" })?;
     if !(1..=CONTEXT_LENGTH_MAX).contains(&context_length) {
@@ -314,6 +330,8 @@ fn token_text(token: &Value) -> Option<String> {
 }
 
 #[cfg(test)]
-mod small_graph;
+mod fuzz;
+#[cfg(test)]
+pub(super) mod small_graph;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ pub struct SmallGraph {
 pub const FLOAT: u64 = 1;
 pub const INT64: u64 = 7;
 pub const FLOAT16: u64 = 10;
+pub const BFLOAT16: u64 = 16;
 
 impl SmallGraph {
     /// An input; an axis of −1 takes any length.

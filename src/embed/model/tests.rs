@@ -281,3 +281,100 @@ fn a_file_that_is_no_file_is_not_read() {
     let error = read(folder.path(), ModelChoice::default()).unwrap_err();
     assert!(matches!(error, ModelError::Read { .. }), "{error}");
 }
+
+/// Pixel (x, y), channel c: (7x + 13y + 29c + 5·(xy mod 31)) mod 256.
+fn picture(width: u32, height: u32) -> ::image::RgbImage {
+    ::image::RgbImage::from_fn(width, height, |x, y| {
+        let channel = |c: u32| ((7 * x + 13 * y + 29 * c + 5 * (x * y % 31)) % 256) as u8;
+        ::image::Rgb([channel(0), channel(1), channel(2)])
+    })
+}
+
+/// Against transformers: see `tests/oracle/processor_configs.py`.
+#[test]
+fn processors_of_many_classes_make_the_same_tensors() {
+    use blake2::digest::Digest;
+    let golden: Value =
+        serde_json::from_str(include_str!("../../../tests/golden/processor_configs.json")).unwrap();
+    let sizes: Vec<[u32; 2]> = serde_json::from_value(golden["sizes"].clone()).unwrap();
+    let processors = golden["processors"].as_array().unwrap();
+    assert!(processors.len() > 15);
+    for processor in processors {
+        let config = &processor["config"];
+        let preprocessing = preprocessor::resolve(Some(config), &Manifest::default(), None);
+        let preprocessing = preprocessing.unwrap_or_else(|error| panic!("{error}: {config}"));
+        for (size, tensor) in sizes.iter().zip(processor["tensors"].as_array().unwrap()) {
+            let (width, height) = preprocessing.size();
+            assert_eq!(tensor["shape"], serde_json::json!([3, height, width]), "{config}");
+            let mut out = vec![f32::NAN; preprocessing.n_values()];
+            crate::embed::image::preprocess(&picture(size[0], size[1]), &preprocessing, &mut out);
+            let bytes: Vec<u8> = out.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let digest: Vec<String> = blake2::Blake2b::<blake2::digest::consts::U8>::digest(&bytes)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            let what = format!("{size:?} by {config}: {:?} for {}", &out[..4], tensor["first"]);
+            assert_eq!(digest.concat(), tensor["digest"].as_str().unwrap(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn processors_that_do_more_are_refused() {
+    let refused = |processor: &str| match resize_of(processor, "") {
+        Err(error @ ModelError::Unsupported { .. }) => {
+            format!("{error}; {}", error.hint().unwrap_or_default())
+        }
+        other => panic!("{processor}: {other:?}"),
+    };
+    let with = |more: &str| CLIP_NEW.replacen('{', &format!("{{{more}, "), 1);
+    assert!(refused(&with(r#""do_pad": true"#)).contains("do_pad = true"));
+    assert!(refused(&with(r#""do_flip_channel_order": true"#)).contains("`model.toml`"));
+    assert!(refused(&with(r#""crop_pct": 0.9"#)).contains("crop_pct with CLIP"));
+    assert!(refused(&with(r#""do_resize": false"#)).contains("do_resize = false"));
+    let naflex = r#"{"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256, "patch_size": 16, "resample": 2,
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}"#;
+    assert!(refused(naflex).contains("NaFlex"));
+}
+
+#[test]
+fn the_processor_may_stand_beside_the_tokenizers() {
+    let both = format!(r#"{{"processor_class": "SiglipProcessor", "image_processor": {SIGLIP}}}"#);
+    let mut files = siglip("logit_scale = 1.0", &[("processor_config.json", &both)]);
+    files.retain(|(name, _)| *name != "preprocessor_config.json");
+    let preprocessing = &open(&files).unwrap().parts.image().unwrap().preprocessing.clone();
+    assert_eq!(preprocessing.resize, Resize::Squash { width: 192, height: 224 });
+}
+
+#[test]
+fn pooling_is_what_the_folder_states() {
+    let pooling = |graph: SmallGraph, manifest: &str, modules: &str, config: &str| {
+        let folder =
+            folder(&[("tokenizer.json", TOKENIZER), ("model.toml", manifest), ("modules.json", modules)]);
+        fs::write(folder.path().join("model.onnx"), graph.build()).unwrap();
+        fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+        fs::write(folder.path().join("1_Pooling/config.json"), config).unwrap();
+        read(folder.path(), ModelChoice::default()).map(|model| model.parts.text().unwrap().pooling)
+    };
+    let bare =
+        || SmallGraph::default().input("input_ids", INT64, &[-1, -1]).output("last_hidden_state", FLOAT, &[]);
+    let mean =
+        r#"{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true, "include_prompt": true}"#;
+    let length = "context_length = 8";
+    assert_eq!(pooling(bare(), length, "[]", mean).unwrap(), Some(TextPooling::Mean));
+    assert_eq!(pooling(bare(), length, "[]", r#"{"pooling_mode": "cls"}"#).unwrap(), Some(TextPooling::Cls));
+    assert_eq!(
+        pooling(bare(), length, "[]", "{}").map_err(|error| error.to_string()),
+        Err("text pooling `[]` is not supported".to_owned())
+    );
+    let whole = bare().output("sentence_embedding", FLOAT, &[]);
+    assert_eq!(pooling(whole, length, "[]", mean).unwrap(), None);
+    let stated = format!("{length}\ntext_pooling = \"last\"");
+    assert_eq!(pooling(bare(), &stated, "[]", mean).unwrap(), Some(TextPooling::Last));
+    let dense = r#"[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#;
+    assert!(pooling(bare(), length, dense, mean).unwrap_err().to_string().contains("`Dense`"));
+    let outside = r#"[{"type": "sentence_transformers.models.Pooling", "path": "../1_Pooling"}]"#;
+    assert!(matches!(pooling(bare(), length, outside, mean), Err(ModelError::OutsideFolder { .. })));
+    let max = r#"{"pooling_mode_max_tokens": true}"#;
+    assert!(pooling(bare(), length, "[]", max).unwrap_err().hint().unwrap().contains("text_pooling"));
+}

@@ -3,7 +3,6 @@
 use crate::error::Error;
 use crate::exchange::{self, Index, Source};
 use crate::executor::Executor;
-use crate::fold::Precision;
 use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
@@ -64,6 +63,7 @@ fn commit(
         }
     }
     let (images, captions) = pairs.expect("a group has tasks");
+    let precision = run.plan().select.precision;
     let mut sums = vec![0.0; samples.len()];
     for partition in 0..filter.n_partitions as u64 {
         let order = order(run, &samples, partition);
@@ -72,7 +72,7 @@ fn commit(
             let batch = &order[start..start + size];
             start += size;
             let (images, captions) = (images.gather(batch), captions.gather(batch));
-            let scores = neg_clip_scores(&images, &captions, filter.temperature, Precision::F32);
+            let scores = neg_clip_scores(&images, &captions, filter.temperature, precision);
             for (&row, score) in batch.iter().zip(scores) {
                 sums[row] += score;
             }

@@ -4,6 +4,9 @@
 //! Per sample, against the committed banks. A bank is a seeded draw of a cluster's members (or of the
 //! pool's): exact where it holds the whole cluster.
 
+mod exclusions;
+mod soft_max;
+
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -11,7 +14,11 @@ use multiversion::multiversion;
 
 use crate::matrix::Matrix;
 use crate::noise::SampleId;
-use crate::tile::{Tile, exp_nonpositive, map_strips};
+use crate::tile::{Tile, map_strips};
+
+use soft_max::SoftMax;
+
+pub use exclusions::Exclusions;
 
 /// Below this many negatives on both sides there is no `hardness_gain`.
 const N_NEGATIVES_MIN: usize = 16;
@@ -78,64 +85,6 @@ pub struct Negatives {
     pub hardest_negative: usize,
 }
 
-/// Which bank rows are no negatives of which query: the query itself and its near-duplicates. A bit a pair.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exclusions {
-    /// `[n_queries, n_bank / 64]`
-    words: Vec<u64>,
-    n_queries: usize,
-    n_bank: usize,
-}
-
-impl Exclusions {
-    fn none(n_queries: usize, n_bank: usize) -> Exclusions {
-        Exclusions { words: vec![0; n_queries * n_bank.div_ceil(64)], n_queries, n_bank }
-    }
-
-    fn concat(n_bank: usize, strips: impl Iterator<Item = Exclusions>) -> Exclusions {
-        let mut all = Exclusions::none(0, n_bank);
-        for strip in strips {
-            all.words.extend(strip.words);
-            all.n_queries += strip.n_queries;
-        }
-        all
-    }
-
-    fn insert(&mut self, query: usize, bank_row: usize) {
-        self.words[query * self.n_bank.div_ceil(64) + bank_row / 64] |= 1 << (bank_row % 64);
-    }
-
-    fn words_of(&self, query: usize) -> &[u64] {
-        let n_words = self.n_bank.div_ceil(64);
-        &self.words[query * n_words..(query + 1) * n_words]
-    }
-
-    pub fn n_queries(&self) -> usize {
-        self.n_queries
-    }
-
-    pub fn n_bank(&self) -> usize {
-        self.n_bank
-    }
-
-    /// The excluded bank rows of a query within a range that starts at a multiple of 64, in order.
-    pub fn of(&self, query: usize, bank_rows: Range<usize>) -> impl Iterator<Item = usize> {
-        assert!(bank_rows.start.is_multiple_of(64) && bank_rows.end <= self.n_bank);
-        let words = &self.words_of(query)[bank_rows.start / 64..bank_rows.end.div_ceil(64)];
-        let rows =
-            words.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(move |(word_idx, word)| {
-                let first = bank_rows.start + word_idx * 64;
-                (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| first + bit)
-            });
-        rows.take_while(move |row| *row < bank_rows.end)
-    }
-
-    /// How many bank rows are excluded for a query.
-    pub fn n_of(&self, query: usize) -> usize {
-        self.words_of(query).iter().map(|word| word.count_ones() as usize).sum()
-    }
-}
-
 /// How hard the negatives of each query are, and the bank rows of the cluster that are none.
 ///
 /// ```text
@@ -169,28 +118,22 @@ pub fn hardness(queries: &Samples, banks: &Banks, params: &HardnessParams) -> (V
     let strips = map_strips(queries.ids.len(), |blocks: &mut Blocks, strip| {
         let exclusions = cluster.fill_images(&mut blocks.cluster, queries, strip.clone(), params);
         let pool_exclusions = pool.fill_images(&mut blocks.pool, queries, strip.clone(), params);
-        let against_all = SoftMax::of_columns(&blocks.cluster, params.temperature);
-        let cross_modal = cluster.cross_modal(&mut blocks.cross, queries, strip.clone(), &exclusions, params);
-
-        // the same number of negatives on both sides
-        let n_both: Vec<usize> = (0..strip.len())
-            .map(|column| exclusions.n_negatives(column).min(pool_exclusions.n_negatives(column)))
-            .collect();
-        keep_first(&mut blocks.cluster, &exclusions, &n_both);
-        keep_first(&mut blocks.pool, &pool_exclusions, &n_both);
         let against_cluster = SoftMax::of_columns(&blocks.cluster, params.temperature);
         let against_pool = SoftMax::of_columns(&blocks.pool, params.temperature);
-
+        let cross_modal = cluster.cross_modal(&mut blocks.cross, queries, strip.clone(), &exclusions, params);
         let columns = strip.clone().enumerate().map(|(column, query)| {
             let n_negatives = exclusions.n_negatives(column);
+            let n_pool = pool_exclusions.n_negatives(column);
             let is_in_bank = cluster.rows_of_id.contains_key(&queries.ids[query]);
+            // the same number of negatives on both sides
+            let n_both = n_negatives.min(n_pool);
             let gain = || {
-                let n = n_both[column];
-                against_cluster.log_mean_exp(column, n) - against_pool.log_mean_exp(column, n)
+                against_cluster.log_mean_exp_of_first(&blocks.cluster, column, n_both, n_negatives)
+                    - against_pool.log_mean_exp_of_first(&blocks.pool, column, n_both, n_pool)
             };
             let negatives = || Negatives {
-                hardness: against_all.log_mean_exp(column, n_negatives),
-                hardness_gain: (n_both[column] >= N_NEGATIVES_MIN).then(gain),
+                hardness: against_cluster.log_mean_exp(column, n_negatives),
+                hardness_gain: (n_both >= N_NEGATIVES_MIN).then(gain),
                 cross_modal_hardness: cross_modal.as_ref().map(|directions| {
                     0.5 * directions
                         .each_ref()
@@ -198,9 +141,9 @@ pub fn hardness(queries: &Samples, banks: &Banks, params: &HardnessParams) -> (V
                         .iter()
                         .sum::<f64>()
                 }),
-                effective_negatives: against_all.sums[column].powi(2) / against_all.sums_of_squares[column],
-                hardest_negative_similarity: against_all.largest[column],
-                hardest_negative: against_all.largest_row[column] as usize,
+                effective_negatives: against_cluster.effective_number(column),
+                hardest_negative_similarity: against_cluster.largest[column],
+                hardest_negative: against_cluster.largest_row[column] as usize,
             };
             Hardness {
                 n_negatives,
@@ -238,22 +181,6 @@ impl Samples<'_> {
         assert_eq!(self.images.n_rows(), n_samples, "one image a sample");
         assert!(self.captions.is_none_or(|captions| captions.n_rows() == n_samples), "one caption a sample");
         assert!(self.caption_hashes.is_none_or(|hashes| hashes.len() == n_samples), "one caption a sample");
-    }
-}
-
-impl Exclusions {
-    fn n_negatives(&self, query: usize) -> usize {
-        self.n_bank - self.n_of(query)
-    }
-
-    /// Takes the excluded out of a block of similarities `[n_bank, n_queries]`: minus infinity adds nothing
-    /// to a softmax and is never the largest.
-    fn mask(&self, block: &mut Tile) {
-        for query in 0..self.n_queries {
-            for bank_row in self.of(query, 0..self.n_bank) {
-                block.set(bank_row, query, f32::NEG_INFINITY);
-            }
-        }
     }
 }
 
@@ -330,79 +257,9 @@ impl<'a> Bank<'a> {
     }
 }
 
-/// Takes all but the first `n[column]` negatives of each column out of a block.
-fn keep_first(block: &mut Tile, exclusions: &Exclusions, n: &[usize]) {
-    for (column, n) in n.iter().enumerate() {
-        let mut n_surplus = exclusions.n_negatives(column) - n;
-        for bank_row in (0..block.n_rows()).rev() {
-            if n_surplus == 0 {
-                break;
-            }
-            if block.row(bank_row)[column] > f32::NEG_INFINITY {
-                block.set(bank_row, column, f32::NEG_INFINITY);
-                n_surplus -= 1;
-            }
-        }
-    }
-}
-
 #[multiversion(targets = "simd")]
 fn n_above(values: &[f32], threshold: f32) -> u32 {
     values.iter().map(|value| u32::from(*value > threshold)).sum()
-}
-
-/// For each column of a block: its largest value, and sums over `e = exp((value − largest) / temperature)`.
-struct SoftMax {
-    temperature: f32,
-    largest: Vec<f32>,
-    /// The first row with the largest value.
-    largest_row: Vec<u32>,
-    sums: Vec<f64>,
-    sums_of_squares: Vec<f64>,
-}
-
-impl SoftMax {
-    fn of_columns(block: &Tile, temperature: f32) -> SoftMax {
-        let n = block.n_columns();
-        let (largest, largest_row) = (vec![f32::NEG_INFINITY; n], vec![0; n]);
-        let mut soft_max =
-            SoftMax { temperature, largest, largest_row, sums: vec![0.0; n], sums_of_squares: vec![0.0; n] };
-        find_largest(&mut soft_max, block);
-        sum_exponentials(&mut soft_max, block);
-        soft_max
-    }
-
-    /// `temperature · ln(mean exp(value / temperature))` of a column over its `n` values that are not masked.
-    fn log_mean_exp(&self, column: usize, n: usize) -> f64 {
-        f64::from(self.largest[column]) + f64::from(self.temperature) * (self.sums[column] / n as f64).ln()
-    }
-}
-
-#[multiversion(targets = "simd")]
-fn find_largest(soft_max: &mut SoftMax, block: &Tile) {
-    for row in 0..block.n_rows() {
-        let kept = soft_max.largest.iter_mut().zip(&mut soft_max.largest_row);
-        for (value, (largest, largest_row)) in block.row(row).iter().zip(kept) {
-            let is_larger = *value > *largest;
-            *largest = if is_larger { *value } else { *largest };
-            *largest_row = if is_larger { row as u32 } else { *largest_row };
-        }
-    }
-}
-
-#[multiversion(targets = "simd")]
-fn sum_exponentials(soft_max: &mut SoftMax, block: &Tile) {
-    let scale = soft_max.temperature.recip();
-    for row in 0..block.n_rows() {
-        let sums = soft_max.sums.iter_mut().zip(&mut soft_max.sums_of_squares);
-        for ((value, largest), (sum, sum_of_squares)) in
-            block.row(row).iter().zip(&soft_max.largest).zip(sums)
-        {
-            let e = exp_nonpositive((value - largest) * scale);
-            *sum += f64::from(e);
-            *sum_of_squares += f64::from(e * e);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -615,17 +472,5 @@ mod tests {
             .collect();
         let (mean, standard_error) = mean_and_standard_error(&means);
         assert!(mean.abs() < 3.0 * standard_error && standard_error < 0.002, "{mean} ± {standard_error}");
-    }
-
-    #[test]
-    fn excluded_rows_come_by_range() {
-        let mut exclusions = Exclusions::none(2, 200);
-        for bank_row in [0, 63, 64, 127, 128, 199] {
-            exclusions.insert(1, bank_row);
-        }
-        assert_eq!(exclusions.of(1, 0..200).collect::<Vec<_>>(), [0, 63, 64, 127, 128, 199]);
-        assert_eq!(exclusions.of(1, 64..128).collect::<Vec<_>>(), [64, 127]);
-        assert_eq!(exclusions.of(1, 64..100).collect::<Vec<_>>(), [64]);
-        assert_eq!((exclusions.n_of(0), exclusions.n_of(1)), (0, 6));
     }
 }
