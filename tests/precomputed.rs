@@ -61,7 +61,12 @@ fn embeddings_of_clip_retrieval_need_no_model() {
         "[models.learner]\nprecomputed = {{ image = \"{INPUTS}/clip_retrieval/img_emb/*.npy\", \
          text = \"{INPUTS}/clip_retrieval/text_emb/*.npy\" }}"
     );
-    let pipeline = pipeline(folder.path(), &read, &learner, "method = \"random\"\nfilter_ratio = 0.5");
+    let pipeline = pipeline(
+        folder.path(),
+        &read,
+        &learner,
+        "method = \"random\"\nfilter_ratio = 0.5\nsuper_batch_size = 8",
+    );
     let run = folder.path().join("run");
     pipeline.run(&run);
     let embedded = stored(&run, "learner");
@@ -157,7 +162,7 @@ fn what_does_not_fit_is_named() {
     let inputs: PathBuf = folder.path().join("inputs");
     copy_folder(&root().join(INPUTS), &inputs);
     let at = |name: &str| format!("{}/{name}", inputs.display());
-    let step = "method = \"random\"\nfilter_ratio = 0.5";
+    let step = "method = \"random\"\nfilter_ratio = 0.5\nsuper_batch_size = 8";
     let text_pool = format!("shards = [\"{}\"]\n{TEXT_POOL}", at("clip_retrieval/metadata/*.parquet"));
     let error = |read: &str, model: &str, code: i32| {
         let pipeline = pipeline(folder.path(), read, &format!("[models.learner]\n{model}"), step);
@@ -199,7 +204,12 @@ fn a_list_file_names_the_shards() {
     let models = format!(
         "[models.learner]\nprecomputed = {{ npz = \"{INPUTS}/datacomp/metadata/*.npz\", image = \"b32_img\" }}"
     );
-    let pipeline = pipeline(folder.path(), &read, &models, "method = \"random\"\nfilter_ratio = 0.25");
+    let pipeline = pipeline(
+        folder.path(),
+        &read,
+        &models,
+        "method = \"random\"\nfilter_ratio = 0.25\nsuper_batch_size = 8",
+    );
     let run = folder.path().join("run");
     pipeline.command("run", &run).assert().success();
     assert_eq!(rows(&run.join("curated")).num_rows(), 6);

@@ -146,11 +146,12 @@ fn word_vectors(length: i64) -> SmallGraph {
 
 #[test]
 fn token_vectors_need_a_pooling() {
-    let refused = message(open(&folder("model.onnx", word_vectors(-1), "context_length = 6")));
+    let refused =
+        message(open(&folder("model.onnx", word_vectors(-1), "context_length = 6\npad_token = \"[PAD]\"")));
     assert!(refused.contains("[2, 6, 2]") && refused.contains("text_pooling"), "{refused}");
 
     for (pooling, wanted) in [("mean", [5.0, 1.0]), ("cls", [2.0, 1.0]), ("last", [9.0, 1.0])] {
-        let manifest = format!("context_length = 4\ntext_pooling = \"{pooling}\"");
+        let manifest = format!("context_length = 4\npad_token = \"[PAD]\"\ntext_pooling = \"{pooling}\"");
         let mut loaded = open(&folder("model.onnx", word_vectors(-1), &manifest)).unwrap();
         assert_eq!((loaded.model.kind(), loaded.embedding_dim), (ModelKind::Text, 2));
         let tokens = Tokens::of(4, vec![2, 4, 9, 0], vec![1, 1, 1, 0]);
@@ -167,7 +168,8 @@ fn token_vectors_need_a_pooling() {
 
 #[test]
 fn a_fixed_context_length_is_kept() {
-    let manifest = |length: u32| format!("context_length = {length}\ntext_pooling = \"mean\"");
+    let manifest =
+        |length: u32| format!("context_length = {length}\npad_token = \"[PAD]\"\ntext_pooling = \"mean\"");
     open(&folder("model.onnx", word_vectors(5), &manifest(5))).unwrap();
     let refused = message(open(&folder("model.onnx", word_vectors(5), &manifest(6))));
     assert!(refused.contains("[any, 5], not [n, 6]") && refused.contains("context_length"), "{refused}");

@@ -1,5 +1,6 @@
 //! Captions in, token ids of a fixed length out, as Hugging Face's tokenizers give them. Per sample.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::normalizers::replace::ReplacePattern;
@@ -83,7 +84,7 @@ impl Tokenizer {
     /// [`Error::Model`] if the tokenizer cannot be read, does not know the padding token, or adds more
     /// special tokens than the context holds.
     pub fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, Error> {
-        open(folder, side).map_err(|source| Error::Model { folder: folder.to_owned(), source })
+        survived(|| open(folder, side)).map_err(|source| Error::Model { folder: folder.to_owned(), source })
     }
 
     pub fn context_length(&self) -> usize {
@@ -98,15 +99,26 @@ impl Tokenizer {
     /// [`Error::Model`] if the tokenizer has no id for a piece of text and none for the unknown.
     pub fn encode(&self, caption: &str, tokens: &mut Tokens) -> Result<(), Error> {
         assert_eq!(tokens.context_length, self.context_length);
-        let encoding = self.inner.encode_fast(caption, true).map_err(|error| Error::Model {
-            folder: self.folder.clone(),
-            source: ModelError::Tokenizer { reason: error.to_string() },
-        })?;
-        assert_eq!(encoding.len(), self.context_length, "a caption is cut and padded to the context length");
+        let encode = || {
+            let encoding = self.inner.encode_fast(caption, true);
+            encoding.map_err(|error| ModelError::Tokenizer { reason: error.to_string() })
+        };
+        let fault = |source| Error::Model { folder: self.folder.clone(), source };
+        let encoding = survived(encode).map_err(fault)?;
+        if encoding.len() != self.context_length {
+            let reason = format!("it cuts and pads a caption to {} tokens", encoding.len());
+            return Err(fault(ModelError::Tokenizer { reason }));
+        }
         tokens.ids.extend(encoding.get_ids().iter().map(|&id| i64::from(id)));
         tokens.mask.extend(encoding.get_attention_mask().iter().map(|&bit| i64::from(bit)));
         Ok(())
     }
+}
+
+/// The tokenizers' crate is other people's; where it panics over a foreign `tokenizer.json`, that file cannot be used.
+fn survived<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
+    let panicked = || ModelError::Tokenizer { reason: "its `tokenizer.json` contradicts itself".to_owned() };
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
 }
 
 fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, ModelError> {

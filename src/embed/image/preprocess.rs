@@ -63,13 +63,17 @@ impl Preprocessing {
     }
 
     /// By how much a JPEG of this size may be reduced while it is decoded: 1, 2, 4 or 8.
+    ///
+    /// Only where both sides are multiples of it: the last pixel of another size would stand for a part of a pixel, and
+    /// the whole picture be stretched a little.
     pub fn reduction(&self, width: u32, height: u32) -> u32 {
         if self.jpeg_decoding.is_exact() {
             return 1;
         }
         let placed = self.resize.place(width, height);
         let is_large = |reduction: &u32| {
-            width / reduction >= 2 * placed.width && height / reduction >= 2 * placed.height
+            let is_whole = width.is_multiple_of(*reduction) && height.is_multiple_of(*reduction);
+            is_whole && width / reduction >= 2 * placed.width && height / reduction >= 2 * placed.height
         };
         [8, 4, 2].into_iter().find(is_large).unwrap_or(1)
     }

@@ -106,7 +106,9 @@ fn resize_rule(processor: &Value, manifest: &Manifest) -> Result<Resize, ModelEr
     let both = |(width, height): (u64, u64)| Ok::<_, ModelError>((fit(width)?, fit(height)?));
     Ok(match rule {
         Rule::Squash => {
-            let (width, height) = both(given.or_else(|| width_height(size)).ok_or_else(missing)?)?;
+            let square = || shortest_edge(size).map(|side| (side, side));
+            let stated = given.or_else(|| width_height(size)).or_else(square);
+            let (width, height) = both(stated.ok_or_else(missing)?)?;
             Resize::Squash { width, height }
         }
         Rule::LongestSide => {
