@@ -110,8 +110,10 @@ impl VerdictCounts {
 /// stages before it, so that later stages' settings change no byte.
 pub fn table_metadata(run: &RunFolder, digests: &Value) -> Vec<(&'static str, String)> {
     let plan = run.plan();
+    // what audits changes no byte of what it audits
+    let chosen_by = plan.models.iter().filter(|(role, _)| !role.is_audit());
     let models: BTreeMap<String, &Digest> =
-        plan.models.iter().map(|(role, model)| (role.to_string(), &model.digest)).collect();
+        chosen_by.map(|(role, model)| (role.to_string(), &model.digest)).collect();
     vec![
         ("superbatch_software_version", plan.software_version.clone()),
         ("superbatch_stage_digests", json(digests)),

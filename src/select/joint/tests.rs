@@ -225,7 +225,8 @@ fn bf16_draws_almost_the_same() {
             else {
                 panic!("scored by learnability")
             };
-            let bound = 1e-3 * (1.0 + learner.0 + reference.0);
+            // a similarity moves by about 2⁻⁹·√(2/64) as a rule; sums of hundreds by a few thousandths of their terms
+            let bound = 4e-3 * (1.0 + learner.0 + reference.0);
             assert!((exact - rounded).abs() < bound, "{exact} {rounded} {bound}");
         }
         // and what a whole draw keeps
