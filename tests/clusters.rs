@@ -1,6 +1,9 @@
 //! k-means and the kernels that stand on clusters against independent Python: `oracle/clusters.py` writes what is
 //! read here, dense, in f64, or by faiss and scikit-learn.
 
+#[path = "support/golden.rs"]
+mod support;
+
 use serde::Deserialize;
 use superbatch::divide::{ClusterTree, FitMethod, FitParams, Seeding, fit, refine};
 use superbatch::matrix::{Matrix, unit_rows};
@@ -9,6 +12,7 @@ use superbatch::select::{
     DensityParams, Quota, balanced_counts, density_quotas, nearest_evaluation, norm_sim, quotas, semdedup,
 };
 use superbatch::settings::Norm;
+use support::{assert_close, golden};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -92,9 +96,8 @@ struct Closeness {
     nearest_similarity: Vec<f64>,
 }
 
-fn golden() -> Golden {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clusters.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+fn clusters() -> Golden {
+    golden("golden/clusters.json")
 }
 
 /// The finalizer of splitmix64.
@@ -117,11 +120,6 @@ impl Points {
         };
         Matrix::new((0..self.n * self.d).map(value).collect(), self.d)
     }
-}
-
-#[track_caller]
-fn assert_close(found: f64, expected: f64, bound: f64) {
-    assert!((found - expected).abs() <= bound, "{found} is not {expected} within {bound:e}");
 }
 
 impl KMeans {
@@ -155,7 +153,7 @@ fn variance_of_mean(values: &[f64]) -> f64 {
 
 #[test]
 fn k_means_goes_the_way_of_numpy_and_faiss() {
-    let golden = golden().k_means;
+    let golden = clusters().k_means;
     let points = golden.points.matrix();
     let found = refine(&points, points.gather(&golden.start), &golden.params());
     assert_eq!(found.history.len(), golden.history.len());
@@ -167,7 +165,7 @@ fn k_means_goes_the_way_of_numpy_and_faiss() {
 
 #[test]
 fn k_means_from_own_starts_is_no_worse_than_faiss() {
-    let golden = golden().k_means;
+    let golden = clusters().k_means;
     for seeding in [Seeding::KMeansPlusPlus, Seeding::KMeansParallel] {
         for method in [FitMethod::FullSample, FitMethod::MiniBatch { size: 256 }] {
             let found = golden.ten_fits(FitParams { seeding, method, ..golden.params() });
@@ -178,7 +176,7 @@ fn k_means_from_own_starts_is_no_worse_than_faiss() {
 
 #[test]
 fn starting_points_are_as_good_as_those_of_scikit_learn() {
-    let golden = golden().k_means;
+    let golden = clusters().k_means;
     let before_any_iteration = FitParams { n_iterations_max: 0, ..golden.params() };
     let found = golden.ten_fits(before_any_iteration);
     let expected = &golden.scikit_learn_potentials;
@@ -193,7 +191,7 @@ fn starting_points_are_as_good_as_those_of_scikit_learn() {
 
 #[test]
 fn semantic_duplicates_of_all_pairs() {
-    for golden in golden().semdedup {
+    for golden in clusters().semdedup {
         let mut images = golden.points.matrix();
         for (copy, original) in golden.copies {
             let original = images.row(original).to_vec();
@@ -216,7 +214,7 @@ fn semantic_duplicates_of_all_pairs() {
 
 #[test]
 fn balanced_sampling_keeps_the_exact_counts() {
-    for golden in golden().balanced {
+    for golden in clusters().balanced {
         let mut tree = ClusterTree::flat(golden.sizes.len());
         for parents in &golden.parents {
             let n_clusters = 1 + *parents.iter().max().unwrap() as usize;
@@ -229,7 +227,7 @@ fn balanced_sampling_keeps_the_exact_counts() {
 
 #[test]
 fn quotas_are_exact() {
-    for golden in golden().quotas {
+    for golden in clusters().quotas {
         let counts = quotas(&golden.sizes, golden.n_kept, golden.quota);
         assert_eq!(counts, golden.counts, "{} by {:?} of {:?}", golden.n_kept, golden.quota, golden.sizes);
     }
@@ -237,7 +235,7 @@ fn quotas_are_exact() {
 
 #[test]
 fn density_based_quotas() {
-    for golden in golden().density {
+    for golden in clusters().density {
         let params = DensityParams { temperature: golden.temperature, n_neighbours: golden.n_neighbours };
         let centroids = unit_rows(&golden.points.matrix());
         let Density { mean_distances, sizes, n_kept, counts, .. } = golden;
@@ -251,7 +249,7 @@ fn density_based_quotas() {
 
 #[test]
 fn closeness_to_targets() {
-    for golden in golden().closeness {
+    for golden in clusters().closeness {
         let (rows, targets) = (unit_rows(&golden.rows.matrix()), unit_rows(&golden.targets.matrix()));
         for (norm, expected) in [(Norm::Two, &golden.norm_2), (Norm::Infinity, &golden.norm_infinity)] {
             for (found, expected) in norm_sim(&rows, &targets, norm).iter().zip(expected) {

@@ -1,25 +1,19 @@
 //! Our numbers against those of independent Python: `oracle/golden_noise.py` and `oracle/golden_kernels.py` write the
 //! files that are read here, from the formulas and in f64.
 
+#[path = "support/golden.rs"]
+mod support;
+
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use superbatch::divide::{Banks, FitParams, HardnessParams, Samples, assign, hardness, refine};
-use superbatch::matrix::Matrix;
 use superbatch::noise::{DrawKey, Purpose, SampleId, gumbel, keyed_hash};
 use superbatch::select::{
-    Chance, DrawPlan, FilterRatio, Learner, Objective, PairLoss, PairModel, PassKey, Reference, Scoring,
-    batch_learnability, chunk_sizes, draw, hard_learnability, kept_in, super_batch_sizes,
+    Chance, DrawPlan, FilterRatio, Objective, PassKey, batch_learnability, chunk_sizes, draw,
+    hard_learnability, kept_in, super_batch_sizes,
 };
+use support::{Pool, assert_close, golden};
 
-fn golden<T: DeserializeOwned>(name: &str) -> T {
-    let path = format!("{}/tests/oracle/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-#[track_caller]
-fn assert_close(found: f64, expected: f64, bound: f64) {
-    assert!((found - expected).abs() <= bound, "{found} is not {expected} within {bound:e}");
-}
+const KERNELS: &str = "oracle/golden/kernels.json";
 
 #[derive(Deserialize)]
 struct NoiseFile {
@@ -50,7 +44,7 @@ struct HashVector {
 
 #[test]
 fn noise_and_keyed_hashes() {
-    let NoiseFile { noise, hashes } = golden("noise");
+    let NoiseFile { noise, hashes } = golden("oracle/golden/noise.json");
     for vector in &noise {
         let key = DrawKey { seed: vector.seed, round: vector.round, pass: vector.pass_, chunk: vector.chunk };
         assert_close(
@@ -77,27 +71,10 @@ fn noise_and_keyed_hashes() {
 
 #[derive(Deserialize)]
 struct Kernels {
-    inputs: Inputs,
     draws: Vec<GoldenDraw>,
     k_means: GoldenKMeans,
     hardness: Vec<GoldenHardness>,
     counts: GoldenCounts,
-}
-
-#[derive(Deserialize)]
-struct Inputs {
-    learner: Model,
-    reference: Model,
-    ids: Vec<(String, u64)>,
-    caption_hashes: Vec<u128>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    images: Vec<Vec<f32>>,
-    captions: Vec<Vec<f32>>,
-    logit_scale: f64,
-    logit_bias: f64,
 }
 
 #[derive(Deserialize)]
@@ -165,71 +142,25 @@ struct GoldenCounts {
     chunk_sizes: Vec<(usize, usize, Vec<usize>)>,
 }
 
-/// Some samples of the inputs, gathered.
-struct Gathered<'a> {
-    learner: (Matrix, Matrix),
-    reference: (Matrix, Matrix),
-    ids: Vec<SampleId<'a>>,
-    caption_hashes: Vec<u128>,
-    losses: [PairLoss; 2],
-}
-
-impl Inputs {
-    fn gather(&self, rows: &[usize]) -> Gathered<'_> {
-        let matrix = |values: &[Vec<f32>]| Matrix::new(values.concat(), values[0].len()).gather(rows);
-        let model = |model: &Model| (matrix(&model.images), matrix(&model.captions));
-        let loss = |model: &Model| PairLoss {
-            logit_scale: model.logit_scale,
-            logit_bias: model.logit_bias,
-            objective: Objective::Sigmoid,
-        };
-        let id = |row: &usize| SampleId { shard: &self.ids[*row].0, sample_idx: self.ids[*row].1 };
-        Gathered {
-            learner: model(&self.learner),
-            reference: model(&self.reference),
-            ids: rows.iter().map(id).collect(),
-            caption_hashes: rows.iter().map(|row| self.caption_hashes[*row]).collect(),
-            losses: [loss(&self.learner), loss(&self.reference)],
-        }
-    }
-
-    fn all(&self) -> Gathered<'_> {
-        self.gather(&(0..self.ids.len()).collect::<Vec<_>>())
-    }
-}
-
-impl Gathered<'_> {
-    fn scoring(&self, name: &str) -> Scoring<'_> {
-        let learner = Learner(PairModel::new(&self.learner.0, &self.learner.1, self.losses[0]));
-        let reference = Reference(PairModel::new(&self.reference.0, &self.reference.1, self.losses[1]));
-        match name {
-            "hard_learner" => Scoring::HardLearner { learner },
-            "easy_reference" => Scoring::EasyReference { reference },
-            "learnability" => Scoring::Learnability { learner, reference },
-            other => panic!("no score `{other}`"),
-        }
-    }
-
-    fn samples(&self) -> Samples<'_> {
-        Samples {
-            ids: &self.ids,
-            images: &self.learner.0,
-            captions: Some(&self.learner.1),
-            caption_hashes: Some(&self.caption_hashes),
-        }
+fn samples<'a>(pool: &'a Pool, ids: &'a [SampleId<'a>]) -> Samples<'a> {
+    Samples {
+        ids,
+        images: &pool.learner.0,
+        captions: Some(&pool.learner.1),
+        caption_hashes: Some(&pool.caption_hashes),
     }
 }
 
 #[test]
 fn joint_draws() {
-    let Kernels { inputs, draws, .. } = golden("kernels");
-    let pool = inputs.all();
+    let Kernels { draws, .. } = golden(KERNELS);
+    let pool = Pool::read(Objective::Sigmoid);
     for golden in &draws {
         let scoring = pool.scoring(&golden.scoring);
         let chance = if golden.chance == "top_k" { Chance::TopK } else { Chance::Gumbel };
         let key = PassKey { seed: golden.seed, round: golden.round, pass: golden.pass_ };
         let &GoldenDraw { sub_batch_size, n_chunks, gain, .. } = golden;
-        let drawn = draw(&pool.ids, &scoring, &DrawPlan { sub_batch_size, n_chunks, gain, chance, key });
+        let drawn = draw(&pool.ids(), &scoring, &DrawPlan { sub_batch_size, n_chunks, gain, chance, key });
         for (score, expected) in drawn.scores.iter().zip(&golden.scores) {
             assert_close(*score, *expected, 1e-12);
         }
@@ -246,8 +177,8 @@ fn joint_draws() {
 
 #[test]
 fn k_means_from_given_centroids() {
-    let Kernels { inputs, k_means, .. } = golden("kernels");
-    let points = inputs.all().learner.0;
+    let Kernels { k_means, .. } = golden(KERNELS);
+    let points = Pool::read(Objective::Sigmoid).learner.0;
     let params = FitParams {
         n_clusters: k_means.start.len(),
         n_iterations_max: 100,
@@ -265,14 +196,16 @@ fn k_means_from_given_centroids() {
 
 #[test]
 fn hardness_against_banks() {
-    let Kernels { inputs, hardness: blocks, .. } = golden("kernels");
+    let Kernels { hardness: blocks, .. } = golden(KERNELS);
+    let all = Pool::read(Objective::Sigmoid);
     for golden in &blocks {
         let [queries, cluster, pool] =
-            [&golden.queries, &golden.cluster_bank, &golden.pool_bank].map(|rows| inputs.gather(rows));
+            [&golden.queries, &golden.cluster_bank, &golden.pool_bank].map(|rows| all.at(rows));
+        let [query_ids, cluster_ids, pool_ids] = [&queries, &cluster, &pool].map(Pool::ids);
         let &GoldenHardness { temperature, near_duplicate_similarity, sub_batch_size, .. } = golden;
         let params = HardnessParams { temperature, near_duplicate_similarity };
-        let banks = Banks { cluster: cluster.samples(), pool: pool.samples() };
-        let (columns, exclusions) = hardness(&queries.samples(), &banks, &params);
+        let banks = Banks { cluster: samples(&cluster, &cluster_ids), pool: samples(&pool, &pool_ids) };
+        let (columns, exclusions) = hardness(&samples(&queries, &query_ids), &banks, &params);
         let (learnable, bank) = (queries.scoring("learnability"), cluster.scoring("learnability"));
         let shares = hard_learnability(&learnable, &bank, &exclusions, sub_batch_size);
         assert_eq!(columns.len(), golden.columns.len());
@@ -297,7 +230,7 @@ fn hardness_against_banks() {
 
 #[test]
 fn counts() {
-    let Kernels { counts, .. } = golden("kernels");
+    let Kernels { counts, .. } = golden(KERNELS);
     for (ratio, n, kept) in &counts.kept {
         assert_eq!(ratio.parse::<FilterRatio>().unwrap().kept(*n), *kept, "{ratio} of {n}");
     }

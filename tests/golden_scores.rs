@@ -1,46 +1,17 @@
 //! The softmax objective, the scores and draws that are not joint, and calibration against those of independent Python:
 //! `oracle/golden_objectives.py` writes what is read here, from the formulas and in f64.
 
+#[path = "support/golden.rs"]
+mod support;
+
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use superbatch::matrix::Matrix;
-use superbatch::noise::SampleId;
 use superbatch::select::{
-    Chance, DrawPlan, EffectiveSamples, IndependentPlan, Learner, Objective, PairLoss, PairModel, PassKey,
-    Precision, Reference, Scoring, SeededNegatives, SoftCapPlan, batch_learnability, calibrate,
-    contrastive_scores, cross_entropies, draw_independent, draw_remaining, draw_soft_cap, full_loss_scores,
-    neg_clip_scores,
+    Chance, DrawPlan, EffectiveSamples, IndependentPlan, Objective, PairLoss, PassKey, Precision,
+    SeededNegatives, SoftCapPlan, batch_learnability, calibrate, contrastive_scores, cross_entropies,
+    draw_independent, draw_remaining, draw_soft_cap, full_loss_scores, neg_clip_scores,
 };
-
-fn golden<T: DeserializeOwned>(name: &str) -> T {
-    let path = format!("{}/tests/oracle/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-#[track_caller]
-fn assert_close(found: f64, expected: f64, bound: f64) {
-    assert!((found - expected).abs() <= bound, "{found} is not {expected} within {bound:e}");
-}
-
-#[derive(Deserialize)]
-struct Kernels {
-    inputs: Inputs,
-}
-
-#[derive(Deserialize)]
-struct Inputs {
-    learner: Model,
-    reference: Model,
-    ids: Vec<(String, u64)>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    images: Vec<Vec<f32>>,
-    captions: Vec<Vec<f32>>,
-    logit_scale: f64,
-    logit_bias: f64,
-}
+use support::{Pool, assert_close, golden};
 
 #[derive(Deserialize)]
 struct Scores {
@@ -143,53 +114,8 @@ struct GoldenCalibration {
     loss: f64,
 }
 
-/// The inputs as matrices.
-struct Pool {
-    learner: (Matrix, Matrix),
-    reference: (Matrix, Matrix),
-    losses: [PairLoss; 2],
-    ids: Vec<(String, u64)>,
-}
-
-impl Pool {
-    fn read(objective: Objective) -> Pool {
-        let Kernels { inputs } = golden("kernels");
-        let matrix = |values: &[Vec<f32>]| Matrix::new(values.concat(), values[0].len());
-        let model = |model: &Model| (matrix(&model.images), matrix(&model.captions));
-        let loss = |model: &Model| {
-            let &Model { logit_scale, logit_bias, .. } = model;
-            PairLoss { logit_scale, logit_bias, objective }
-        };
-        Pool {
-            learner: model(&inputs.learner),
-            reference: model(&inputs.reference),
-            losses: [loss(&inputs.learner), loss(&inputs.reference)],
-            ids: inputs.ids,
-        }
-    }
-
-    fn ids(&self) -> Vec<SampleId<'_>> {
-        self.ids.iter().map(|(shard, sample_idx)| SampleId { shard, sample_idx: *sample_idx }).collect()
-    }
-
-    fn scoring_by(&self, name: &str, losses: [PairLoss; 2]) -> Scoring<'_> {
-        let learner = Learner(PairModel::new(&self.learner.0, &self.learner.1, losses[0]));
-        let reference = Reference(PairModel::new(&self.reference.0, &self.reference.1, losses[1]));
-        match name {
-            "hard_learner" => Scoring::HardLearner { learner },
-            "easy_reference" => Scoring::EasyReference { reference },
-            "learnability" => Scoring::Learnability { learner, reference },
-            other => panic!("no score `{other}`"),
-        }
-    }
-
-    fn scoring(&self, name: &str) -> Scoring<'_> {
-        self.scoring_by(name, self.losses)
-    }
-
-    fn is_taken(&self, taken: &[usize]) -> Vec<bool> {
-        (0..self.ids.len()).map(|row| taken.contains(&row)).collect()
-    }
+fn is_taken(pool: &Pool, taken: &[usize]) -> Vec<bool> {
+    (0..pool.ids.len()).map(|row| taken.contains(&row)).collect()
 }
 
 fn key(seed: u64) -> PassKey {
@@ -199,13 +125,13 @@ fn key(seed: u64) -> PassKey {
 #[test]
 fn joint_draws_by_the_softmax_objective() {
     let pool = Pool::read(Objective::Softmax);
-    let Scores { draws, .. } = golden("scores");
+    let Scores { draws, .. } = golden("oracle/golden/scores.json");
     for golden in &draws {
         let scoring = pool.scoring(&golden.scoring);
         let chance = if golden.chance == "top_k" { Chance::TopK } else { Chance::Gumbel };
         let &GoldenDraw { sub_batch_size, n_chunks, gain, .. } = golden;
         let plan = DrawPlan { sub_batch_size, n_chunks, gain, chance, key: key(golden.seed) };
-        let drawn = draw_remaining(&pool.ids(), &scoring, &pool.is_taken(&golden.taken), &plan).drawn;
+        let drawn = draw_remaining(&pool.ids(), &scoring, &is_taken(&pool, &golden.taken), &plan).drawn;
         assert_eq!(drawn.len(), golden.drawn.len());
         for (drawn, expected) in drawn.iter().zip(&golden.drawn) {
             assert_eq!((drawn.row, drawn.chunk), (expected.row, expected.chunk));
@@ -218,7 +144,7 @@ fn joint_draws_by_the_softmax_objective() {
 
 #[test]
 fn shares_in_a_sub_batch() {
-    let Scores { shares, .. } = golden("scores");
+    let Scores { shares, .. } = golden("oracle/golden/scores.json");
     for golden in &shares {
         let pool = Pool::read(golden.objective);
         let scoring = pool.scoring(&golden.scoring);
@@ -238,7 +164,7 @@ fn shares_in_a_sub_batch() {
 #[test]
 fn neg_clip_scores_of_one_batch() {
     let pool = Pool::read(Objective::Softmax);
-    let Scores { neg_clip, .. } = golden("scores");
+    let Scores { neg_clip, .. } = golden("oracle/golden/scores.json");
     for (golden, (images, captions)) in neg_clip.iter().zip([&pool.learner, &pool.reference]) {
         let scores = neg_clip_scores(images, captions, golden.temperature, Precision::F32);
         assert_eq!(scores.len(), golden.scores.len());
@@ -250,7 +176,7 @@ fn neg_clip_scores_of_one_batch() {
 
 #[test]
 fn cross_entropies_of_a_classifier() {
-    let Scores { cross_entropy: golden, .. } = golden("scores");
+    let Scores { cross_entropy: golden, .. } = golden("oracle/golden/scores.json");
     let logits = Matrix::new(golden.logits.concat(), golden.logits[0].len());
     let losses = cross_entropies(&logits, &golden.labels, golden.label_smoothing);
     assert_eq!(losses.len(), golden.losses.len());
@@ -262,7 +188,7 @@ fn cross_entropies_of_a_classifier() {
 #[test]
 fn independent_draws_by_dot_products() {
     let pool = Pool::read(Objective::Sigmoid);
-    let golden: Scores = golden("scores");
+    let golden: Scores = golden("oracle/golden/scores.json");
     let scores = pool.scoring_by("learnability", [PairLoss::DOT_PRODUCT; 2]).scores();
     for (score, expected) in scores.iter().zip(&golden.dot_products) {
         assert_close(*score, *expected, 1e-12);
@@ -270,7 +196,7 @@ fn independent_draws_by_dot_products() {
     for golden in &golden.independent {
         let &GoldenIndependent { sub_batch_size, gain, seed, .. } = golden;
         let plan = IndependentPlan { sub_batch_size, gain, chance: Chance::Gumbel, key: key(seed) };
-        let drawn = draw_independent(&pool.ids(), &scores, &pool.is_taken(&golden.taken), &plan);
+        let drawn = draw_independent(&pool.ids(), &scores, &is_taken(&pool, &golden.taken), &plan);
         assert_eq!(drawn.iter().map(|drawn| drawn.row).collect::<Vec<_>>(), golden.rows);
     }
     for golden in &golden.effective {
@@ -283,7 +209,7 @@ fn independent_draws_by_dot_products() {
 #[test]
 fn soft_cap_draws() {
     let pool = Pool::read(Objective::Sigmoid);
-    let Scores { soft_cap, dot_products, .. } = golden("scores");
+    let Scores { soft_cap, dot_products, .. } = golden("oracle/golden/scores.json");
     for golden in &soft_cap {
         let &GoldenSoftCap { n_draws, n_per_turn, gain, penalty, seed, .. } = golden;
         let plan = SoftCapPlan { n_draws, n_per_turn, gain, penalty, key: key(seed) };
@@ -300,7 +226,7 @@ fn soft_cap_draws() {
 #[test]
 fn calibration_is_that_of_scipy() {
     let pool = Pool::read(Objective::Sigmoid);
-    let Scores { calibrations, .. } = golden("scores");
+    let Scores { calibrations, .. } = golden("oracle/golden/scores.json");
     for (golden, (images, captions)) in calibrations.iter().zip([&pool.learner, &pool.reference]) {
         let fit = calibrate(images, captions, golden.sub_batch_size).unwrap();
         assert_close(fit.logit_scale, golden.logit_scale, 1e-4 * golden.logit_scale);

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use base64::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
 use superbatch::embed::image::{decode, preprocess};
@@ -29,26 +30,12 @@ struct Expected {
     logits: Vec<Vec<f64>>,
 }
 
-/// Decodes standard base64.
-fn base64(text: &str) -> Vec<u8> {
-    let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut bits = 0u32;
-    let mut bytes = Vec::new();
-    for (i, c) in text.trim_end_matches('=').chars().enumerate() {
-        bits = bits << 6 | alphabet.find(c).unwrap() as u32;
-        if i % 4 > 0 {
-            bytes.push((bits >> (6 - 2 * (i % 4))) as u8);
-        }
-    }
-    bytes
-}
-
 /// Encoded images by their name in `tests/golden/preprocess.json`.
 fn images() -> HashMap<String, Vec<u8>> {
     let golden: Value = serde_json::from_str(include_str!("golden/preprocess.json")).unwrap();
     let rows = golden["decoded"].as_array().unwrap().iter();
     let text = |row: &Value, field: &str| row[field].as_str().unwrap().to_owned();
-    rows.map(|row| (text(row, "name"), base64(&text(row, "bytes")))).collect()
+    rows.map(|row| (text(row, "name"), BASE64_STANDARD.decode(text(row, "bytes")).unwrap())).collect()
 }
 
 fn cosine(left: &[f32], right: &[f64]) -> f64 {

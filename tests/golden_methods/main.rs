@@ -2,6 +2,8 @@
 //! `oracle/golden_methods.py` from the formulas, dense and in f64. What each file holds: `golden/methods/README.md`.
 
 mod pool;
+#[path = "../support/golden.rs"]
+mod support;
 
 mod agreement;
 mod clusters;

@@ -6,14 +6,10 @@ use superbatch::matrix::Matrix;
 use superbatch::noise::SampleId;
 use superbatch::select::{Learner, Objective, PairLoss, PairModel, PassKey, Reference, Scoring};
 
-pub fn golden<T: DeserializeOwned>(name: &str) -> T {
-    let path = format!("{}/tests/golden/methods/{name}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
+pub use super::support::assert_close;
 
-#[track_caller]
-pub fn assert_close(found: f64, expected: f64, bound: f64) {
-    assert!((found - expected).abs() <= bound, "{found} is not {expected} within {bound:e}");
+pub fn golden<T: DeserializeOwned>(name: &str) -> T {
+    super::support::golden(&format!("golden/methods/{name}.json"))
 }
 
 /// `bound` is that of a value.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use ::image::RgbImage;
+use base64::prelude::*;
 use blake2::Blake2b;
 use blake2::digest::{Digest, consts::U8};
 use proptest::prelude::*;
@@ -47,22 +48,14 @@ struct ExpectedTensor {
     every_101st: Vec<f32>,
 }
 
-fn golden() -> Golden {
-    serde_json::from_str(include_str!("../../../tests/golden/preprocess.json")).unwrap()
+impl Decoded {
+    fn file(&self) -> Vec<u8> {
+        BASE64_STANDARD.decode(&self.bytes).unwrap()
+    }
 }
 
-/// Decodes standard base64.
-fn base64(text: &str) -> Vec<u8> {
-    let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut bits = 0u32;
-    let mut bytes = Vec::new();
-    for (i, c) in text.trim_end_matches('=').chars().enumerate() {
-        bits = bits << 6 | alphabet.find(c).unwrap() as u32;
-        if i % 4 > 0 {
-            bytes.push((bits >> (6 - 2 * (i % 4))) as u8);
-        }
-    }
-    bytes
+fn golden() -> Golden {
+    serde_json::from_str(include_str!("../../../tests/golden/preprocess.json")).unwrap()
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -72,9 +65,7 @@ fn digest(bytes: &[u8]) -> String {
 
 fn sources(golden: &Golden) -> HashMap<&str, RgbImage> {
     let decodable = golden.decoded.iter().filter(|row| row.pixels.is_some());
-    decodable
-        .map(|row| (row.name.as_str(), decode(&base64(&row.bytes), &Limits::default()).unwrap()))
-        .collect()
+    decodable.map(|row| (row.name.as_str(), decode(&row.file(), &Limits::default()).unwrap())).collect()
 }
 
 fn whole(width: u32, height: u32) -> Window {
@@ -84,7 +75,7 @@ fn whole(width: u32, height: u32) -> Window {
 #[test]
 fn decoding_equals_pillow() {
     for row in golden().decoded {
-        let decoded = decode(&base64(&row.bytes), &Limits::default());
+        let decoded = decode(&row.file(), &Limits::default());
         let Some(pixels) = &row.pixels else {
             assert_eq!(decoded, Err(Rejection::UndecodableImage), "{}", row.name);
             continue;
@@ -197,8 +188,7 @@ fn images_over_the_limit_are_not_decoded() {
     for name in ["jpeg_420", "png_rgb", "webp_lossy", "gif", "bmp", "tiff"] {
         let row = golden.decoded.iter().find(|row| row.name == name).unwrap();
         let n_pixels = u64::from(row.width * row.height);
-        let at =
-            |image_pixels_max| decode(&base64(&row.bytes), &Limits { image_pixels_max, ..Limits::default() });
+        let at = |image_pixels_max| decode(&row.file(), &Limits { image_pixels_max, ..Limits::default() });
         assert!(at(n_pixels).is_ok(), "{name}");
         assert_eq!(at(n_pixels - 1), Err(Rejection::ImageTooLarge), "{name}");
     }
@@ -215,7 +205,7 @@ proptest! {
         is_cut in any::<bool>(),
     ) {
         let golden = golden();
-        let mut bytes = base64(&golden.decoded[which.index(golden.decoded.len())].bytes);
+        let mut bytes = golden.decoded[which.index(golden.decoded.len())].file();
         for (place, value) in changes {
             let at = place.index(bytes.len());
             bytes[at] = value;
