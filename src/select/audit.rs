@@ -12,8 +12,8 @@ use crate::sample::SampleRef;
 use crate::settings::{Draw, ModelRole, SuperBatchDraw};
 
 use super::counts::{kept_in, super_batch_sizes};
-use super::draw::{Passes, ordered};
-use super::draw_plan::group_tasks;
+use super::draw::Passes;
+use super::draw_plan::{group_tasks, ordered};
 use super::engine::Engine;
 use super::group::{GroupRows, read_task};
 use super::reach::reach_counts;
@@ -92,7 +92,7 @@ impl Agreement {
     ) -> Result<(), Error> {
         let n = cheap.samples.len() as u64;
         let n_kept = draw.deal.filter_ratio.kept(n);
-        let order = ordered(run, Purpose::DealSamples, &cheap.samples);
+        let order = ordered(run.plan(), Purpose::DealSamples, run.plan().round, &cheap.samples);
         let mut start = 0;
         for size in super_batch_sizes(cheap.samples.len(), draw.deal.super_batch_size) {
             let members = &order[start..start + size];

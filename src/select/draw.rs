@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::exchange::{self, ExchangeWriter, Index};
-use crate::noise::{Purpose, SampleId, keyed_hash};
+use crate::noise::{Purpose, SampleId};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::settings::{
@@ -14,7 +14,7 @@ use crate::settings::{
 };
 use crate::table;
 
-use super::draw_plan::{Dealt, DrawPlans, SuperBatch};
+use super::draw_plan::{Dealt, DrawPlans, SuperBatch, ordered};
 use super::engine::Engine;
 use super::group::{GroupRows, read_group};
 use super::independent::{
@@ -102,7 +102,7 @@ impl Drawer<'_> {
         let rows = read_group(run, group, self.dealt)?;
         assert_eq!(rows.samples.len(), group.n_samples, "a group holds what its plan counted");
 
-        let order = ordered(run, Purpose::DealSamples, &rows.samples);
+        let order = ordered(plan, Purpose::DealSamples, plan.round, &rows.samples);
         let mut outcomes = Vec::with_capacity(group.n_samples);
         let mut counts = Vec::with_capacity(group.super_batches.len());
         let mut start = 0;
@@ -186,7 +186,8 @@ impl Drawer<'_> {
         let kept = order.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_in_pass(0));
         let kept: Vec<usize> = kept.map(|(&row, _)| row).collect();
         let samples: Vec<SampleRef> = kept.iter().map(|&row| rows.samples[row]).collect();
-        let dealt = ordered(self.run, Purpose::Reshuffle, &samples);
+        let plan = self.run.plan();
+        let dealt = ordered(plan, Purpose::Reshuffle, plan.round, &samples);
         let mut start = 0;
         for counts in counts.iter_mut() {
             let n = counts.n_first[0] as usize;
@@ -351,19 +352,4 @@ fn weight_counts(pass: &Pass, rows: &[usize]) -> Option<WeightCounts> {
         mean_of_best: distance.mean_of_best,
         mean_of_all: distance.mean_of_all,
     })
-}
-
-/// The rows of a group in the order of their keyed hashes, ties by sample id.
-pub fn ordered(run: &RunFolder, purpose: Purpose, samples: &[SampleRef]) -> Vec<usize> {
-    let plan = run.plan();
-    let mut order: Vec<(u64, SampleRef, usize)> = samples
-        .iter()
-        .enumerate()
-        .map(|(row, sample)| {
-            let id = sample.id(&plan.pool);
-            (keyed_hash(purpose, plan.seed, plan.round, id.shard, id.sample_idx), *sample, row)
-        })
-        .collect();
-    order.sort_unstable();
-    order.into_iter().map(|(_, _, row)| row).collect()
 }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::exchange::Source;
 use crate::noise::{Purpose, keyed_hash};
+use crate::plan::Plan;
 use crate::run_folder::RunFolder;
+use crate::sample::SampleRef;
 use crate::settings::Deal;
 
 use super::counts::{kept_in, super_batch_sizes};
@@ -212,4 +214,18 @@ fn cluster_of(members: &Members) -> Option<u32> {
         Members::Tasks(_) => None,
         Members::Partition { cluster, .. } => Some(*cluster),
     }
+}
+
+/// The rows of these samples in the order of their keyed hashes, ties by sample id.
+pub fn ordered(plan: &Plan, purpose: Purpose, round: u64, samples: &[SampleRef]) -> Vec<usize> {
+    let mut order: Vec<(u64, SampleRef, usize)> = samples
+        .iter()
+        .enumerate()
+        .map(|(row, sample)| {
+            let id = sample.id(&plan.pool);
+            (keyed_hash(purpose, plan.seed, round, id.shard, id.sample_idx), *sample, row)
+        })
+        .collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, _, row)| row).collect()
 }

@@ -3,11 +3,11 @@
 use crate::error::Error;
 use crate::exchange::{self, Index, Source};
 use crate::executor::Executor;
-use crate::noise::{Purpose, keyed_hash};
+use crate::noise::Purpose;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::select::counts::super_batch_sizes;
-use crate::select::draw_plan::group_tasks;
+use crate::select::draw_plan::{group_tasks, ordered};
 use crate::select::neg_clip::neg_clip_scores;
 use crate::select::usable::read_pairs;
 use crate::settings::NegClipLossFilter;
@@ -66,7 +66,7 @@ fn commit(
     let precision = run.plan().select.precision;
     let mut sums = vec![0.0; samples.len()];
     for partition in 0..filter.n_partitions as u64 {
-        let order = order(run, &samples, partition);
+        let order = ordered(run.plan(), Purpose::Partition, partition, &samples);
         let mut start = 0;
         for size in super_batch_sizes(samples.len(), filter.batch_size) {
             let batch = &order[start..start + size];
@@ -90,19 +90,4 @@ fn commit(
     let written = push_found(run, &stage, group, &samples, &found)?;
     run.commit(&stage, group, Done::new(vec![written.file], read, written.index))?;
     Ok(())
-}
-
-/// The rows in the seeded order of a partition.
-fn order(run: &RunFolder, samples: &[SampleRef], partition: u64) -> Vec<usize> {
-    let plan = run.plan();
-    let mut order: Vec<(u64, SampleRef, usize)> = samples
-        .iter()
-        .enumerate()
-        .map(|(row, sample)| {
-            let id = sample.id(&plan.pool);
-            (keyed_hash(Purpose::Partition, plan.seed, partition, id.shard, id.sample_idx), *sample, row)
-        })
-        .collect();
-    order.sort_unstable();
-    order.into_iter().map(|(_, _, row)| row).collect()
 }
