@@ -7,7 +7,9 @@
 //! - On a GPU neither TF32 (unless it is asked for) nor convolution algorithms chosen by a stopwatch: precision is a setting, and the same
 //!   inputs shall give the same bytes.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use ort::ep::{self, ArenaExtendStrategy};
 use ort::logging::LogLevel;
@@ -60,13 +62,22 @@ pub struct OpenSession {
 pub fn open(graph: &Path, options: &SessionOptions) -> ort::Result<OpenSession> {
     let session = builder(options)?.commit_from_file(graph)?;
     let opened = OpenSession { nodes: NodeCounts::of(&session)?, place: options.place, session };
-    let fallen_back = opened.nodes.fallen_back(options.place);
-    if !fallen_back.is_empty() {
-        tracing::warn!(graph = %graph.display(), place = %options.place, ?fallen_back,
-            "nodes that the GPU cannot run were left to the processor");
+    if is_first(graph, options.place) {
+        tracing::info!(graph = %graph.display(), place = %options.place, nodes = %opened.nodes, "loaded");
+        let fallen_back = opened.nodes.fallen_back(options.place);
+        if !fallen_back.is_empty() {
+            tracing::warn!(graph = %graph.display(), place = %options.place, ?fallen_back,
+                "nodes that the GPU cannot run were left to the processor");
+        }
     }
-    tracing::info!(graph = %graph.display(), place = %options.place, nodes = %opened.nodes, "loaded");
     Ok(opened)
+}
+
+/// Whether a graph is loaded there for the first time: of many sessions one is told.
+fn is_first(graph: &Path, place: Place) -> bool {
+    static LOADED: Mutex<BTreeSet<(PathBuf, Place)>> = Mutex::new(BTreeSet::new());
+    let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    loaded.insert((graph.to_owned(), place))
 }
 
 /// The same for a graph in memory.
