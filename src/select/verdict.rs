@@ -27,6 +27,7 @@ use super::pool_draw::{PoolCuts, pool_ranks};
 use super::reach::{ReachCounts, Reached, read_reached};
 use super::score::{Learner, Reference, ScoredBy};
 use super::scored::ScoreCounts;
+use super::usable::Unusable;
 use crate::settings::ScoreKind;
 
 /// What became of a sample that was not rejected.
@@ -55,8 +56,8 @@ pub struct VerdictCounts {
     pub not_drawn: u64,
     /// By what took them out.
     pub filtered: BTreeMap<String, u64>,
-    /// Samples that a model could not embed or score, by reason: read, but in no row of `select/`.
-    pub unusable: BTreeMap<String, u64>,
+    /// Read, but in no row of `select/`.
+    pub unusable: Unusable,
 }
 
 /// How the samples that passed the filters were drawn.
@@ -89,7 +90,7 @@ pub fn commit_verdicts(run: &RunFolder, drawn: &Drawn, task: usize) -> Result<()
     let of_task = run.committed::<SamplesCounts>(&run.samples(), task)?.counts;
     assert_eq!(
         of_task.n_read(),
-        counts.n_decided() + counts.unusable.values().sum::<u64>() + of_task.n_rejected(),
+        counts.n_decided() + counts.n_unusable() + of_task.n_rejected(),
         "read = kept + not drawn + filtered + rejected in task {task}"
     );
     let stage = run.select("select");
@@ -103,6 +104,10 @@ impl VerdictCounts {
     /// Samples with a verdict: the rows of `select/`.
     pub fn n_decided(&self) -> u64 {
         self.kept + self.not_drawn + self.filtered.values().sum::<u64>()
+    }
+
+    fn n_unusable(&self) -> u64 {
+        self.unusable.values().flat_map(BTreeMap::values).sum()
     }
 }
 
