@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow::array::RecordBatch;
+use rayon::prelude::*;
 
 use crate::embed::read_embeddings;
 use crate::error::Error;
@@ -56,8 +57,8 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
         by_cluster.entry(cluster).or_default().push(row);
     }
     let pool_ids = measure.banks.pool.ids(run);
-    let mut measured: Vec<Option<(Hardness, u32)>> = vec![None; samples.len()];
-    for (cluster, wanted) in by_cluster {
+    // many clusters have few samples in a task: processors share out clusters, and large clusters' strips
+    let of_clusters = by_cluster.into_par_iter().map(|(cluster, wanted)| {
         let bank = &measure.banks.clusters[cluster as usize];
         let bank_ids = bank.ids(run);
         let positions: Vec<usize> = wanted.iter().map(|&row| position(row)).collect();
@@ -74,9 +75,12 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
         };
         let banks = Banks { cluster: bank.view(&bank_ids), pool: measure.banks.pool.view(&pool_ids) };
         let (hardnesses, _) = hardness(&queries, &banks, &measure.params);
-        for (row, hardness) in wanted.into_iter().zip(hardnesses) {
-            measured[row] = Some((hardness, cluster));
-        }
+        let measured = wanted.into_iter().zip(hardnesses);
+        measured.map(|(row, hardness)| (row, (hardness, cluster))).collect::<Vec<_>>()
+    });
+    let mut measured: Vec<Option<(Hardness, u32)>> = vec![None; samples.len()];
+    for (row, of_row) in of_clusters.collect::<Vec<_>>().concat() {
+        measured[row] = Some(of_row);
     }
     let measured: Vec<(Hardness, u32)> =
         measured.into_iter().map(|measured| measured.expect("every sample has a cluster")).collect();
