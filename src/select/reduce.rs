@@ -125,8 +125,8 @@ impl Fold for LossSum {
     fn add<S: Simd, const N: usize>(self, simd: S, sums: S::f32s, products: [S::f32s; N]) -> S::f32s {
         let (scale, bias) = (simd.splat_f32s(self.scale), simd.splat_f32s(self.bias));
         let mut sums = sums;
-        for n in 0..N {
-            sums = simd.add_f32s(sums, softplus(simd, simd.mul_add_e_f32s(products[n], scale, bias)));
+        for product in &products {
+            sums = simd.add_f32s(sums, softplus(simd, simd.mul_add_e_f32s(*product, scale, bias)));
         }
         sums
     }
