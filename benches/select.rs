@@ -105,7 +105,11 @@ impl Fold for Sum {
 
     #[inline(always)]
     fn add<S: Simd, const N: usize>(self, simd: S, sums: S::f32s, products: [S::f32s; N]) -> S::f32s {
-        products.into_iter().fold(sums, |sums, product| simd.add_f32s(sums, product))
+        let mut sums = sums;
+        for product in &products {
+            sums = simd.add_f32s(sums, *product);
+        }
+        sums
     }
 
     #[inline(always)]
@@ -234,7 +238,7 @@ impl Bench {
 
 /// Prints how many times faster the first is than the second, run in turns.
 fn print_ratio(first_name: &str, second_name: &str, first: &dyn Fn(), second: &dyn Fn()) {
-    const N_TURNS: usize = 11;
+    const N_TURNS: usize = 9;
     let time = |run: &dyn Fn()| {
         let start = CpuTime.start();
         run();

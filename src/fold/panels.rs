@@ -60,18 +60,13 @@ impl<T: Copy + Default + Send + Sync> Panels<T> {
             places.push((panels.rows_of(vectors), panel));
             rest = after;
         }
-        places.into_par_iter().for_each_init(
-            || vec![T::default(); depth],
-            |row_values, (rows, panel)| {
-                let width = panel.len() / depth;
-                for (lane, row) in rows.enumerate() {
-                    copy(row, row_values);
-                    for (to, value) in panel[lane..].iter_mut().step_by(width).zip(&*row_values) {
-                        *to = *value;
-                    }
-                }
-            },
-        );
+        places.into_par_iter().for_each_init(Vec::new, |row_after_row, (rows, panel)| {
+            row_after_row.resize(rows.len() * depth, T::default());
+            for (row, to) in rows.clone().zip(row_after_row.chunks_exact_mut(depth)) {
+                copy(row, to);
+            }
+            transpose(row_after_row, depth, panel, panel.len() / depth);
+        });
         panels.values = taken;
         panels
     }
@@ -127,6 +122,20 @@ impl<T: Copy + Default + Send + Sync> Panels<T> {
     }
 }
 
+/// Sets `panel[component, row] = rows[row, component]`, some components at a time, so that the lines of the panel that
+/// are written stay in cache until they are full.
+fn transpose<T: Copy>(rows: &[T], depth: usize, panel: &mut [T], width: usize) {
+    const N_COMPONENTS: usize = 16;
+    for (block_idx, block) in panel.chunks_mut(N_COMPONENTS * width).enumerate() {
+        for (lane, row) in rows.chunks_exact(depth).enumerate() {
+            let components = &row[block_idx * N_COMPONENTS..];
+            for (to, value) in block[lane..].iter_mut().step_by(width).zip(components) {
+                *to = *value;
+            }
+        }
+    }
+}
+
 impl<T> Panel<'_, T> {
     /// Which lanes do not count for each column: those left out and those without a row.
     #[inline(always)]
@@ -153,8 +162,10 @@ mod tests {
         for (lanes, n_vectors) in [(1, 2), (8, 2), (16, 3)] {
             for n_rows in (1..200).chain([256, 1000]) {
                 let shape = Shape { lanes, n_vectors };
-                let copy = |row: usize, to: &mut [f32]| to.copy_from_slice(&[row as f32, -(row as f32)]);
-                let panels = Panels::new(30..30 + n_rows, 2, shape, copy);
+                let copy = |row: usize, to: &mut [f32]| {
+                    to.iter_mut().enumerate().for_each(|(at, to)| *to = (row * 100 + at) as f32);
+                };
+                let panels = Panels::new(30..30 + n_rows, 19, shape, copy);
                 let mut next = 30;
                 for panel_idx in 0..panels.n_panels() {
                     let panel = panels.panel(panel_idx);
@@ -162,9 +173,10 @@ mod tests {
                     assert_eq!(panel.rows.start, next);
                     for (lane, row) in panel.rows.clone().enumerate() {
                         assert_eq!(panels.panel_of(row), panel_idx);
-                        let of_component =
-                            |component| panel.values[component * panel.values.len() / 2 + lane];
-                        assert_eq!([0, 1].map(of_component), [row as f32, -(row as f32)]);
+                        for component in 0..19 {
+                            let value = panel.values[component * panel.values.len() / 19 + lane];
+                            assert_eq!(value, (row * 100 + component) as f32);
+                        }
                     }
                     next = panel.rows.end;
                 }

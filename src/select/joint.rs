@@ -149,7 +149,7 @@ fn draw_by<'a, A: Adder>(
     assert!(plan.gain.is_finite() && plan.gain > 0.0, "gain {}", plan.gain);
 
     let mut conditional = scoring.try_map(|model| Ok(Conditional::new(model, adder(&model)?)))?;
-    let scores = scoring.scores();
+    let scores = conditional.as_ref().map(|model| model.own_losses.clone()).scores();
     let mut logits = scores.clone();
     let mut is_taken = is_taken.to_vec();
     let mut drawn = Vec::with_capacity(plan.sub_batch_size);
