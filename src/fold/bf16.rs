@@ -45,18 +45,14 @@ impl Bf16 {
 }
 
 /// Rounds components to bf16, to the nearest and halves to even, two in each u32; a last odd one stands with 0.
+#[inline(always)]
 pub fn round_pairs(row: &[f32], pairs: &mut [u32]) {
-    let round = |value: f32| {
-        let bits = value.to_bits();
-        (bits + 0x7fff + (bits >> 16 & 1)) >> 16
-    };
-    let (whole, rest) = row.as_chunks::<2>();
     assert_eq!(pairs.len(), row.len().div_ceil(2));
-    for (pair, [first, second]) in pairs.iter_mut().zip(whole) {
-        *pair = round(*first) | round(*second) << 16;
-    }
-    for value in rest {
-        pairs[whole.len()] = round(*value);
+    // x86 is little-endian: the first of a pair is in the lower half
+    let halves: &mut [u16] = pulp::bytemuck::cast_slice_mut(pairs);
+    for (half, value) in halves.iter_mut().zip(row) {
+        let bits = value.to_bits();
+        *half = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16;
     }
 }
 
@@ -70,15 +66,16 @@ fn fold_columns<F: Fold>(
     totals: &mut [f64],
 ) {
     let depth = panels.depth();
-    let mut rounded = vec![0; strip.range.len() * depth];
-    for (column, pairs) in strip.range.clone().zip(rounded.chunks_exact_mut(depth)) {
+    let mut rounded = vec![0; strip.which.len() * depth];
+    for (&column, pairs) in strip.which.iter().zip(rounded.chunks_exact_mut(depth)) {
         round_pairs(strip.columns.row(column), pairs);
     }
-    let Range { start, end } = strip.range;
     for group in panels.groups(strip.rows.clone()) {
-        for first in strip.range.clone().step_by(M) {
-            let block = block::<M>(first, end);
-            let columns = block.map(|column| &rounded[(column - start) * depth..][..depth]);
+        let blocks = strip.which.chunks(M).zip(rounded.chunks(M * depth));
+        for ((which, rounded), totals) in blocks.zip(totals.chunks_mut(M)) {
+            let block = block::<M>(which);
+            let last = which.len() - 1;
+            let columns: [&[u32]; M] = std::array::from_fn(|m| &rounded[m.min(last) * depth..][..depth]);
             let mut states = [fold.start(simd); M];
             for panel_idx in group.clone() {
                 let panel = panels.panel(panel_idx);
@@ -90,7 +87,7 @@ fn fold_columns<F: Fold>(
                     _ => take_in(simd, fold, multiply::<1>(&columns, panel.values), &masks, states),
                 }
             }
-            for (state, total) in states.into_iter().zip(&mut totals[first - start..]) {
+            for (state, total) in states.into_iter().zip(totals) {
                 *total = fold.merge(simd, state, *total);
             }
         }
@@ -102,18 +99,26 @@ fn fold_columns<F: Fold>(
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,fma,avx2")]
 fn multiply<const N: usize>(columns: &[&[u32]; M], panel: &[u32]) -> [[f32x16; N]; M] {
     let (rows, _) = panel.as_chunks::<LANES>().0.as_chunks::<N>();
-    let columns = columns.map(|column| &column[..rows.len()]);
+    assert!(columns.iter().all(|column| column.len() == rows.len()));
     let mut sums = [[_mm512_setzero_ps(); N]; M];
     for (pair, rows) in rows.iter().enumerate() {
         for m in 0..M {
+            // SAFETY: each column is as long as there are rows. The check would be a tenth of the loop.
+            let column = unsafe { *columns[m].get_unchecked(pair) };
             // SAFETY: 16 pairs of bf16 are 512 bits, as are 16 u32 and a register of either.
-            let column: __m512bh = unsafe { transmute(_mm512_set1_epi32(columns[m][pair] as i32)) };
+            let column: __m512bh = unsafe { transmute(_mm512_set1_epi32(column as i32)) };
             for n in 0..N {
                 let row: __m512bh = unsafe { transmute::<[u32; LANES], __m512bh>(rows[n]) };
                 sums[m][n] = _mm512_dpbf16_ps(sums[m][n], column, row);
             }
         }
     }
-    // SAFETY: both are 16 f32.
-    sums.map(|sums| sums.map(|sum| unsafe { transmute::<__m512, f32x16>(sum) }))
+    let mut products = [[pulp::bytemuck::Zeroable::zeroed(); N]; M];
+    for m in 0..M {
+        for n in 0..N {
+            // SAFETY: both are 16 f32.
+            products[m][n] = unsafe { transmute::<__m512, f32x16>(sums[m][n]) };
+        }
+    }
+    products
 }

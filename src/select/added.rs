@@ -7,15 +7,16 @@ use crate::algebra::{Algebra, PairSum, Resident};
 use crate::error::Error;
 
 use super::loss::{Objective, PairLoss};
-use super::reduce::{Mask, reduce};
+use super::reduce::{Mask, reduce_some};
 use super::score::PairModel;
 
 /// What adds up the pairs of a super-batch with those drawn from it, under one model.
 pub(super) trait Adder {
     type Error;
 
-    /// As [`reduce`] has it: of each image with the captions of the drawn, and of each caption with their images.
-    fn add(&self, model: PairModel, drawn: PairModel) -> Result<[Vec<f64>; 2], Self::Error>;
+    /// As [`reduce_some`] has it, for the samples at `which`: of each image with the captions of the drawn, and of each
+    /// caption with their images.
+    fn add(&self, model: PairModel, drawn: PairModel, which: &[usize]) -> Result<[Vec<f64>; 2], Self::Error>;
 }
 
 /// The processor's own kernels.
@@ -24,9 +25,9 @@ pub(super) struct Kernels;
 impl Adder for Kernels {
     type Error = Infallible;
 
-    fn add(&self, model: PairModel, drawn: PairModel) -> Result<[Vec<f64>; 2], Infallible> {
+    fn add(&self, model: PairModel, drawn: PairModel, which: &[usize]) -> Result<[Vec<f64>; 2], Infallible> {
         let sets = [model.images_with(drawn), model.captions_with(drawn)];
-        let added = reduce(&sets, Mask::Nothing);
+        let added = reduce_some(&sets, Mask::Nothing, which);
         Ok(added.try_into().expect("one for each set"))
     }
 }
@@ -48,13 +49,16 @@ impl<'a> OnDevice<'a> {
 impl Adder for OnDevice<'_> {
     type Error = Error;
 
-    fn add(&self, model: PairModel, drawn: PairModel) -> Result<[Vec<f64>; 2], Error> {
+    fn add(&self, model: PairModel, drawn: PairModel, which: &[usize]) -> Result<[Vec<f64>; 2], Error> {
         let PairLoss { logit_scale, logit_bias, objective } = model.loss();
         let sum = match objective {
             Objective::Sigmoid => PairSum::Softplus,
             Objective::Softmax => PairSum::LogSumExp,
         };
-        let with = |rows, columns| self.algebra.pair_sums(sum, rows, columns, logit_scale, logit_bias);
+        let with = |rows, columns| -> Result<Vec<f64>, Error> {
+            let of_all = self.algebra.pair_sums(sum, rows, columns, logit_scale, logit_bias)?;
+            Ok(which.iter().map(|&column| of_all[column]).collect())
+        };
         Ok([with(drawn.captions(), &self.images)?, with(drawn.images(), &self.captions)?])
     }
 }

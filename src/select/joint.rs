@@ -100,8 +100,8 @@ pub struct JointDraw {
 /// # Shapes and units
 ///
 /// `ids[i]` belongs to row i of the models. Running sums (or log-sum-exps) a sample, model and direction in f64, in
-/// nats; the terms are losses and logits in f32. Work: 4·B·b·d FLOPs a model for B samples and b drawn; memory O(B)
-/// beside the embeddings.
+/// nats; the terms are losses and logits in f32. Work: 4·B·b·d FLOPs a model for B samples and b drawn, less what the
+/// drawn would have met; memory O(B) beside the embeddings.
 ///
 /// # Source
 ///
@@ -149,7 +149,7 @@ fn draw_by<'a, A: Adder>(
     assert!(plan.gain.is_finite() && plan.gain > 0.0, "gain {}", plan.gain);
 
     let mut conditional = scoring.try_map(|model| Ok(Conditional::new(model, adder(&model)?)))?;
-    let scores = scoring.scores();
+    let scores = conditional.as_ref().map(|model| model.own_losses.clone()).scores();
     let mut logits = scores.clone();
     let mut is_taken = is_taken.to_vec();
     let mut drawn = Vec::with_capacity(plan.sub_batch_size);
@@ -163,7 +163,8 @@ fn draw_by<'a, A: Adder>(
             drawn.push(Drawn { row, chunk, draw_rank: drawn.len(), conditional_score: logits[row] });
         }
         if chunk + 1 < sizes.len() {
-            conditional = conditional.try_map(|model| model.given(&rows))?;
+            let rest: Vec<usize> = (0..n_samples).filter(|row| !is_taken[*row]).collect();
+            conditional = conditional.try_map(|model| model.given(&rows, &rest))?;
             logits = conditional.as_ref().map(Conditional::losses).scores();
         }
     }
@@ -193,8 +194,9 @@ pub fn conditional_scores(scoring: &Scoring, drawn: &[usize]) -> Vec<f64> {
     if drawn.is_empty() {
         return scoring.scores();
     }
+    let all: Vec<usize> = (0..scoring.n_samples()).collect();
     let losses = scoring.map(|model| {
-        let Ok(conditional) = Conditional::new(model, Kernels).given(drawn);
+        let Ok(conditional) = Conditional::new(model, Kernels).given(drawn, &all);
         conditional.losses()
     });
     losses.scores()
@@ -218,13 +220,13 @@ impl<'a, A: Adder> Conditional<'a, A> {
         Conditional { model, adder, own_losses, images: nothing.clone(), captions: nothing }
     }
 
-    /// After these rows were drawn too. The entries of the drawn themselves mean nothing.
-    fn given(mut self, rows: &[usize]) -> Result<Conditional<'a, A>, A::Error> {
+    /// After these rows were drawn too, for the samples at `which`. The entries of others mean nothing from here on.
+    fn given(mut self, rows: &[usize], which: &[usize]) -> Result<Conditional<'a, A>, A::Error> {
         let drawn = self.model.gather(rows);
-        let added = self.adder.add(self.model, drawn.view())?;
+        let added = self.adder.add(self.model, drawn.view(), which)?;
         for (totals, added) in [&mut self.images, &mut self.captions].into_iter().zip(added) {
-            for (total, added) in totals.iter_mut().zip(added) {
-                *total = self.model.loss().objective.merge(*total, added);
+            for (&sample, added) in which.iter().zip(added) {
+                totals[sample] = self.model.loss().objective.merge(totals[sample], added);
             }
         }
         Ok(self)

@@ -52,7 +52,14 @@ impl Objective {
     }
 }
 
-/// Adds up the pairs of each column, for each of several sets of pairs with the same rows' and columns' counts.
+/// [`reduce_some`] for all columns.
+pub(super) fn reduce(sets: &[Pairs], mask: Mask) -> Vec<Vec<f64>> {
+    let all: Vec<usize> = (0..sets[0].columns.n_rows()).collect();
+    reduce_some(sets, mask, &all)
+}
+
+/// Adds up the pairs of some columns, in increasing order, for each of several sets of pairs with the same rows' and
+/// columns' counts.
 ///
 /// ```text
 /// sigmoid    Σ_row softplus(logit[row, column])         nats; 0 for no rows
@@ -61,23 +68,23 @@ impl Objective {
 ///
 /// Logits and losses in f32, sums of at most [`TERMS_MAX`](crate::fold::TERMS_MAX) of them in f32 and in f64 from
 /// there. Work: 2·n_rows·n_columns·d FLOPs a set. Memory: O(n_columns), and `ROWS_PACKED` rows of each set.
-pub(super) fn reduce(sets: &[Pairs], mask: Mask) -> Vec<Vec<f64>> {
+pub(super) fn reduce_some(sets: &[Pairs], mask: Mask, which: &[usize]) -> Vec<Vec<f64>> {
     let (n_rows, n_columns) = (sets[0].rows.n_rows(), sets[0].columns.n_rows());
     assert!(sets.iter().all(|set| set.rows.n_rows() == n_rows && set.columns.n_rows() == n_columns));
-    let nothing = |set: &Pairs| vec![set.loss.objective.nothing(); n_columns];
+    assert!(which.is_sorted());
+    let nothing = |set: &Pairs| vec![set.loss.objective.nothing(); which.len()];
     let mut totals: Vec<Vec<f64>> = sets.iter().map(nothing).collect();
     for start in (0..n_rows).step_by(ROWS_PACKED) {
         let rows = start..n_rows.min(start + ROWS_PACKED);
         let packed: Vec<PackedRows> =
             sets.iter().map(|set| PackedRows::new(set.rows, rows.clone(), set.precision)).collect();
         let strips = totals.iter_mut().enumerate().flat_map(|(set, totals)| {
-            let strips = totals.chunks_mut(STRIP).enumerate();
-            strips.map(move |(strip, totals)| (set, strip * STRIP, totals))
+            let strips = which.chunks(STRIP).zip(totals.chunks_mut(STRIP));
+            strips.map(move |(which, totals)| (set, which, totals))
         });
-        strips.collect::<Vec<_>>().into_par_iter().for_each(|(set, first, totals)| {
-            let range = first..first + totals.len();
-            let rows = mask.rows(rows.clone(), range.clone());
-            let strip = Strip { columns: sets[set].columns, range, rows };
+        strips.collect::<Vec<_>>().into_par_iter().for_each(|(set, which, totals)| {
+            let rows = mask.rows(rows.clone(), which);
+            let strip = Strip { columns: sets[set].columns, which, rows };
             fold_strip(&packed[set], sets[set].loss, mask, &strip, totals);
         });
     }
@@ -118,8 +125,8 @@ impl Fold for LossSum {
     fn add<S: Simd, const N: usize>(self, simd: S, sums: S::f32s, products: [S::f32s; N]) -> S::f32s {
         let (scale, bias) = (simd.splat_f32s(self.scale), simd.splat_f32s(self.bias));
         let mut sums = sums;
-        for product in products {
-            sums = simd.add_f32s(sums, softplus(simd, simd.mul_add_e_f32s(product, scale, bias)));
+        for product in &products {
+            sums = simd.add_f32s(sums, softplus(simd, simd.mul_add_e_f32s(*product, scale, bias)));
         }
         sums
     }
@@ -179,12 +186,13 @@ impl Fold for LogSumExp {
 }
 
 impl Mask<'_> {
-    /// Those of the rows that some column of the strip meets.
-    fn rows(&self, rows: Range<usize>, strip: Range<usize>) -> Range<usize> {
+    /// Those of the rows that some of the columns meet.
+    fn rows(&self, rows: Range<usize>, which: &[usize]) -> Range<usize> {
         match self {
             Mask::AllButNext(n) => {
-                let start = rows.end.min(rows.start.max(strip.start + 1));
-                start..start.max(rows.end.min(strip.end + n))
+                let (first, last) = (which[0], which[which.len() - 1]);
+                let start = (first + 1).clamp(rows.start, rows.end);
+                start..(last + 1 + n).clamp(start, rows.end)
             }
             Mask::Nothing | Mask::Own | Mask::Excluded(_) => rows,
         }
@@ -275,6 +283,18 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn some_columns_are_reduced_as_all_are() {
+        let (rows, columns) = (random_unit_rows(300, 20, 1), random_unit_rows(700, 20, 2));
+        let which: Vec<usize> = (0..700).filter(|column| column * 13 % 7 < 3).collect();
+        for objective in [Objective::Sigmoid, Objective::Softmax] {
+            let loss = PairLoss { logit_scale: 20.0, logit_bias: -8.0, objective };
+            let pairs = Pairs { rows: &rows, columns: &columns, loss, precision: Precision::F32 };
+            let (all, some) = (reduce(&[pairs], Mask::Own), reduce_some(&[pairs], Mask::Own, &which));
+            assert_eq!(some[0], which.iter().map(|&column| all[0][column]).collect::<Vec<_>>());
         }
     }
 
