@@ -61,7 +61,12 @@ fn labels(run: &Path) -> Vec<Option<u32>> {
 }
 
 fn texts(rows: &RecordBatch, column: &str) -> Vec<Option<String>> {
-    rows.column_by_name(column).unwrap().as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect()
+    rows.column_by_name(column)
+        .unwrap()
+        .as_string::<i32>()
+        .iter()
+        .map(|text| text.map(str::to_owned))
+        .collect()
 }
 
 #[test]
@@ -80,7 +85,8 @@ fn classifiers_say_what_onnx_runtime_says_of_pillows_pixels() {
     for (role, model) in [("learner", "class_learner"), ("reference", "class_reference")] {
         let rows = rows(&embeddings_of(&run, role));
         assert_eq!(column_names(&rows), ["shard", "sample_idx", "logits", "rejection"]);
-        let list = DataType::FixedSizeList(arrow::datatypes::Field::new("item", DataType::Float32, true).into(), 14);
+        let list =
+            DataType::FixedSizeList(arrow::datatypes::Field::new("item", DataType::Float32, true).into(), 14);
         assert_eq!(rows.column_by_name("logits").unwrap().data_type(), &list);
         let logits: Vec<Vec<f32>> = logits(&rows).into_iter().map(Option::unwrap).collect();
         let shown: Vec<Vec<f64>> = serde_json::from_value(golden["models"][model]["logits"].clone()).unwrap();
@@ -89,9 +95,15 @@ fn classifiers_say_what_onnx_runtime_says_of_pillows_pixels() {
                 assert!((f64::from(*ours) - wanted).abs() < 1e-3, "{model}: {ours} for {wanted}");
             }
         }
-        let class = |logits: &Vec<f32>| (0..14).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
-        let n_as_labelled = logits.iter().zip(&wanted).filter(|(logits, label)| Some(class(logits)) == **label).count();
-        assert_eq!(n_as_labelled, golden["models"][model]["n_as_labelled"].as_u64().unwrap() as usize, "{model}");
+        let class =
+            |logits: &Vec<f32>| (0..14).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
+        let n_as_labelled =
+            logits.iter().zip(&wanted).filter(|(logits, label)| Some(class(logits)) == **label).count();
+        assert_eq!(
+            n_as_labelled,
+            golden["models"][model]["n_as_labelled"].as_u64().unwrap() as usize,
+            "{model}"
+        );
     }
     let plan = json(&run.join("plan.json"));
     let learner = &plan["models"]["learner"];
@@ -152,7 +164,10 @@ fn a_label_that_a_classifier_has_no_class_for_is_counted_by_itself() {
             let digest = embeddings_of(&run, role);
             let digest = digest.file_name().unwrap().to_str().unwrap();
             let marker = json(&run.join("_done/embeddings").join(digest).join("00000.json"));
-            assert_eq!(marker["counts"], serde_json::json!({"rows": 100, "rejected": {"label_out_of_range": 2}}));
+            assert_eq!(
+                marker["counts"],
+                serde_json::json!({"rows": 100, "rejected": {"label_out_of_range": 2}})
+            );
         }
         let counts = &json(&run.join("report.json"))["counts"];
         assert_eq!(counts["rejected"], serde_json::json!({"label_out_of_range": 2}));
@@ -189,7 +204,8 @@ fn classes_are_drawn_by_learnability() {
 fn models_and_pools_that_do_not_fit_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = class_pipeline(folder.path(), "fixtures/class_pool/*.tar");
-    let refused = |pipeline: &Pipeline| error_of(&mut pipeline.command("embed", &folder.path().join("run")), 2);
+    let refused =
+        |pipeline: &Pipeline| error_of(&mut pipeline.command("embed", &folder.path().join("run")), 2);
     let error = refused(&pipeline.with("read.samples=image_text"));
     assert!(error.contains("is of kind `classifier`") && error.contains("no labels"), "{error}");
     let error = refused(&pipeline.with("models.reference.folder=fixtures/models/reference"));
@@ -260,5 +276,9 @@ fn a_full_model_embeds_the_audited_tasks_alone() {
     let by_this_plan: BTreeMap<String, u64> =
         status(&run).into_iter().map(|(stage, (_, own, _))| (stage, own)).collect();
     assert_eq!(by_this_plan[&format!("embeddings/{digest}")], 1);
-    assert_eq!((by_this_plan["select"], by_this_plan["write"], by_this_plan["report"]), (0, 0, 1), "{by_this_plan:?}");
+    assert_eq!(
+        (by_this_plan["select"], by_this_plan["write"], by_this_plan["report"]),
+        (0, 0, 1),
+        "{by_this_plan:?}"
+    );
 }
