@@ -106,6 +106,8 @@ pub enum Error {
     RunIncomplete { folder: PathBuf },
     #[error("the run has no `models.learner`, whose next checkpoint a round scores with")]
     NoLearner,
+    #[error("the run's clusters are of its learner's embeddings, which a new checkpoint changes")]
+    DividedByLearner,
     #[error("the experts' embeddings differ in width")]
     ExpertsDiffer,
     #[error("cannot use target embeddings `{path}`")]
@@ -234,6 +236,9 @@ impl Error {
                 "runs are compared sample by sample: both need the same shards and the same `read.shards_per_task`"
                     .to_owned()
             }
+            Error::DividedByLearner => {
+                "divide by `reference` or by a `base` model in a run that is to have rounds".to_owned()
+            }
             Error::RunIncomplete { .. } => "`superbatch run` goes on where it stopped".to_owned(),
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
@@ -322,6 +327,7 @@ impl Error {
                 | Error::ExpertsDiffer
                 | Error::Export { .. }
                 | Error::NoLearner
+                | Error::DividedByLearner
                 | Error::RunIncomplete { .. }
                 | Error::Targets { .. }
                 | Error::RuntimeMissing { .. }

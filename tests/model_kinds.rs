@@ -244,7 +244,12 @@ fn an_image_tower_alone_clusters_a_pool_of_images() {
     assert_eq!(column_names(&embedded), ["shard", "sample_idx", "image_embedding", "rejection"]);
     assert_eq!(json(&run.join("report.json"))["counts"]["kept"], 100);
     let select = rows(&run.join("select"));
-    assert_eq!(select.column_by_name("hardness").unwrap().null_count(), 0);
+    let hardness = select.column_by_name("hardness").unwrap();
+    let n_negatives = select.column_by_name("n_negatives").unwrap().as_primitive::<UInt32Type>();
+    for (row, n_negatives) in n_negatives.values().iter().enumerate() {
+        assert_eq!(hardness.is_valid(row), *n_negatives > 0, "all others of the cluster are near-duplicates");
+    }
+    assert!(hardness.null_count() < 10, "{hardness:?}");
     assert_eq!(select.column_by_name("cross_modal_hardness").unwrap().null_count(), 200);
     assert!(labels(&run).iter().all(Option::is_none), "nobody asked for labels");
     assert_verified(&run);

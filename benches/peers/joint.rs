@@ -3,6 +3,8 @@
 //! `joint FOLDER N_SAMPLES SUB_BATCH_SIZE N_CHUNKS OBJECTIVE PRECISION DRAW` reads `learner_images.f32` and so on, rows of
 //! little-endian f32; `RAYON_NUM_THREADS` says how many threads.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
@@ -15,10 +17,16 @@ use superbatch::select::{
 };
 
 fn read(folder: &Path, name: &str, n_samples: usize) -> Matrix {
-    let bytes = std::fs::read(folder.join(name)).expect("embeddings of the peer");
-    let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    let n_cols = values.len() / n_samples;
-    Matrix::new(values, n_cols)
+    let mut file = File::open(folder.join(name)).expect("embeddings of the peer");
+    let n_values = file.metadata().expect("a file").len() as usize / 4;
+    let mut embeddings = Matrix::zeros(n_samples, n_values / n_samples);
+    let mut row_bytes = vec![0; n_values / n_samples * 4];
+    for row in 0..n_samples {
+        file.read_exact(&mut row_bytes).expect("rows of f32");
+        let values = row_bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        embeddings.row_mut(row).iter_mut().zip(values).for_each(|(to, value)| *to = value);
+    }
+    embeddings
 }
 
 fn setting<T: DeserializeOwned>(text: &str) -> T {

@@ -30,6 +30,9 @@ pub(super) struct Graph {
     pub nodes: NodeCounts,
 }
 
+/// An output's shape and its values, row-major.
+type RawOutput = (Vec<i64>, Vec<f32>);
+
 impl Graph {
     pub fn open(
         model: &Model,
@@ -133,7 +136,7 @@ impl Graph {
         outputs: [&str; N],
         wanted: &'static str,
         is_wanted: impl Fn(&[i64]) -> bool,
-    ) -> Result<[(Vec<i64>, Vec<f32>); N], Error> {
+    ) -> Result<[RawOutput; N], Error> {
         let (tower, folder) = (self.tower, &self.folder);
         let fault = |source| Error::Inference { tower, folder: folder.clone(), source };
         let values = self.session.run(inputs).map_err(fault)?;

@@ -338,12 +338,12 @@ fn pair_inputs<'a>(
 fn pooled(rows: &Matrix, tokens: &Tokens, pooling: TextPooling) -> Matrix {
     let mut all = Matrix::zeros(0, rows.n_cols());
     for (caption, mask) in tokens.mask().chunks_exact(tokens.context_length()).enumerate() {
-        let own = (0..mask.len()).filter(|&token| mask[token] == 1);
+        let mut own = (0..mask.len()).filter(|&token| mask[token] == 1);
         let first_row = caption * mask.len();
         let taken: Vec<usize> = match pooling {
             TextPooling::Mean => own.collect(),
             TextPooling::Cls => own.take(1).collect(),
-            TextPooling::Last => own.last().into_iter().collect(),
+            TextPooling::Last => own.next_back().into_iter().collect(),
         };
         let mut sums = vec![0.0; rows.n_cols()];
         for &token in &taken {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::select::{OwnLoss, pair_score};
-use crate::settings::DivideSettings;
+use crate::settings::{DivideSettings, ModelRole};
 
 use super::planted::PlantedSamples;
 use super::pool::Shard;
@@ -126,10 +126,10 @@ impl Digests {
         let write = stage("write", json!({"settings": plan.write, "select": select}));
         let planted = plan.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
         let planted = planted.as_ref().map(PlantedSamples::digest);
-        let audits: BTreeMap<String, &Digest> = models
+        let audits: Vec<Value> = models
             .iter()
             .filter(|(role, _)| role.is_audit())
-            .map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()]))
+            .map(|(role, model)| json!([embeddings[&role.to_string()], model.logit_scale, model.logit_bias]))
             .collect();
         // without audits their fraction changes nothing
         let audit_fraction = (!audits.is_empty()).then_some(plan.report.audit_fraction);
@@ -148,7 +148,10 @@ impl Digests {
 
     /// By stage, from the first to `select`.
     pub fn up_to_select(&self) -> Value {
-        let Digests { samples, embeddings, divide, select, .. } = self;
+        let Digests { samples, divide, select, .. } = self;
+        // what audits changes no byte of what it audits
+        let is_audit = |role: &str| role.parse().is_ok_and(ModelRole::is_audit);
+        let embeddings: BTreeMap<_, _> = self.embeddings.iter().filter(|(role, _)| !is_audit(role)).collect();
         json!({"samples": samples, "embeddings": embeddings, "divide": divide, "select": select})
     }
 

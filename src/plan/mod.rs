@@ -149,6 +149,10 @@ impl Plan {
         if !self.models.has(ModelRole::Learner) {
             return Err(Error::NoLearner);
         }
+        // clusters and banks are of the former learner's embeddings
+        if self.divide.as_ref().is_some_and(|divide| divide.model == ModelRole::Learner) {
+            return Err(Error::DividedByLearner);
+        }
         let loaded = LoadedModel::open(&learner.folder, learner.choice(), session)?;
         let model = PlannedModel::new(&loaded, learner, &self.embed);
         let wants = Wants {

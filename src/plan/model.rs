@@ -11,8 +11,8 @@ use crate::embed::{LoadedModel, LogitScale, ModelChoice, ModelKind, Variant};
 use crate::error::Error;
 use crate::select::Objective;
 use crate::settings::{
-    ActiveClipScore, DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, PrecomputedSettings,
-    ReadSettings, SampleContents, SelectSettings, SuperBatchMethod, WriteSettings,
+    ActiveClipScore, DivideSettings, Draw, EmbedSettings, Filter, ModelRole, ModelSettings, PoolDraw,
+    PrecomputedSettings, ReadSettings, SampleContents, SelectSettings, SuperBatchMethod, WriteSettings,
 };
 
 use super::pool::Pool;
@@ -160,6 +160,12 @@ pub(super) fn check(
         Some("one that embeds images, which are to be clustered")
     } else if wants.write.distil && is_expert && !kind.embeds_images() {
         Some("one that embeds images, which `write.distil` writes")
+    } else if pairs_wanted(wants.select, role) && kind != ModelKind::Pair {
+        Some("one with an image and a text tower, which a step of `select` compares")
+    } else if images_wanted(wants.select, role) && !kind.embeds_images() {
+        Some("one that embeds images, which a filter compares with targets")
+    } else if planned.calibrate && (kind != ModelKind::Pair || role == ModelRole::Base || role.is_audit()) {
+        Some("a learner, a reference or an expert of pairs, which alone can be calibrated")
     } else if scored_as == Some(ModelKind::Pair) && kind != ModelKind::Pair {
         Some("one with an image and a text tower, which the draw scores with")
     } else if scored_as == Some(ModelKind::Classifier) && kind != ModelKind::Classifier {
@@ -170,7 +176,8 @@ pub(super) fn check(
     if let Some(wanted) = wanted {
         return Err(Error::ModelKind { model: role, folder: folder(), kind, wanted });
     }
-    let takes_logits = role != ModelRole::Base && takes_logits(&wants.select.draw);
+    let is_base = role == ModelRole::Base;
+    let takes_logits = !is_base && (takes_logits(&wants.select.draw) || losses_wanted(wants.select, role));
     if takes_logits && !planned.calibrate && planned.logit_scale.is_none() {
         let initial = initial_logit_scale.map(LogitScale::get);
         return Err(Error::ScaleMissing { model: role, folder: folder(), initial });
@@ -180,6 +187,56 @@ pub(super) fn check(
         return Err(Error::BiasMissing { model: role, folder: folder() });
     }
     Ok(())
+}
+
+/// The columns by which steps of `select` rank samples.
+fn ranking_columns(select: &SelectSettings) -> impl Iterator<Item = &str> {
+    let filters = select.filters.iter().filter_map(|filter| match &filter.filter {
+        Filter::Threshold(threshold) => Some(threshold.by.as_str()),
+        _ => None,
+    });
+    let draw = match &select.draw {
+        Draw::OverPool(PoolDraw::Top(top)) => Some(top.by.as_str()),
+        Draw::InSuperBatches(draw) => match &draw.method {
+            SuperBatchMethod::SoftCap(soft_cap) => Some(soft_cap.by.as_str()),
+            _ => None,
+        },
+        _ => None,
+    };
+    filters.chain(draw)
+}
+
+/// Whether samples are ranked by losses of this model.
+fn losses_wanted(select: &SelectSettings, role: ModelRole) -> bool {
+    ranking_columns(select).any(|column| match role {
+        ModelRole::Learner => matches!(column, "learner_loss" | "learnability"),
+        ModelRole::Reference | ModelRole::Expert(_) => matches!(column, "reference_loss" | "learnability"),
+        _ => false,
+    })
+}
+
+/// Whether a step compares images with captions under this model.
+fn pairs_wanted(select: &SelectSettings, role: ModelRole) -> bool {
+    let by_filter = select.filters.iter().any(|filter| match &filter.filter {
+        Filter::ClipScore(filter) => filter.model == role,
+        Filter::NegClipLoss(filter) => filter.model == role,
+        _ => false,
+    });
+    let by_column = ranking_columns(select).any(|column| match role {
+        ModelRole::Learner => column == "learner_similarity",
+        ModelRole::Reference | ModelRole::Expert(_) => column == "reference_similarity",
+        _ => false,
+    });
+    by_filter || by_column || losses_wanted(select, role)
+}
+
+/// Whether a filter compares images with targets under this model.
+fn images_wanted(select: &SelectSettings, role: ModelRole) -> bool {
+    select.filters.iter().any(|filter| match &filter.filter {
+        Filter::NormSim(filter) => filter.model == role,
+        Filter::Decontaminate(filter) => filter.model == role,
+        _ => false,
+    })
 }
 
 /// Whether the draw scores pairs by their losses.

@@ -87,12 +87,10 @@ impl PlannedVectors {
         common_folder(&paths)
     }
 
-    /// Names, sizes and arrays: what changes when the embeddings do.
+    /// Paths, sizes, times of modification and arrays: what changes when the embeddings do.
     pub(super) fn description(&self) -> serde_json::Value {
-        let folder = self.folder();
-        let files = |tower: &VectorFiles| -> Vec<(PathBuf, u64)> {
-            let below = |path: &Path| path.strip_prefix(&folder).unwrap_or(path).to_owned();
-            tower.files.iter().map(|file| (below(&file.path), file.size_bytes)).collect()
+        let files = |tower: &VectorFiles| -> Vec<(PathBuf, u64, u64)> {
+            tower.files.iter().map(|file| (file.path.clone(), file.size_bytes, file.modified_ns)).collect()
         };
         let towers = [&self.image, &self.text];
         serde_json::json!(towers.map(|tower| tower.as_ref().map(|tower| (files(tower), &tower.array))))

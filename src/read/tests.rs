@@ -127,11 +127,10 @@ fn every_fault_of_a_sample_has_its_rejection() {
     assert_eq!(outcomes, expected(&all));
 }
 
+type LabelAndCaption = (Option<u32>, Option<String>);
+
 /// Key, label and caption of each sample, or its rejection.
-fn of_kind(
-    bytes: &[u8],
-    kind: &SampleKind,
-) -> Vec<(String, Result<(Option<u32>, Option<String>), &'static str>)> {
+fn of_kind(bytes: &[u8], kind: &SampleKind) -> Vec<(String, Result<LabelAndCaption, &'static str>)> {
     let samples = Samples::new(bytes, Limits::default(), true).of_kind(kind.clone());
     let outcome = |sample: io::Result<ReadSample>| match sample.expect("a slice never fails") {
         ReadSample::Sample(sample) => (sample.key, Ok((sample.label, sample.caption))),

@@ -186,7 +186,7 @@ impl Counts {
         for (text, n) in read.shards.iter().flat_map(|shard| &shard.rejected) {
             *self.rejected.entry(text.clone()).or_default() += n;
         }
-        for (reason, n) in &verdicts.unusable {
+        for (reason, n) in verdicts.unusable.values().flatten() {
             *self.rejected.entry(reason.clone()).or_default() += n;
         }
         for (filter, n) in &verdicts.filtered {

@@ -62,7 +62,7 @@ fn plan_partitions(run: &RunFolder, tasks: &[usize], deal: &Deal) -> Result<Part
         let mut ranges = BTreeMap::new();
         let mut n_partitions = 0;
         for (cluster, size) in joined_sizes {
-            let n_parts = size.div_ceil(group_size).max(1);
+            let n_parts = ((size + group_size / 2) / group_size).max(1);
             ranges.insert(cluster, (n_partitions, n_parts));
             n_partitions += n_parts;
         }

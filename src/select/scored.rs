@@ -15,15 +15,14 @@ use crate::table::{self, Columns, Rows};
 use super::class_loss::class_losses;
 use super::hard_negatives::{AmongColumns, HardNegatives};
 use super::losses::{OwnLoss, has_experts};
-use super::usable::{Measure, UsableRows, read_usable};
+use super::usable::{Measure, Unusable, UsableRows, read_usable};
 
 /// Counts of one task of `select.score`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScoreCounts {
     /// Samples that every model embedded.
     pub scored: u64,
-    /// Samples that a model could not embed or score, by reason.
-    pub unusable: BTreeMap<String, u64>,
+    pub unusable: Unusable,
 }
 
 /// The samples of a task that have scores, and the file that says so.

@@ -135,14 +135,16 @@ fn loss_in(run: &RunFolder, role: ModelRole, cluster: Option<u32>) -> Result<Opt
     }
 }
 
+/// Samples that a model could not embed or score: by index of the shard in the pool, then by reason.
+pub type Unusable = BTreeMap<u32, BTreeMap<String, u64>>;
+
 /// A task's samples that every model embedded.
 pub struct UsableRows {
     pub samples: Vec<SampleRef>,
     /// By sample, where the run has clusters.
     pub clusters: Option<Vec<u32>>,
     pub models: ScoredModels,
-    /// Samples that a model could not embed, by reason.
-    pub unusable: BTreeMap<String, u64>,
+    pub unusable: Unusable,
     pub read: Vec<FileRecord>,
 }
 
@@ -169,7 +171,7 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     assert!(embedded.values().all(|rows| rows.samples == samples), "every model embeds the same samples");
     let divided = plan.divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
     read.extend(divided.iter().map(|divided| divided.file.clone()));
-    let mut unusable: BTreeMap<String, u64> = BTreeMap::new();
+    let mut unusable = Unusable::new();
     let mut is_usable = vec![true; samples.len()];
     for (row, is_usable) in is_usable.iter_mut().enumerate() {
         // an expert counts in its own cluster alone
@@ -180,7 +182,8 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
         let rejections = embedded.iter().filter(|(role, _)| counts(role));
         if let Some(rejection) = rejections.filter_map(|(_, rows)| rows.rejections[row]).min() {
             *is_usable = false;
-            *unusable.entry(rejection.text().to_owned()).or_default() += 1;
+            let of_shard = unusable.entry(samples[row].shard_idx).or_default();
+            *of_shard.entry(rejection.text().to_owned()).or_default() += 1;
         }
     }
     let usable: Vec<usize> = (0..samples.len()).filter(|&row| is_usable[row]).collect();

@@ -27,6 +27,7 @@ use super::pool_draw::{PoolCuts, pool_ranks};
 use super::reach::{ReachCounts, Reached, read_reached};
 use super::score::{Learner, Reference, ScoredBy};
 use super::scored::ScoreCounts;
+use super::usable::Unusable;
 use crate::settings::ScoreKind;
 
 /// What became of a sample that was not rejected.
@@ -55,8 +56,8 @@ pub struct VerdictCounts {
     pub not_drawn: u64,
     /// By what took them out.
     pub filtered: BTreeMap<String, u64>,
-    /// Samples that a model could not embed or score, by reason: read, but in no row of `select/`.
-    pub unusable: BTreeMap<String, u64>,
+    /// Read, but in no row of `select/`.
+    pub unusable: Unusable,
 }
 
 /// How the samples that passed the filters were drawn.
@@ -89,7 +90,7 @@ pub fn commit_verdicts(run: &RunFolder, drawn: &Drawn, task: usize) -> Result<()
     let of_task = run.committed::<SamplesCounts>(&run.samples(), task)?.counts;
     assert_eq!(
         of_task.n_read(),
-        counts.n_decided() + counts.unusable.values().sum::<u64>() + of_task.n_rejected(),
+        counts.n_decided() + counts.n_unusable() + of_task.n_rejected(),
         "read = kept + not drawn + filtered + rejected in task {task}"
     );
     let stage = run.select("select");
@@ -104,14 +105,20 @@ impl VerdictCounts {
     pub fn n_decided(&self) -> u64 {
         self.kept + self.not_drawn + self.filtered.values().sum::<u64>()
     }
+
+    fn n_unusable(&self) -> u64 {
+        self.unusable.values().flat_map(BTreeMap::values).sum()
+    }
 }
 
 /// What `select/` and `curated/` files say of how they were made; `digests` are those of the file's stage and of the
 /// stages before it, so that later stages' settings change no byte.
 pub fn table_metadata(run: &RunFolder, digests: &Value) -> Vec<(&'static str, String)> {
     let plan = run.plan();
+    // what audits changes no byte of what it audits
+    let chosen_by = plan.models.iter().filter(|(role, _)| !role.is_audit());
     let models: BTreeMap<String, &Digest> =
-        plan.models.iter().map(|(role, model)| (role.to_string(), &model.digest)).collect();
+        chosen_by.map(|(role, model)| (role.to_string(), &model.digest)).collect();
     vec![
         ("superbatch_software_version", plan.software_version.clone()),
         ("superbatch_stage_digests", json(digests)),

@@ -335,7 +335,8 @@ impl Deal {
         if is_within && !has_clusters {
             return Err(SettingsError::NoClusters { what: "super-batches within clusters" });
         }
-        if !is_within && self.quota != Quota::Size {
+        let is_anew = self.pass_pool == PassPool::All;
+        if self.quota != Quota::Size && !(is_within && is_anew) {
             return Err(SettingsError::Quota);
         }
         // of 10¹⁸ samples, so that no filter ratio is rounded
@@ -385,6 +386,9 @@ impl SuperBatchDraw {
                 check_score(class_act.score, models)
             }
             SuperBatchMethod::FullLoss(full_loss) => check_score(full_loss.score, models),
+            SuperBatchMethod::SoftCap(_) if self.deal.pass_pool == PassPool::Remaining => {
+                Err(SettingsError::SoftCapRemaining)
+            }
             SuperBatchMethod::SoftCap(soft_cap) => {
                 gain(soft_cap.gain)?;
                 check_sizes(&[("select.step.n_per_turn", soft_cap.n_per_turn)])?;

@@ -252,6 +252,14 @@ impl NamedFilter {
         if let Some(model) = self.filter.model().filter(|model| !models.has(*model)) {
             return Err(SettingsError::ModelMissing { what: self.name.clone(), model });
         }
+        let is_scored = |model| matches!(model, ModelRole::Learner | ModelRole::Reference);
+        let is_allowed = |model: ModelRole| match &self.filter {
+            Filter::ClipScore(_) => is_scored(model),
+            _ => is_scored(model) || model == ModelRole::Base,
+        };
+        if let Some(model) = self.filter.model().filter(|model| !is_allowed(*model)) {
+            return Err(out_of_range(&key("model"), model, "a model that scores every sample"));
+        }
         match &self.filter {
             Filter::Metadata(_) | Filter::ClipScore(_) | Filter::NormSim(_) => Ok(()),
             Filter::Threshold(filter) => check_column(&filter.by, before, models, has_clusters),

@@ -244,7 +244,9 @@ pub enum SettingsError {
         "`divide.model` is `{model}`, but must be `learner`, `reference` or `base`, and a model of the run"
     )]
     DivideModel { model: ModelRole },
-    #[error("the filter name `{name}` is taken by a column or by an earlier filter")]
+    #[error(
+        "the filter name `{name}` is taken by a column or by an earlier filter, or has other letters than a to z, digits and `_`"
+    )]
     FilterName { name: String },
     #[error("`{column}` is no column that samples can be ranked by here")]
     NoSuchColumn { column: String },
@@ -261,7 +263,11 @@ pub enum SettingsError {
     NoLabels,
     #[error("`select.precision` cannot be `bf16` here")]
     Precision { source: NoBf16 },
-    #[error("a quota over clusters needs super-batches within clusters")]
+    #[error("`soft_cap` repeats samples itself: `pass_pool` must be `all`")]
+    SoftCapRemaining,
+    #[error(
+        "a quota over clusters needs super-batches within clusters, and passes that draw from all samples"
+    )]
     Quota,
     #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
     NoExperts,

@@ -69,6 +69,44 @@ impl ScoreKind {
     }
 }
 
+/// The other columns of `samples/`, `select/` and `curated/`, which no filter may be named after.
+const RESERVED_COLUMNS: [&str; 34] = [
+    "shard",
+    "sample_idx",
+    "key",
+    "score",
+    "cluster",
+    "n_negatives",
+    "hardest_negative_shard",
+    "hardest_negative_key",
+    "n_false_negatives",
+    "hard_learnability",
+    "super_batch",
+    "pass",
+    "place",
+    "chunk",
+    "draw_rank",
+    "conditional_score",
+    "verdict",
+    "removed_by",
+    "duplicate_of",
+    "n_repeats",
+    "uid",
+    "caption",
+    "label",
+    "width",
+    "height",
+    "image_offset",
+    "image_size",
+    "json",
+    "rejection",
+    "image",
+    "position",
+    "base_embedding",
+    "expert_embedding",
+    "part",
+];
+
 /// The columns that a sample has by itself before any draw, and by which it can be ranked.
 pub const OWN_COLUMNS: [&str; 12] = [
     "learner_similarity",
@@ -153,7 +191,10 @@ impl SelectSettings {
         self.precision.check().map_err(|source| SettingsError::Precision { source })?;
         for (position, filter) in self.filters.iter().enumerate() {
             let before = &self.filters[..position];
+            let is_plain = |letter: char| matches!(letter, 'a'..='z' | '0'..='9' | '_');
             let is_taken = OWN_COLUMNS.contains(&filter.name.as_str())
+                || RESERVED_COLUMNS.contains(&filter.name.as_str())
+                || !filter.name.chars().all(is_plain)
                 || before.iter().any(|other| other.name == filter.name);
             if is_taken {
                 return Err(SettingsError::FilterName { name: filter.name.clone() });

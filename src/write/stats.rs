@@ -110,12 +110,14 @@ pub fn distributions(
 
 /// Writes and commits the statistics of a task's shards.
 pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
-    let verdicts_file = run.committed::<VerdictCounts>(&run.select("select"), task)?.file().clone();
+    let select = run.committed::<VerdictCounts>(&run.select("select"), task)?;
+    let verdicts_file = select.file().clone();
     let verdicts = table::read(run.run(), &verdicts_file, &[])?;
     let counts = run.committed_counts::<SamplesCounts>(&run.samples(), task)?;
     let first = run.plan().pool.first_shard_idx(task);
     let files = counts.shards.iter().enumerate().map(|(position, shard)| {
-        let stats = of_shard(shard, &verdicts, &score_columns(run.plan()));
+        let unusable = select.counts.unusable.get(&((first + position) as u32));
+        let stats = of_shard(shard, unusable, &verdicts, &score_columns(run.plan()));
         let text = serde_json::to_vec_pretty(&stats).expect("statistics are representable as JSON");
         run.run().put(&format!("stats/{:05}_stats.json", first + position), &text)
     });
@@ -128,7 +130,12 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch, columns: &[&str]) -> ShardStats {
+fn of_shard(
+    counts: &ShardCounts,
+    unusable: Option<&BTreeMap<String, u64>>,
+    verdicts: &RecordBatch,
+    columns: &[&str],
+) -> ShardStats {
     let rows = Rows(verdicts);
     let shards = rows.text("shard");
     let is_in = |row: usize| shards.value(row) == counts.shard;
@@ -148,12 +155,10 @@ fn of_shard(counts: &ShardCounts, verdicts: &RecordBatch, columns: &[&str]) -> S
             counts.rejected.iter().filter(|(text, _)| Rejection::from_text(text).is_some_and(is_of_kind));
         of_kind.map(|(_, n)| n).sum()
     };
-    // a sample without a row met a model that gave it no direction
     let successes = (0..verdicts.num_rows()).filter(|&row| is_in(row)).count() as u64;
-    let unusable = counts.read - counts.n_rejected() - successes;
     let mut status_dict = counts.rejected.clone();
-    if unusable > 0 {
-        status_dict.insert(Rejection::DegenerateEmbedding.text().to_owned(), unusable);
+    for (reason, n) in unusable.into_iter().flatten() {
+        *status_dict.entry(reason.clone()).or_default() += n;
     }
     let mut filtered = BTreeMap::new();
     let removed_by = rows.text("removed_by");

@@ -236,7 +236,7 @@ fn norm_sim_of_both_norms() {
 #[test]
 fn decontamination() {
     let (pool, case) = (Pool::read(), golden::<File>("field").decontaminate);
-    let mut is_dropped = vec![false; 96];
+    let mut is_dropped = [false; 96];
     for (name, set) in &case.sets {
         let nearest = nearest_evaluation(&pool.reference.images, &matrix(set));
         let similarities: Vec<f64> = nearest.iter().map(|nearest| f64::from(nearest.similarity)).collect();

@@ -49,8 +49,8 @@ impl SoftMax {
         if n == n_all {
             return self.log_mean_exp(column, n);
         }
-        let unmasked_from_last = (0..block.n_rows()).rev().filter(is_unmasked);
-        let first_out = unmasked_from_last.skip(n_all - n - 1).next().expect("the column has `n_all` values");
+        let mut unmasked_from_last = (0..block.n_rows()).rev().filter(is_unmasked);
+        let first_out = unmasked_from_last.nth(n_all - n - 1).expect("the column has `n_all` values");
         let largest = self.largest[column];
         let left = self.sums[column] - sum_of(largest, first_out..block.n_rows());
         if left > 0.25 * self.sums[column] {

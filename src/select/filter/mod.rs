@@ -28,7 +28,8 @@ use measure::{Measurer, plan_cutoff};
 pub fn run(run: &RunFolder, executor: &Executor, tasks: &[usize]) -> Result<(), Error> {
     for (position, named) in run.plan().select.filters.iter().enumerate() {
         let stage = run.filter(position, "");
-        if !executor.todo(run, &stage, tasks)?.is_empty() {
+        // of all parts: one without tasks of its own may hold groups that the others wait for
+        if !run.undone(&stage, tasks)?.is_empty() {
             let found = match &named.filter {
                 Filter::NegClipLoss(filter) => neg_clip_loss::run(run, executor, tasks, position, filter)?,
                 Filter::Semdedup(filter) => semdedup::run(run, executor, tasks, position, filter)?,
