@@ -130,7 +130,7 @@ def mini_lm(scratch: Path) -> None:
         pooling[4] = node("ReduceSum", ["mask_wide"], ["n_tokens"], keepdims=0, axes=[1])
     axes = {"axis_last": np.array([2]), "axis_tokens": np.array([1])}
     around(source / "onnx/model.onnx", [], pooling, [], [value("text_embeds", "n", 384)], axes, folder / "onnx/model.onnx")
-    captions = fixture_samples()[0][:12] + NASTY
+    captions = fixture_samples()[0][:6] + NASTY[::4]  # each is padded to 512 tokens
     ours = run_model(folder, captions=captions)
     assert ours["kind"] == "text"
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
