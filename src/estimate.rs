@@ -55,8 +55,17 @@ impl Estimate {
         let n_samples = pool.size_bytes() / sample_bytes;
         let draw = &plan.select.draw;
         let n_kept = draw.filter_ratio().kept(n_samples);
-        let dims: u64 = plan.models.iter().map(|(_, model)| model.embedding_dim as u64).sum();
-        let value_bytes = plan.embed.embedding_dtype.size_bytes();
+        let embedding_bytes = plan.models.iter().map(|(role, model)| {
+            let n_rows = if role.is_audit() {
+                n_samples as f64 * plan.report.audit_fraction
+            } else {
+                n_samples as f64
+            };
+            n_rows.ceil() as u64 * model.row_bytes(plan.embed.embedding_dtype)
+        });
+        let scored = [ModelRole::Learner, ModelRole::Reference].into_iter();
+        let dims: usize =
+            scored.filter_map(|role| plan.models.get(role)).map(|model| model.embedding_dim).sum();
         let n_super_batches = draw.deal().map_or(1, |deal| (n_samples / deal.super_batch_size as u64).max(1));
         let kept_bytes = if plan.write.images { n_kept * sample_bytes } else { n_kept * ROW_BYTES };
         let kept_bytes = kept_bytes + n_kept * target_bytes(plan);
@@ -70,7 +79,7 @@ impl Estimate {
             n_samples,
             n_kept,
             n_super_batches,
-            embedding_bytes: n_samples * dims * 2 * value_bytes,
+            embedding_bytes: embedding_bytes.sum(),
             exchange_bytes: kept_bytes,
             curated_bytes: kept_bytes,
             select_flops: draws,

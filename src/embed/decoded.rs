@@ -10,7 +10,7 @@ use crate::rejection::Rejection;
 
 use super::image::{Decoded, Preprocessing, preprocess};
 use super::loaded::LoadedModel;
-use super::model::{Model, ModelParts, TextSide};
+use super::model::{Model, ModelParts, TextPreparation, TextSide};
 use super::tokenize::{Tokenizer, Tokens};
 use super::tower::{BatchInputs, BatchOutputs, Logits};
 
@@ -53,6 +53,8 @@ pub struct ModelInputs {
 pub struct Encoders {
     preprocessings: Vec<Preprocessing>,
     tokenizers: Vec<Tokenizer>,
+    /// What each tokenizer was made of: its file and how captions are prepared for it.
+    texts: Vec<(Vec<u8>, TextPreparation)>,
     /// By model, which of these it takes.
     taken: Arc<[Taken]>,
     limits: Limits,
@@ -68,8 +70,13 @@ enum Taken {
 
 impl Encoders {
     pub fn new<'a>(models: impl IntoIterator<Item = &'a Model>, limits: Limits) -> Result<Encoders, Error> {
-        let mut encoders =
-            Encoders { preprocessings: Vec::new(), tokenizers: Vec::new(), taken: Arc::new([]), limits };
+        let mut encoders = Encoders {
+            preprocessings: Vec::new(),
+            tokenizers: Vec::new(),
+            texts: Vec::new(),
+            taken: Arc::new([]),
+            limits,
+        };
         let mut taken = Vec::new();
         for model in models {
             taken.push(match &model.parts {
@@ -96,8 +103,16 @@ impl Encoders {
         })
     }
 
+    /// The position of a tokenizer, which models may share.
     fn tokenizer(&mut self, model: &Model, side: &TextSide) -> Result<usize, Error> {
+        let is_same = |(bytes, preparation): &(Vec<u8>, TextPreparation)| {
+            *bytes == side.tokenizer && *preparation == side.preparation
+        };
+        if let Some(known) = self.texts.iter().position(is_same) {
+            return Ok(known);
+        }
         self.tokenizers.push(Tokenizer::open(&model.folder, side)?);
+        self.texts.push((side.tokenizer.clone(), side.preparation.clone()));
         Ok(self.tokenizers.len() - 1)
     }
 

@@ -17,9 +17,19 @@ use super::tokenize::Tokens;
 pub(super) struct Pixels {
     pub name: String,
     kind: TensorElementType,
+    axes: Axes,
     width: usize,
     height: usize,
     staging: Staging,
+}
+
+/// The order in which a graph takes the values of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Axes {
+    /// `[n, 3, height, width]`, which is what pixels come in.
+    ChannelsFirst,
+    /// `[n, height, width, 3]`.
+    ChannelsLast,
 }
 
 impl Pixels {
@@ -32,17 +42,25 @@ impl Pixels {
         };
         let name = side.input.as_deref().unwrap_or(only);
         let kind = graph.input_type(name).ok_or_else(|| graph.no_input("pixels"))?;
-        let is_known = matches!(
-            kind,
-            TensorElementType::Float32 | TensorElementType::Float16 | TensorElementType::Bfloat16
-        );
-        if !is_known {
-            return Err(ModelError::Unsupported { setting: "pixel type", value: kind.to_string() });
+        match kind {
+            TensorElementType::Float32 | TensorElementType::Float16 | TensorElementType::Bfloat16 => {}
+            // such a graph normalises by itself
+            TensorElementType::Uint8 if side.preprocessing.keeps_values() => {}
+            TensorElementType::Uint8 => {
+                return Err(ModelError::WholePixels { graph: graph.path.clone(), input: name.to_owned() });
+            }
+            kind => {
+                return Err(ModelError::Unsupported { setting: "pixel type", value: kind.to_string() });
+            }
         }
         let (width, height) = side.preprocessing.size();
         let pixels = Pixels {
             name: name.to_owned(),
             kind,
+            axes: match graph.input_shape(name).as_deref() {
+                Some([_, channels, _, 3]) if *channels != 3 => Axes::ChannelsLast,
+                _ => Axes::ChannelsFirst,
+            },
             width: width as usize,
             height: height as usize,
             staging: Staging::of(graph),
@@ -51,46 +69,79 @@ impl Pixels {
         Ok(pixels)
     }
 
-    /// Refuses a graph whose input is fixed to another shape than `[n, 3, height, width]`.
+    /// The shape of `n` images as the graph takes them.
+    fn shape(&self, n: usize) -> [usize; 4] {
+        match self.axes {
+            Axes::ChannelsFirst => [n, 3, self.height, self.width],
+            Axes::ChannelsLast => [n, self.height, self.width, 3],
+        }
+    }
+
+    /// Refuses a graph whose input is fixed to another shape than what it would be given.
     fn check_shape(&self, graph: &Graph) -> Result<(), ModelError> {
         let Some(shape) = graph.input_shape(&self.name) else { return Ok(()) };
-        let given = [3, self.height as i64, self.width as i64];
+        let [_, given @ ..] = self.shape(1).map(|length| length as i64);
         let is_fit = shape.len() == 4
             && shape[1..].iter().zip(given).all(|(&fixed, given)| fixed < 0 || fixed == given);
         if is_fit {
             return Ok(());
         }
-        let given = format!("[n, 3, {}, {}]", self.height, self.width);
-        Err(input_shape(graph, &self.name, &shape, given))
+        let [first, second, third] = given;
+        Err(input_shape(graph, &self.name, &shape, format!("[n, {first}, {second}, {third}]")))
     }
 
     pub fn blank(&self, n: usize) -> Vec<f32> {
         vec![0.0; n * 3 * self.height * self.width]
     }
 
+    /// The input of `n` images, `pixels` being `[n, 3, height, width]`.
     pub fn input<'a>(&'a self, pixels: &'a [f32], n: usize) -> ort::Result<Input<'a>> {
-        let shape = [n, 3, self.height, self.width];
+        let shape = self.shape(n);
         assert_eq!(pixels.len(), shape.iter().product::<usize>(), "pixels of {n} images");
-        let value: SessionInputValue = match (self.kind, &self.staging) {
-            (TensorElementType::Float16, staging) => {
-                let mut tensor = staging.tensor::<f16>(shape)?;
-                tensor.extract_tensor_mut().1.convert_from_f32_slice(pixels);
+        let is_as_given = self.axes == Axes::ChannelsFirst && self.kind == TensorElementType::Float32;
+        if is_as_given && matches!(self.staging, Staging::InPlace) {
+            let value = TensorRef::from_array_view((shape, pixels))?.into();
+            return Ok((Cow::Borrowed(self.name.as_str()), value));
+        }
+        let pixels: Cow<[f32]> = match self.axes {
+            Axes::ChannelsFirst => pixels.into(),
+            Axes::ChannelsLast => channels_last(pixels, self.width * self.height).into(),
+        };
+        let value: SessionInputValue = match self.kind {
+            TensorElementType::Float16 => {
+                let mut tensor = self.staging.tensor::<f16>(shape)?;
+                tensor.extract_tensor_mut().1.convert_from_f32_slice(&pixels);
                 tensor.into()
             }
-            (TensorElementType::Bfloat16, staging) => {
-                let mut tensor = staging.tensor::<bf16>(shape)?;
-                tensor.extract_tensor_mut().1.convert_from_f32_slice(pixels);
+            TensorElementType::Bfloat16 => {
+                let mut tensor = self.staging.tensor::<bf16>(shape)?;
+                tensor.extract_tensor_mut().1.convert_from_f32_slice(&pixels);
                 tensor.into()
             }
-            (_, Staging::InPlace) => TensorRef::from_array_view((shape, pixels))?.into(),
-            (_, Staging::Copied(allocator)) => {
-                let mut tensor = Tensor::<f32>::new(allocator, shape)?;
-                tensor.extract_tensor_mut().1.copy_from_slice(pixels);
+            TensorElementType::Uint8 => {
+                let mut tensor = self.staging.tensor::<u8>(shape)?;
+                // whole numbers from 0 to 255 already
+                let values = tensor.extract_tensor_mut().1.iter_mut().zip(&*pixels);
+                values.for_each(|(value, &pixel)| *value = pixel as u8);
+                tensor.into()
+            }
+            _ => {
+                let mut tensor = self.staging.tensor::<f32>(shape)?;
+                tensor.extract_tensor_mut().1.copy_from_slice(&pixels);
                 tensor.into()
             }
         };
         Ok((Cow::Borrowed(self.name.as_str()), value))
     }
+}
+
+/// `[n, 3, plane]` → `[n, plane, 3]`.
+fn channels_last(pixels: &[f32], plane: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(pixels.len());
+    for image in pixels.chunks_exact(3 * plane) {
+        values.extend((0..plane).flat_map(|at| [image[at], image[plane + at], image[2 * plane + at]]));
+    }
+    values
 }
 
 /// An input that takes another shape than it would be given.

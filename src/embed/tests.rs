@@ -4,7 +4,7 @@ use std::fs;
 
 use tempfile::TempDir;
 
-use super::model::small_graph::{BFLOAT16, FLOAT, FLOAT16, INT64, SmallGraph, int, ints};
+use super::model::small_graph::{BFLOAT16, FLOAT, FLOAT16, INT64, SmallGraph, UINT8, int, ints};
 use super::*;
 use crate::error::Error;
 
@@ -102,8 +102,33 @@ fn a_fixed_size_is_kept_and_a_dynamic_one_is_free() {
         "{refused}"
     );
     assert!(refused.contains("image_size_px"), "{refused}");
-    let channels_last = folder("model.onnx", channel_means(FLOAT, &[-1, 2, 3, 3], "out"), "");
-    assert!(message(open(&channels_last)).contains("takes [any, 2, 3, 3]"));
+    let transposed = folder("model.onnx", channel_means(FLOAT, &[-1, 3, 3, 2], "out"), "");
+    assert!(message(open(&transposed)).contains("takes [any, 3, 3, 2], not [n, 3, 2, 3]"));
+}
+
+#[test]
+fn channels_may_come_last_and_pixels_be_bytes() {
+    // the mean of each channel: `[n, h, w, 3]` → `[n, 3]`
+    let graph = |kind: u64| {
+        let cast = int("to", FLOAT as i64);
+        SmallGraph::default()
+            .input("image", kind, &[-1, -1, -1, 3])
+            .node_with("Cast", &["image"], &["numbers"], &[cast])
+            .node_with("ReduceMean", &["numbers"], &["means"], &[ints("axes", &[1, 2]), int("keepdims", 0)])
+            .output("means", FLOAT, &[-1, 3])
+    };
+    let bytes = "rescale_factor = 1\nimage_mean = [0, 0, 0]\nimage_std = [1, 1, 1]";
+    for kind in [FLOAT, UINT8] {
+        let mut loaded = open(&folder("model.onnx", graph(kind), bytes)).unwrap();
+        let channels = [[3.0; 6], [0.0; 6], [4.0; 6], [250.0; 6], [0.0; 6], [0.0; 6]].concat();
+        let outputs = loaded.towers.embed(&BatchInputs::Images { pixels: channels, n_images: 2 }).unwrap();
+        let BatchOutputs::Images(embeddings) = outputs else { panic!("images in, images out") };
+        for (ours, wanted) in embeddings.rows.values().iter().zip([0.6, 0.0, 0.8, 1.0, 0.0, 0.0]) {
+            assert!((ours - wanted).abs() < 1e-6, "{:?}", embeddings.rows);
+        }
+    }
+    let refused = message(open(&folder("model.onnx", graph(UINT8), "")));
+    assert!(refused.contains("takes bytes") && refused.contains("rescale_factor = 1"), "{refused}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::embed::image::decode;
 use crate::error::Error;
-use crate::read::{Limits, ReadSample, Samples, decompress, is_plain};
+use crate::read::{LabelSource, Limits, ReadSample, SampleKind, Samples, decompress, is_plain};
 use crate::rejection::Rejection;
 
 use super::grid::{cut, grid, printable};
@@ -20,6 +20,9 @@ use super::grid::{cut, grid, printable};
 const SAMPLES_SHOWN: usize = 20;
 const CAPTION_SHOWN: usize = 48;
 const KEY_SHOWN: usize = 32;
+
+/// Samples by which a shard's kind is told.
+const FIRST_SAMPLES: usize = 8;
 
 /// Samples whose images are held at once.
 const BLOCK_SAMPLES: usize = 16;
@@ -48,6 +51,8 @@ struct TarSample {
     height: Option<u32>,
     uid: Option<String>,
     caption: Option<String>,
+    /// The number of its class, in a shard of labelled images.
+    label: Option<u32>,
     /// Of a sample that was asked for by its key.
     #[serde(skip_serializing_if = "Option::is_none")]
     json: Option<String>,
@@ -59,7 +64,8 @@ impl Tar {
         let name = path.to_string_lossy();
         let reader = decompress(&name, file).map_err(read_error)?;
         let limits = Limits::default();
-        let mut all = Samples::new(reader, limits.clone(), is_plain(&name));
+        let kind = kind_of(path).map_err(read_error)?;
+        let mut all = Samples::new(reader, limits.clone(), is_plain(&name)).of_kind(kind);
         let mut samples: Vec<TarSample> = Vec::new();
         let mut n_samples = 0;
         loop {
@@ -96,7 +102,7 @@ impl Tar {
         for (rejection, n) in &self.rejected {
             let _ = write!(text, "\n  {n} {rejection}");
         }
-        let header = ["idx", "key", "image", "pixels", "bytes", "caption", "rejection"];
+        let header = ["idx", "key", "image", "pixels", "bytes", "caption or label", "rejection"];
         let rows: Vec<Vec<String>> = self.samples.iter().take(SAMPLES_SHOWN).map(TarSample::cells).collect();
         let _ = write!(text, "\n\n{}", grid(&header, &rows, &["idx", "pixels", "bytes"]));
         if self.samples.len() > SAMPLES_SHOWN {
@@ -104,6 +110,22 @@ impl Tar {
         }
         text
     }
+}
+
+/// What a shard is of: the first kind that does not reject all of its first samples for the want of what it asks for.
+fn kind_of(path: &Path) -> io::Result<SampleKind> {
+    for kind in [SampleKind::ImageText, SampleKind::ImageClass(LabelSource::Member), SampleKind::Image] {
+        let reader = decompress(&path.to_string_lossy(), File::open(path)?)?;
+        let first = Samples::new(reader, Limits::default(), false).of_kind(kind.clone()).take(FIRST_SAMPLES);
+        let lacks = |sample: &io::Result<ReadSample>| {
+            matches!(sample, Ok(ReadSample::Rejected(rejected))
+                if matches!(rejected.rejection, Rejection::MissingCaption | Rejection::MissingLabel))
+        };
+        if !first.into_iter().all(|sample| lacks(&sample)) {
+            return Ok(kind);
+        }
+    }
+    Ok(SampleKind::ImageText)
 }
 
 /// Whether the first header is broken already: bytes of something else.
@@ -136,6 +158,7 @@ impl TarSample {
                     height: size.map(|(_, height)| height),
                     uid: sample.uid,
                     caption: sample.caption,
+                    label: sample.label,
                     json: sample.json.filter(|_| with_json),
                 }
             }
@@ -150,6 +173,7 @@ impl TarSample {
                 height: None,
                 uid: None,
                 caption: rejected.caption,
+                label: rejected.label,
                 json: rejected.json.filter(|_| with_json),
             },
         }
@@ -168,7 +192,11 @@ impl TarSample {
             self.image_extension.as_deref().map_or_else(|| "–".to_owned(), printable),
             self.pixels(),
             self.image_size.to_string(),
-            self.caption.as_deref().map_or_else(|| "–".to_owned(), |caption| cut(caption, CAPTION_SHOWN)),
+            match (&self.caption, self.label) {
+                (Some(caption), _) => cut(caption, CAPTION_SHOWN),
+                (None, Some(label)) => label.to_string(),
+                (None, None) => "–".to_owned(),
+            },
             self.rejection.unwrap_or_default().to_owned(),
         ]
     }
@@ -181,7 +209,7 @@ impl TarSample {
         };
         let offset = self.image_offset.map_or_else(|| "–".to_owned(), |offset| offset.to_string());
         format!(
-            "sample {}, {}\n{fate}\n  image    {}, {} pixels, {} bytes at {offset}\n  uid      {}\n  caption  {}\n  json     {}",
+            "sample {}, {}\n{fate}\n  image    {}, {} pixels, {} bytes at {offset}\n  uid      {}\n  caption  {}\n  label    {}\n  json     {}",
             self.sample_idx,
             printable(&self.key),
             shown(&self.image_extension),
@@ -189,6 +217,7 @@ impl TarSample {
             self.image_size,
             shown(&self.uid),
             shown(&self.caption),
+            self.label.map_or_else(|| "–".to_owned(), |label| label.to_string()),
             shown(&self.json),
         )
     }

@@ -31,6 +31,8 @@ fn rejections_are_counted_and_shown() {
         ("duplicate_key", "duplicate_key"),
         ("missing_caption", "missing_caption"),
         ("missing_image", "missing_image"),
+        ("missing_label", "missing_label"),
+        ("invalid_label", "invalid_label"),
         ("non_utf8_caption", "caption_not_utf8"),
         ("truncated", "shard_broken"),
         ("zero_byte_member", "empty_image"),
@@ -39,6 +41,24 @@ fn rejections_are_counted_and_shown() {
         assert!(json["rejected"][rejection].as_u64() > Some(0), "{tar}: {json}");
         assert!(text.contains(&format!(" {rejection}")), "{text}");
     }
+}
+
+#[test]
+fn labelled_images_and_images_alone_are_samples_too() {
+    let (json, text) = shown(&fixture("class_pool/shard-00000.tar"), None);
+    assert!(text.contains("100 samples, 0 rejected") && text.contains("caption or label"), "{text}");
+    assert!(json["samples"][0]["label"].is_u64() && json["samples"][0]["caption"].is_null(), "{json}");
+    let folder = tempfile::tempdir().unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    let image = ::image::RgbImage::new(2, 3);
+    let mut png = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut png, ::image::ImageFormat::Png).unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_size(png.get_ref().len() as u64);
+    builder.append_data(&mut header, "0.png", &png.get_ref()[..]).unwrap();
+    let path = folder.path().join("images.tar");
+    std::fs::write(&path, builder.into_inner().unwrap()).unwrap();
+    assert!(shown(&path, None).1.contains("1 samples, 0 rejected"));
 }
 
 #[test]

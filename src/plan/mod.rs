@@ -22,8 +22,8 @@ use crate::read::ShardFormat;
 use crate::runtime::Device;
 use crate::select::pair_score;
 use crate::settings::{
-    DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings,
-    ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
+    DivideSettings, Draw, EmbedSettings, EmbeddingDtype, ModelRole, ModelSettings, Models, ReadSettings,
+    ReportSettings, ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
 };
 
 pub use digests::Digests;
@@ -253,8 +253,9 @@ fn fit_to_memory(
     divide: &mut Option<DivideSettings>,
     select: &mut SelectSettings,
 ) -> Result<(), Error> {
-    // the two towers of each model in f32
-    let sample_bytes: u64 = models.iter().map(|(_, model)| 2 * 4 * model.embedding_dim as u64).sum();
+    // an audit takes part in no draw, and must change none
+    let drawn_by = models.iter().filter(|(role, _)| !role.is_audit());
+    let sample_bytes: u64 = drawn_by.map(|(_, model)| model.row_bytes(EmbeddingDtype::F32)).sum();
     let sample_bytes = sample_bytes.max(1);
     if let Some(divide) = divide {
         let banks_bytes_max = settings.memory_limit_bytes / 4;

@@ -11,8 +11,9 @@ use crate::embed::{LoadedModel, LogitScale, ModelChoice, ModelKind, Variant};
 use crate::error::Error;
 use crate::select::Objective;
 use crate::settings::{
-    ActiveClipScore, DivideSettings, Draw, EmbedSettings, Filter, ModelRole, ModelSettings, PoolDraw,
-    PrecomputedSettings, ReadSettings, SampleContents, SelectSettings, SuperBatchMethod, WriteSettings,
+    ActiveClipScore, DivideSettings, Draw, EmbedSettings, EmbeddingDtype, Filter, ModelRole, ModelSettings,
+    PoolDraw, PrecomputedSettings, ReadSettings, SampleContents, SelectSettings, SuperBatchMethod,
+    WriteSettings,
 };
 
 use super::pool::Pool;
@@ -115,6 +116,16 @@ impl PlannedModel {
             logit_bias_source: source(settings.logit_bias),
             vectors: Some(vectors),
         })
+    }
+
+    /// Bytes of what is stored of one sample: a vector of each tower, or the logits, which are always f32.
+    pub fn row_bytes(&self, dtype: EmbeddingDtype) -> u64 {
+        let width = self.embedding_dim as u64;
+        match self.kind {
+            ModelKind::Pair => 2 * width * dtype.size_bytes(),
+            ModelKind::Image | ModelKind::Text => width * dtype.size_bytes(),
+            ModelKind::Classifier => width * EmbeddingDtype::F32.size_bytes(),
+        }
     }
 
     /// What of the folder is taken.

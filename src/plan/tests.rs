@@ -141,3 +141,31 @@ fn a_model_must_be_of_the_kind_that_its_role_wants() {
     let (model, wanted) = refused("kind = \"image\"", &labelled);
     assert!(model == "learner" && wanted.contains("no captions"), "{wanted}");
 }
+
+#[test]
+fn a_row_holds_what_its_model_gives() {
+    let mut model = plan(1, 0.1).models.get(ModelRole::Learner).unwrap().clone();
+    let bytes =
+        |model: &PlannedModel| (model.row_bytes(EmbeddingDtype::F16), model.row_bytes(EmbeddingDtype::F32));
+    assert_eq!((model.embedding_dim, bytes(&model)), (128, (512, 1024)));
+    model.kind = crate::embed::ModelKind::Image;
+    assert_eq!(bytes(&model), (256, 512));
+    model.kind = crate::embed::ModelKind::Classifier;
+    assert_eq!(bytes(&model), (512, 512));
+}
+
+#[test]
+fn an_audit_changes_no_group() {
+    let text = PIPELINE.replace("FOLDER", "fixtures/models/reference");
+    // a sample takes 2 KiB under both models: two super-batches of 60, and half a one more, are 300 kB
+    let memory = "memory_limit_bytes=620000".to_owned();
+    let groups = |more: &[&str]| {
+        let assignments: Vec<String> =
+            more.iter().map(|text| text.to_string()).chain([memory.clone()]).collect();
+        let settings = Settings::parse(&text, &assignments).unwrap();
+        Plan::new(&settings, Device::Cpu).unwrap().select.super_batches_per_group
+    };
+    assert_eq!(groups(&[]), 2);
+    let audited = ["models.full_learner.folder=fixtures/models/learner", "models.learner.image_size_px=48"];
+    assert_eq!(groups(&audited), 2);
+}

@@ -78,6 +78,11 @@ impl Preprocessing {
         [8, 4, 2].into_iter().find(is_large).unwrap_or(1)
     }
 
+    /// Whether pixels stay the whole numbers from 0 to 255 that they are.
+    pub fn keeps_values(&self) -> bool {
+        self.rescale_factor == 1.0 && self.mean == [0.0; 3] && self.std == [1.0; 3]
+    }
+
     /// Length of one image's tensor, `3 · height · width`.
     pub fn n_values(&self) -> usize {
         let (width, height) = self.size();

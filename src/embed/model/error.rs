@@ -46,6 +46,8 @@ pub enum ModelError {
     NoOutput { graph: PathBuf, wanted: Vec<String>, offered: Vec<String> },
     #[error("input `{input}` of graph `{graph}` takes {takes}, not {given}")]
     InputShape { graph: PathBuf, input: String, takes: String, given: String },
+    #[error("input `{input}` of graph `{graph}` takes bytes, but the configuration normalises pixels")]
+    WholePixels { graph: PathBuf, input: String },
     #[error("output `{output}` of graph `{graph}` has shape {shape:?}, not {wanted}")]
     OutputShape { graph: PathBuf, output: String, shape: Vec<i64>, wanted: &'static str },
     #[error("graph `{graph}` cannot embed a batch of two")]
@@ -91,6 +93,11 @@ impl ModelError {
             ModelError::InputShape { .. } => {
                 "state the graph's own size: `image_size` or `context_length` in `model.toml`, and no `image_size_px` in the \
                  pipeline file; a graph that is exported with dynamic axes takes any"
+                    .to_owned()
+            }
+            ModelError::WholePixels { .. } => {
+                "the graph normalises by itself: state `rescale_factor = 1`, `image_mean = [0, 0, 0]` and `image_std = [1, 1, 1]` \
+                 in `model.toml`"
                     .to_owned()
             }
             ModelError::DryRun { .. } => {

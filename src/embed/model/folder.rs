@@ -149,6 +149,14 @@ fn with_suffix(file: &str, variant: Variant) -> String {
     }
 }
 
+/// A graph with both towers beside those of one tower each: of the same variant, else of any precision.
+pub(super) fn combined_graph(folder: &Path, variant: Variant) -> Option<PathBuf> {
+    let names = [variant, Variant::default()].map(|variant| with_suffix("model.onnx", variant));
+    let mut paths =
+        PLACES.iter().flat_map(|place| names.iter().map(move |name| folder.join(place).join(name)));
+    paths.find(|path| path.is_file())
+}
+
 pub(super) fn read_graph(path: &Path) -> Result<GraphFile, ModelError> {
     GraphFile::read(path).map_err(|source| ModelError::GraphFile { path: path.to_owned(), source })
 }

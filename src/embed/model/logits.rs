@@ -54,8 +54,7 @@ pub struct Sourced<T> {
     pub source: String,
 }
 
-/// What a folder states of a model's logits. Graphs with one tower hold neither number, and a CLIP checkpoint has no
-/// bias.
+/// What a folder states of a model's logits. Graphs of one tower hold neither number, and a CLIP checkpoint has no bias.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StatedLogits {
     pub scale: Option<Sourced<LogitScale>>,
@@ -67,27 +66,27 @@ pub struct StatedLogits {
 /// `config.json` states only what training began with, which is not taken.
 pub(super) fn resolve(
     manifest: &Manifest,
-    combined: Option<(&str, &GraphFile)>,
+    combined: Option<(String, GraphFile)>,
 ) -> Result<StatedLogits, ModelError> {
     let (graph, scalars) = match combined {
         Some((graph, file)) => (graph, file.logit_scalars()),
-        None => ("", Default::default()),
+        None => Default::default(),
     };
     let scale = match (manifest.logit_scale, scalars.scale) {
         (Some(scale), _) => Some(Sourced { value: LogitScale::linear(scale)?, source: MANIFEST.to_owned() }),
         (None, Some(Scalar::Plain { name, value })) => {
-            Some(Sourced { value: LogitScale::linear(value)?, source: initialiser(&name, graph) })
+            Some(Sourced { value: LogitScale::linear(value)?, source: initialiser(&name, &graph) })
         }
         (None, Some(Scalar::Log { name, value })) => Some(Sourced {
             value: LogitScale::from_log(value)?,
-            source: format!("{}, its exponential", initialiser(&name, graph)),
+            source: format!("{}, its exponential", initialiser(&name, &graph)),
         }),
         (None, None) => None,
     };
     let bias = match (manifest.logit_bias, scalars.bias) {
         (Some(bias), _) => Some(Sourced { value: LogitBias::new(bias)?, source: MANIFEST.to_owned() }),
         (None, Some(Scalar::Plain { name, value })) => {
-            Some(Sourced { value: LogitBias::new(value)?, source: initialiser(&name, graph) })
+            Some(Sourced { value: LogitBias::new(value)?, source: initialiser(&name, &graph) })
         }
         // no model adds the exponential of a parameter
         (None, Some(Scalar::Log { .. }) | None) => None,

@@ -22,7 +22,8 @@ use serde_json::Value;
 
 use super::image::{JpegDecoding, Preprocessing};
 use crate::error::Error;
-use folder::{GraphPaths, external_paths, find_graphs, read_file, read_graph, read_json};
+use folder::{GraphPaths, combined_graph, external_paths, find_graphs, read_file, read_graph, read_json};
+use graph_file::GraphFile;
 use manifest::Manifest;
 
 pub use error::ModelError;
@@ -185,22 +186,15 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
         GraphPaths::Classifier(graph) => ModelParts::Classifier(image(graph)?),
     };
     let mut files = Vec::new();
-    let mut combined = None;
     for path in parts.graphs() {
-        let file = read_graph(path)?;
-        files.push([vec![path.to_owned()], external_paths(folder, path, &file)?].concat());
-        if let ModelParts::Pair { image, text } = &parts
-            && image.graph == text.graph
-        {
-            combined = Some((path.strip_prefix(folder).unwrap_or(path).display().to_string(), file));
-        }
+        let external = external_paths(folder, path, &read_graph(path)?)?;
+        files.push([vec![path.to_owned()], external].concat());
     }
-    let combined = combined.as_ref().map(|(name, file)| (name.as_str(), file));
     let initial_log = config["logit_scale_init_value"].as_f64();
     Ok(Model {
         folder: folder.to_owned(),
         choice,
-        logits: logits::resolve(&manifest, combined)?,
+        logits: logits::resolve(&manifest, combined(folder, choice.variant, &parts)?)?,
         initial_logit_scale: initial_log.and_then(|log| LogitScale::from_log(log).ok()),
         graph_bytes: files
             .iter()
@@ -211,6 +205,23 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
         digest: digest::digest(&parts, choice.variant, &files)?,
         parts,
     })
+}
+
+/// The graph that holds scale and bias, with its name in the folder: one with both towers, whether it is the model's own or
+/// lies beside those of one tower.
+fn combined(
+    folder: &Path,
+    variant: Variant,
+    parts: &ModelParts,
+) -> Result<Option<(String, GraphFile)>, ModelError> {
+    let path = match parts {
+        ModelParts::Pair { image, text } if image.graph == text.graph => Some(image.graph.clone()),
+        ModelParts::Pair { .. } => combined_graph(folder, variant),
+        _ => None,
+    };
+    let Some(path) = path else { return Ok(None) };
+    let name = path.strip_prefix(folder).unwrap_or(&path).components().collect::<PathBuf>();
+    Ok(Some((name.display().to_string(), read_graph(&path)?)))
 }
 
 fn image_side(

@@ -1,13 +1,14 @@
 //! Small ONNX files for tests, written field by field.
 
 /// An ONNX model under construction.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct SmallGraph {
     graph: Vec<u8>,
 }
 
 /// Element types of ONNX.
 pub const FLOAT: u64 = 1;
+pub const UINT8: u64 = 2;
 pub const INT64: u64 = 7;
 pub const FLOAT16: u64 = 10;
 pub const BFLOAT16: u64 = 16;

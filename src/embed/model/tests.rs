@@ -378,3 +378,32 @@ fn pooling_is_what_the_folder_states() {
     let max = r#"{"pooling_mode_max_tokens": true}"#;
     assert!(pooling(bare(), length, "[]", max).unwrap_err().hint().unwrap().contains("text_pooling"));
 }
+
+#[test]
+fn split_towers_have_their_scale_from_the_graph_beside_them() {
+    let with_scale = SmallGraph::default()
+        .input("pixel_values", FLOAT, &[-1, 3, -1, -1])
+        .floats("logit_scale", &[], &[4.0])
+        .node("Exp", &["logit_scale"], &["factor"])
+        .node("Mul", &["product", "factor"], &["logits_per_text"]);
+    let logits = |manifest: &str, variant, name: &str| {
+        let folder = folder(&siglip(manifest, &[]));
+        for tower in ["vision", "text"] {
+            let graph = folder.path().join(format!("onnx/{tower}_model.onnx"));
+            fs::copy(graph, folder.path().join(format!("onnx/{tower}_model_fp16.onnx"))).unwrap();
+        }
+        fs::write(folder.path().join("onnx").join(name), with_scale.clone().build()).unwrap();
+        read(folder.path(), ModelChoice { variant, ..ModelChoice::default() }).unwrap().logits.scale
+    };
+    let found = |name: &str| {
+        let source = format!("initialiser `logit_scale` of onnx/{name}, its exponential");
+        Some(Sourced { value: LogitScale::from_log(4.0).unwrap(), source })
+    };
+    assert_eq!(logits("", Variant::Default, "model.onnx"), found("model.onnx"));
+    // the checkpoint's number is the same in every precision
+    assert_eq!(logits("", Variant::Fp16, "model.onnx"), found("model.onnx"));
+    assert_eq!(logits("", Variant::Fp16, "model_fp16.onnx"), found("model_fp16.onnx"));
+    assert_eq!(logits("", Variant::Default, "model_fp16.onnx"), None);
+    let stated = Sourced { value: LogitScale::linear(20.0).unwrap(), source: "model.toml".to_owned() };
+    assert_eq!(logits("logit_scale = 20.0", Variant::Default, "model.onnx"), Some(stated));
+}
