@@ -22,3 +22,4 @@ lint: setup
 
 consumers: build
 	tests/consumers/run
+	tests/consumers/parity

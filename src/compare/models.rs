@@ -119,6 +119,9 @@ pub fn compare_models(request: &ModelsRequest) -> Result<ModelsComparison, Error
     let read = ReadSettings { samples, label_field: None, ..request.read.clone() };
     let encoders = Encoders::new(&models, read.limits.clone())?;
     let [mut left, mut right] = [Measured::open(request, &models[0])?, Measured::open(request, &models[1])?];
+    let probe = encoders.probe()?;
+    left.sessions.find_padding(0, &probe)?;
+    right.sessions.find_padding(1, &probe)?;
     let (mut n_rejected, mut n_left) = (0, request.n_samples);
     // decoding and inference take turns, so that each model has the machine for itself while it is timed
     for shard_idx in shards_in_keyed_order(request.pool) {

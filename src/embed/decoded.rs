@@ -9,7 +9,7 @@ use crate::read::{Limits, ReadSample, RejectedSample, Sample};
 use crate::rejection::Rejection;
 
 use super::image::{Decoded, Preprocessing, preprocess};
-use super::loaded::LoadedModel;
+use super::loaded::{LoadedModel, Padding};
 use super::model::{Model, ModelParts, TextPreparation, TextSide};
 use super::tokenize::{Tokenizer, Tokens};
 use super::tower::{BatchInputs, BatchOutputs, Logits};
@@ -122,6 +122,15 @@ impl Encoders {
         self.encode(|_| &black, Some("a photo"), None)
     }
 
+    /// Two inputs with captions of different lengths, by which
+    /// [`LoadedModel::find_padding`](super::loaded::LoadedModel::find_padding) tells what padding does.
+    pub fn probe(&self) -> Result<[ModelInputs; 2], Error> {
+        let black = RgbImage::new(1, 1);
+        let captions = ["a photo", "two dogs and a cat sleep on a red sofa"];
+        let [short, long] = captions.map(|caption| self.encode(|_| &black, Some(caption), None));
+        Ok([short?, long?])
+    }
+
     /// Decodes one sample.
     ///
     /// # Errors
@@ -191,21 +200,24 @@ pub fn embed_batch(
     model_idx: usize,
     batch: &[ModelInputs],
 ) -> Result<EmbeddedBatch, Error> {
-    let outputs = loaded.towers.embed(&batch_inputs(model_idx, batch))?;
+    let outputs = loaded.towers.embed(&batch_inputs(model_idx, batch, loaded.padding))?;
     let rejections = rejections(&outputs, batch);
     Ok(EmbeddedBatch { outputs, rejections })
 }
 
-fn batch_inputs(model_idx: usize, batch: &[ModelInputs]) -> BatchInputs {
+fn batch_inputs(model_idx: usize, batch: &[ModelInputs], padding: Padding) -> BatchInputs {
     let pixels = |position: usize| {
         let mut pixels = Vec::with_capacity(batch.len() * batch[0].pixels[position].len());
         batch.iter().for_each(|inputs| pixels.extend_from_slice(&inputs.pixels[position]));
         pixels
     };
     let tokens = |position: usize| {
-        let mut tokens = Tokens::new(batch[0].tokens[position].context_length());
+        let mut tokens = Tokens::new(batch[0].tokens[position].length());
         batch.iter().for_each(|inputs| tokens.append(&inputs.tokens[position]));
-        tokens
+        match padding {
+            Padding::ContextLength => tokens,
+            Padding::Longest => tokens.without_shared_padding(),
+        }
     };
     match batch[0].taken[model_idx] {
         Taken::Pair { pixels: image, tokens: text } => {

@@ -198,6 +198,8 @@ enum TokenInput {
 pub(super) struct TokenInputs {
     inputs: Vec<(String, TokenInput, TensorElementType)>,
     context_length: usize,
+    /// Whether the graph takes rows of the context length alone.
+    pub has_fixed_length: bool,
 }
 
 impl TokenInputs {
@@ -223,14 +225,16 @@ impl TokenInputs {
             }
         }
         let context_length = side.preparation.context_length;
+        let mut has_fixed_length = false;
         for (name, ..) in &inputs {
             let Some(shape) = graph.input_shape(name) else { continue };
             let is_fit = shape.len() == 2 && (shape[1] < 0 || shape[1] == context_length as i64);
             if !is_fit {
                 return Err(input_shape(graph, name, &shape, format!("[n, {context_length}]")));
             }
+            has_fixed_length |= shape[1] >= 0;
         }
-        Ok(TokenInputs { inputs, context_length })
+        Ok(TokenInputs { inputs, context_length, has_fixed_length })
     }
 
     pub fn names(&self) -> Vec<&str> {
@@ -242,15 +246,15 @@ impl TokenInputs {
     }
 
     pub fn inputs<'a>(&'a self, tokens: &'a Tokens) -> ort::Result<Vec<Input<'a>>> {
-        assert_eq!(tokens.context_length(), self.context_length);
-        let shape = [tokens.n_rows(), self.context_length];
+        assert!(tokens.length() <= self.context_length, "{} tokens", tokens.length());
+        let shape = [tokens.n_rows(), tokens.length()];
         let mut all = Vec::with_capacity(self.inputs.len());
         for (name, input, kind) in &self.inputs {
             let values: Cow<[i64]> = match input {
                 TokenInput::Ids => tokens.ids().into(),
                 TokenInput::Mask => tokens.mask().into(),
                 TokenInput::Positions => {
-                    (0..tokens.n_rows()).flat_map(|_| 0..self.context_length as i64).collect()
+                    (0..tokens.n_rows()).flat_map(|_| 0..tokens.length() as i64).collect()
                 }
                 TokenInput::Types => vec![0; tokens.ids().len()].into(),
             };

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use crate::error::Error;
 use crate::runtime::{Place, Provider, is_out_of_memory};
 
-use super::decoded::{DecodedSample, EmbeddedBatch, ModelInputs, SampleRow, embed_batch};
+use super::decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow, embed_batch};
 use super::feed::{Event, ShardTimes, TaskWork};
 use super::loaded::LoadedModel;
 use super::model::Model;
@@ -85,17 +85,23 @@ pub fn rows_at_once(provider: Provider, inference_batch_size: usize) -> usize {
 }
 
 impl Worker {
-    /// Opens every model on every place, as often as the place has sessions, all at once.
+    /// Opens every model on every place, as often as the place has sessions, all at once. `encoders` are the models'.
     pub fn open_all(
         models: &[Model],
+        encoders: &Encoders,
         places: &[Place],
         sharing: Sharing,
         inference_batch_size: usize,
     ) -> Result<Vec<Worker>, Error> {
+        let probe = encoders.probe()?;
         let open = |place: Place| {
             let settings = SessionSettings { device: place.into(), n_threads: sharing.n_threads };
             let rows = rows_at_once(place.provider, inference_batch_size);
-            let loaded = models.iter().map(|model| LoadedModel::load(model.clone(), &settings));
+            let loaded = models.iter().enumerate().map(|(model_idx, model)| {
+                let mut loaded = LoadedModel::load(model.clone(), &settings)?;
+                loaded.find_padding(model_idx, &probe)?;
+                Ok(loaded)
+            });
             Ok(Worker {
                 place,
                 models: loaded.collect::<Result<_, Error>>()?,

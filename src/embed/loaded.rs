@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::error::Error;
 use crate::runtime::Driver;
 
+use super::decoded::{EmbeddedBatch, ModelInputs, embed_batch};
 use super::model::{Model, ModelChoice};
 use super::session::SessionSettings;
 use super::tower::Towers;
@@ -17,7 +18,19 @@ pub struct LoadedModel {
     pub towers: Towers,
     /// Width of an embedding, the same for both towers; of a classifier, the number of its classes.
     pub embedding_dim: usize,
+    pub padding: Padding,
 }
+
+/// How far the captions of a batch are padded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    ContextLength,
+    /// As far as the longest needs.
+    Longest,
+}
+
+/// What padding may change a cosine by where it is said to change nothing.
+const PADDING_CHANGE_MAX: f64 = 1e-5;
 
 impl LoadedModel {
     pub fn open(
@@ -34,7 +47,30 @@ impl LoadedModel {
         let mut towers = Towers::open(&model, settings)?;
         let embedding_dim =
             towers.width().map_err(|source| Error::Model { folder: model.folder.clone(), source })?;
-        Ok(LoadedModel { model, towers, embedding_dim })
+        Ok(LoadedModel { model, towers, embedding_dim, padding: Padding::ContextLength })
+    }
+
+    /// Pads captions no further than a batch needs where `probe` is embedded the same way then. A model that pools the
+    /// end token after causal attention, or that masks what is no token, gives the same; one that attends to padding or
+    /// pools the last position, as SigLIP does, gives something else. `model_idx` is the model's position in the
+    /// encoders that made the probe.
+    pub fn find_padding(&mut self, model_idx: usize, probe: &[ModelInputs]) -> Result<(), Error> {
+        if self.towers.has_fixed_caption_length() != Some(false) {
+            return Ok(());
+        }
+        let padded = embed_batch(self, model_idx, probe)?;
+        self.padding = Padding::Longest;
+        let is_same = match embed_batch(self, model_idx, probe) {
+            Ok(cut) => are_same(&padded, &cut),
+            Err(error) => {
+                tracing::info!(model = %self.model.folder.display(), %error, "shorter captions do not pass: all are padded to the context length");
+                false
+            }
+        };
+        if !is_same {
+            self.padding = Padding::ContextLength;
+        }
+        Ok(())
     }
 
     /// No rows yet of what the model gives.
@@ -50,6 +86,7 @@ impl LoadedModel {
             ("provider", place.provider.name().to_owned()),
             ("nodes", self.towers.nodes().to_string()),
             ("instruction_set", instruction_set().to_owned()),
+            ("caption_padding", self.padding.name().to_owned()),
         ];
         let mut numerics: BTreeMap<String, String> =
             entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
@@ -60,6 +97,26 @@ impl LoadedModel {
         }
         numerics
     }
+}
+
+impl Padding {
+    fn name(self) -> &'static str {
+        match self {
+            Padding::ContextLength => "context length",
+            Padding::Longest => "longest of the batch",
+        }
+    }
+}
+
+/// Whether the captions of both are embedded alike.
+fn are_same(left: &EmbeddedBatch, right: &EmbeddedBatch) -> bool {
+    let (Some(left), Some(right)) = (left.outputs.text(), right.outputs.text()) else { return false };
+    let is_near = |row: usize| {
+        let pairs = left.rows.row(row).iter().zip(right.rows.row(row));
+        let cosine: f64 = pairs.map(|(&left, &right)| f64::from(left) * f64::from(right)).sum();
+        1.0 - cosine < PADDING_CHANGE_MAX
+    };
+    (0..left.rows.n_rows()).all(is_near)
 }
 
 fn instruction_set() -> &'static str {

@@ -24,7 +24,7 @@ pub use complete::{CompleteTasks, complete_tasks};
 pub use decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow};
 pub use feed::{check_shard, open_shard};
 pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing};
-pub use loaded::LoadedModel;
+pub use loaded::{LoadedModel, Padding};
 pub use model::{
     CaptionForm, ImageSide, LogitBias, LogitScale, Model, ModelChoice, ModelError, ModelKind, ModelParts,
     Sourced, StatedLogits, TextPooling, TextPreparation, TextSide, Variant,

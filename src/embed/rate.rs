@@ -54,6 +54,11 @@ impl Sessions {
         Ok(Sessions { sessions: on_all.collect::<Result<_, _>>()?, rows_at_once })
     }
 
+    /// As [`LoadedModel::find_padding`] does.
+    pub fn find_padding(&mut self, model_idx: usize, probe: &[ModelInputs]) -> Result<(), Error> {
+        self.sessions.iter_mut().try_for_each(|loaded| loaded.find_padding(model_idx, probe))
+    }
+
     pub fn model(&self) -> &LoadedModel {
         &self.sessions[0]
     }

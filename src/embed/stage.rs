@@ -109,7 +109,7 @@ fn run_models(
         models.push(Model::open(&planned.folder, planned.choice())?);
     }
     let encoders = Encoders::new(&models, run.plan().read.limits.clone())?;
-    let mut workers = open_workers(run, executor, settings, &models)?;
+    let mut workers = open_workers(run, executor, settings, &models, &encoders)?;
     let facts = ModelFacts::of_workers(&workers);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(executor.n_threads)
@@ -155,6 +155,7 @@ fn open_workers(
     executor: &Executor,
     settings: &InferenceSettings,
     models: &[Model],
+    encoders: &Encoders,
 ) -> Result<Vec<Worker>, Error> {
     let places = settings.device.places()?;
     let n_threads = (executor.n_threads / places.len()).max(1);
@@ -169,7 +170,7 @@ fn open_workers(
         threads_a_session = sharing.n_threads,
         "inference"
     );
-    Worker::open_all(models, &places, sharing, run.plan().embed.inference_batch_size)
+    Worker::open_all(models, encoders, &places, sharing, run.plan().embed.inference_batch_size)
 }
 
 fn task_bytes(run: &RunFolder, task: usize) -> u64 {

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use super::model::small_graph::{BFLOAT16, FLOAT, FLOAT16, INT64, SmallGraph, UINT8, int, ints};
 use super::*;
 use crate::error::Error;
+use crate::read::Limits;
 
 const PROCESSOR: &str = r#"{"image_processor_type": "ViTImageProcessor", "size": {"height": 2, "width": 3},
   "resample": 2, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}"#;
@@ -189,6 +190,40 @@ fn token_vectors_need_a_pooling() {
             assert!((ours - wanted / length).abs() < 1e-6, "{pooling}: {:?}", embeddings.rows);
         }
     }
+}
+
+#[test]
+fn captions_are_padded_as_far_as_their_model_needs() {
+    let found = |graph: SmallGraph, manifest: &str| {
+        let manifest = format!("context_length = 40\npad_token = \"[PAD]\"\n{manifest}");
+        let mut loaded = open(&folder("model.onnx", graph, &manifest)).unwrap();
+        let encoders = Encoders::new([&loaded.model], Limits::default()).unwrap();
+        loaded.find_padding(0, &encoders.probe().unwrap()).unwrap();
+        loaded.padding
+    };
+    // the mask leaves padding out
+    let pooling = "text_pooling = \"mean\"";
+    assert_eq!(found(word_vectors(-1), pooling), Padding::Longest);
+    assert_eq!(found(word_vectors(40), pooling), Padding::ContextLength);
+    // padding counts in the mean
+    let vectors: Vec<f32> = (0..300).flat_map(|id| [(id as f32).sin(), 1.0]).collect();
+    let mean = SmallGraph::default()
+        .input("input_ids", INT64, &[-1, -1])
+        .floats("words", &[300, 2], &vectors)
+        .node("Gather", &["words", "input_ids"], &["vectors"])
+        .node_with("ReduceMean", &["vectors"], &["text_embeds"], &[ints("axes", &[1]), int("keepdims", 0)])
+        .output("text_embeds", FLOAT, &[-1, 2]);
+    assert_eq!(found(mean, ""), Padding::ContextLength);
+    // a length that the graph does not declare, but needs
+    let product = SmallGraph::default()
+        .input("input_ids", INT64, &[-1, -1])
+        .node_with("Cast", &["input_ids"], &["ids"], &[int("to", FLOAT as i64)])
+        .floats("weights", &[40, 2], &(0..80).map(|i| (i as f32).sin()).collect::<Vec<_>>())
+        .node("MatMul", &["ids", "weights"], &["text_embeds"])
+        .output("text_embeds", FLOAT, &[-1, 2]);
+    assert_eq!(found(product, ""), Padding::ContextLength);
+    let images = open(&folder("model.onnx", channel_means(FLOAT, &[-1, 3, -1, -1], "any"), "")).unwrap();
+    assert_eq!(images.towers.has_fixed_caption_length(), None);
 }
 
 #[test]

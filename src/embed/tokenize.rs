@@ -10,41 +10,44 @@ use tokenizers::{PaddingDirection, PaddingParams, PaddingStrategy, PostProcessor
 use super::model::{CaptionForm, ModelError, TextSide};
 use crate::error::Error;
 
+/// Lengths to which padding is cut are multiples of this, so that a graph meets few shapes.
+const LENGTH_STEP: usize = 8;
+
 /// Token ids of some captions, one row a caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    context_length: usize,
-    /// `[n, context_length]`.
+    /// Of each row.
+    length: usize,
+    /// `[n, length]`.
     ids: Vec<i64>,
-    /// `[n, context_length]`: 1 for a token of the caption, 0 for padding.
+    /// `[n, length]`: 1 for a token of the caption, 0 for padding.
     mask: Vec<i64>,
 }
 
 impl Tokens {
-    pub fn new(context_length: usize) -> Tokens {
-        assert!(context_length > 0);
-        Tokens { context_length, ids: Vec::new(), mask: Vec::new() }
+    pub fn new(length: usize) -> Tokens {
+        assert!(length > 0);
+        Tokens { length, ids: Vec::new(), mask: Vec::new() }
     }
 
     /// Rows made by hand.
     #[cfg(test)]
-    pub(super) fn of(context_length: usize, ids: Vec<i64>, mask: Vec<i64>) -> Tokens {
-        Tokens { context_length, ids, mask }
+    pub(super) fn of(length: usize, ids: Vec<i64>, mask: Vec<i64>) -> Tokens {
+        Tokens { length, ids, mask }
     }
 
     /// Rows of padding alone, with id 0.
-    pub(super) fn blank(context_length: usize, n_rows: usize) -> Tokens {
-        let length = context_length * n_rows;
-        Tokens { context_length, ids: vec![0; length], mask: vec![1; length] }
+    pub(super) fn blank(length: usize, n_rows: usize) -> Tokens {
+        Tokens { length, ids: vec![0; length * n_rows], mask: vec![1; length * n_rows] }
     }
 
     /// Number of captions.
     pub fn n_rows(&self) -> usize {
-        self.ids.len() / self.context_length
+        self.ids.len() / self.length
     }
 
-    pub fn context_length(&self) -> usize {
-        self.context_length
+    pub fn length(&self) -> usize {
+        self.length
     }
 
     pub fn ids(&self) -> &[i64] {
@@ -57,7 +60,7 @@ impl Tokens {
 
     /// Adds the rows of others after these.
     pub fn append(&mut self, others: &Tokens) {
-        assert_eq!(self.context_length, others.context_length);
+        assert_eq!(self.length, others.length);
         self.ids.extend_from_slice(&others.ids);
         self.mask.extend_from_slice(&others.mask);
     }
@@ -65,6 +68,18 @@ impl Tokens {
     pub fn clear(&mut self) {
         self.ids.clear();
         self.mask.clear();
+    }
+
+    /// The same without the padding at the ends that all rows have, but for what makes up a multiple of
+    /// [`LENGTH_STEP`].
+    pub fn without_shared_padding(&self) -> Tokens {
+        let own_length = |mask: &[i64]| mask.iter().rposition(|&bit| bit == 1).map_or(0, |last| last + 1);
+        let longest = self.mask.chunks_exact(self.length).map(own_length).max().unwrap_or(0);
+        let length = longest.max(1).next_multiple_of(LENGTH_STEP).min(self.length);
+        let cut = |values: &[i64]| -> Vec<i64> {
+            values.chunks_exact(self.length).flat_map(|row| &row[..length]).copied().collect()
+        };
+        Tokens { length, ids: cut(&self.ids), mask: cut(&self.mask) }
     }
 }
 
@@ -98,7 +113,7 @@ impl Tokenizer {
     ///
     /// [`Error::Model`] if the tokenizer has no id for a piece of text and none for the unknown.
     pub fn encode(&self, caption: &str, tokens: &mut Tokens) -> Result<(), Error> {
-        assert_eq!(tokens.context_length, self.context_length);
+        assert_eq!(tokens.length, self.context_length);
         let encode = || {
             let encoding = self.inner.encode_fast(caption, true);
             encoding.map_err(|error| ModelError::Tokenizer { reason: error.to_string() })

@@ -60,6 +60,17 @@ pub enum BatchOutputs {
     Logits(Logits),
 }
 
+impl BatchOutputs {
+    /// Embeddings of captions, if the model gives them.
+    pub fn text(&self) -> Option<&Embeddings> {
+        match self {
+            BatchOutputs::Pairs(pairs) => Some(&pairs.text),
+            BatchOutputs::Captions(embeddings) => Some(embeddings),
+            BatchOutputs::Images(_) | BatchOutputs::Logits(_) => None,
+        }
+    }
+}
+
 /// A model that is ready to embed.
 pub enum Towers {
     /// A graph each.
@@ -124,6 +135,15 @@ impl Towers {
             Towers::Split(tower, _) | Towers::Image(tower) | Towers::Classifier(tower) => tower.graph.place,
             Towers::Text(tower) => tower.graph.place,
             Towers::Combined(tower) => tower.graph.place,
+        }
+    }
+
+    /// Whether the model takes captions, and in rows of the context length alone.
+    pub fn has_fixed_caption_length(&self) -> Option<bool> {
+        match self {
+            Towers::Split(_, tower) | Towers::Text(tower) => Some(tower.tokens.has_fixed_length),
+            Towers::Combined(tower) => Some(tower.tokens.has_fixed_length),
+            Towers::Image(_) | Towers::Classifier(_) => None,
         }
     }
 
@@ -250,7 +270,7 @@ impl TextTower {
                 Ok(rows)
             }
             Some(pooling) => {
-                let rows = self.graph.run_tokens(inputs, &self.output, n, tokens.context_length())?;
+                let rows = self.graph.run_tokens(inputs, &self.output, n, tokens.length())?;
                 Ok(pooled(&rows, tokens, pooling))
             }
         }
@@ -330,14 +350,14 @@ fn pair_inputs<'a>(
 ///
 /// # Shapes
 ///
-/// `rows` is `[n · context length, width]`, the result `[n, width]`. A caption without a token of its own is all zeros.
+/// `rows` is `[n · length of the token rows, width]`, the result `[n, width]`. A caption without a token of its own is all zeros.
 ///
 /// # Source
 ///
 /// sentence-transformers, `Pooling`. Sums are in f64.
 fn pooled(rows: &Matrix, tokens: &Tokens, pooling: TextPooling) -> Matrix {
     let mut all = Matrix::zeros(0, rows.n_cols());
-    for (caption, mask) in tokens.mask().chunks_exact(tokens.context_length()).enumerate() {
+    for (caption, mask) in tokens.mask().chunks_exact(tokens.length()).enumerate() {
         let mut own = (0..mask.len()).filter(|&token| mask[token] == 1);
         let first_row = caption * mask.len();
         let taken: Vec<usize> = match pooling {
