@@ -22,6 +22,7 @@ pub mod rank;
 pub mod caption;
 pub mod table;
 pub mod sample;
+mod bounds;
 
 // what a run is to do, what it has done, and who does it
 pub mod settings;

@@ -38,6 +38,8 @@ pub enum Rejection {
     ImageTooLarge,
     /// The image could not be decoded to its end.
     UndecodableImage,
+    /// Outside `read.bounds`.
+    OutOfBounds,
     /// A model gave an embedding with NaN, infinity or length 0 for this sample.
     DegenerateEmbedding,
     /// A classifier has no class of this number.
@@ -46,7 +48,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// Every reason, in the order in which a sample can meet them.
-    pub const ALL: [Rejection; 17] = [
+    pub const ALL: [Rejection; 18] = [
         Rejection::ShardBroken,
         Rejection::DuplicateKey,
         Rejection::TooManyMembers,
@@ -62,6 +64,7 @@ impl Rejection {
         Rejection::InvalidJson,
         Rejection::ImageTooLarge,
         Rejection::UndecodableImage,
+        Rejection::OutOfBounds,
         Rejection::DegenerateEmbedding,
         Rejection::LabelOutOfRange,
     ];
@@ -84,6 +87,7 @@ impl Rejection {
             Rejection::InvalidJson => "invalid_json",
             Rejection::ImageTooLarge => "image_too_large",
             Rejection::UndecodableImage => "undecodable_image",
+            Rejection::OutOfBounds => "out_of_bounds",
             Rejection::DegenerateEmbedding => "degenerate_embedding",
             Rejection::LabelOutOfRange => "label_out_of_range",
         }

@@ -300,3 +300,26 @@ fn what_the_methods_cannot_do_is_named_before_any_work() {
     // chunks that do not fit are as many as there are samples to draw
     Pipeline::embedded().with("select.step.0.n_chunks=1000").run(&run);
 }
+
+#[test]
+fn bounds_on_reading_keep_what_a_metadata_filter_keeps() {
+    let bounds = "caption_words_min = 5, side_min_px = 128";
+    let draw = "{ method = 'random', filter_ratio = 0.5, super_batch_size = 100 }";
+    let filtered = run_small(
+        &small("random").with(&format!("select.step=[{{ method = 'metadata', {bounds} }}, {draw}]")),
+    );
+    let bounded = tempfile::tempdir().unwrap();
+    pipeline("random")
+        .with("read.shards=['fixtures/pool/shard-0000{0..2}.tar']")
+        .with(&format!("read.bounds={{ {bounds} }}"))
+        .with(&format!("select.step=[{draw}]"))
+        .run(bounded.path());
+    assert_verified(bounded.path());
+    assert_eq!(kept(bounded.path()), kept(filtered.path()));
+    for (run, name) in [(filtered.path(), "metadata"), (bounded.path(), "read.bounds")] {
+        let report = report(run);
+        // counted in the tars with Pillow: 112 of 400 have fewer words or a shorter side
+        assert_eq!(report["counts"]["filtered"], serde_json::json!({ name: 112 }));
+        assert_eq!(report["rejection_ratio"], 0.0);
+    }
+}

@@ -117,7 +117,7 @@ pub fn compare_models(request: &ModelsRequest) -> Result<ModelsComparison, Error
     let takes_captions = models.iter().any(|model| model.kind().takes_captions());
     let samples = if takes_captions { SampleContents::ImageText } else { SampleContents::Image };
     let read = ReadSettings { samples, label_field: None, ..request.read.clone() };
-    let encoders = Encoders::new(&models, read.limits.clone())?;
+    let encoders = Encoders::new(&models, read.limits.clone())?.within(&read.bounds);
     let [mut left, mut right] = [Measured::open(request, &models[0])?, Measured::open(request, &models[1])?];
     let probe = encoders.probe()?;
     left.sessions.find_padding(0, &probe)?;

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use ::image::RgbImage;
 
+use crate::bounds::{fits_size, fits_texts};
 use crate::error::Error;
 use crate::read::{Limits, ReadSample, RejectedSample, Sample};
 use crate::rejection::Rejection;
+use crate::settings::MetadataFilter;
 
 use super::image::{Decoded, Preprocessing, preprocess};
 use super::loaded::{LoadedModel, Padding};
@@ -37,6 +39,12 @@ pub struct DecodedSample {
     pub inputs: Option<ModelInputs>,
 }
 
+impl DecodedSample {
+    fn rejected(row: SampleRow, rejection: Rejection) -> DecodedSample {
+        DecodedSample { row: SampleRow { rejection: Some(rejection), ..row }, inputs: None }
+    }
+}
+
 /// What the models take of one sample.
 pub struct ModelInputs {
     /// By model, which of these it takes.
@@ -58,6 +66,8 @@ pub struct Encoders {
     /// By model, which of these it takes.
     taken: Arc<[Taken]>,
     limits: Limits,
+    /// What a sample must be within to be embedded.
+    bounds: MetadataFilter,
 }
 
 /// Positions among the distinct preprocessings, and among the tokenizers.
@@ -76,6 +86,7 @@ impl Encoders {
             texts: Vec::new(),
             taken: Arc::new([]),
             limits,
+            bounds: MetadataFilter::default(),
         };
         let mut taken = Vec::new();
         for model in models {
@@ -92,6 +103,11 @@ impl Encoders {
         }
         encoders.taken = taken.into();
         Ok(encoders)
+    }
+
+    /// The same, rejecting what is outside these bounds.
+    pub fn within(self, bounds: &MetadataFilter) -> Encoders {
+        Encoders { bounds: bounds.clone(), ..self }
     }
 
     /// The position of a preprocessing, which models may share.
@@ -143,6 +159,9 @@ impl Encoders {
                 return Ok(DecodedSample { row: SampleRow::of_rejected(rejected), inputs: None });
             }
         };
+        if !fits_texts(&self.bounds, sample.caption.as_deref(), sample.json.as_deref()) {
+            return Ok(DecodedSample::rejected(SampleRow::of(sample), Rejection::OutOfBounds));
+        }
         if sample.image.is_empty() {
             // of a pool without images, for which no model that takes them is planned
             let row = SampleRow::of(sample);
@@ -154,12 +173,12 @@ impl Encoders {
         let mut row = SampleRow::of(sample);
         let image = match decoded {
             Ok(image) => image,
-            Err(rejection) => {
-                row.rejection = Some(rejection);
-                return Ok(DecodedSample { row, inputs: None });
-            }
+            Err(rejection) => return Ok(DecodedSample::rejected(row, rejection)),
         };
         (row.width, row.height) = (Some(image.width), Some(image.height));
+        if !fits_size(&self.bounds, image.width, image.height) {
+            return Ok(DecodedSample::rejected(row, Rejection::OutOfBounds));
+        }
         let inputs = self.encode(|rule| image.image_for(rule), row.caption.as_deref(), row.label)?;
         Ok(DecodedSample { row, inputs: Some(inputs) })
     }

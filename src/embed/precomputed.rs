@@ -31,7 +31,8 @@ const ROWS_READ: usize = 1024;
 /// Makes `samples/` where no model runs that would make it on its way.
 pub fn read_samples(run: &RunFolder, executor: &Executor) -> Result<Vec<FailedTask>, Error> {
     let tasks: Vec<usize> = (0..run.plan().pool.n_tasks()).collect();
-    let encoders = Encoders::new([], run.plan().read.limits.clone())?;
+    let read = &run.plan().read;
+    let encoders = Encoders::new([], read.limits.clone())?.within(&read.bounds);
     let mut failed = Vec::new();
     for task in executor.todo(run, &run.samples(), &tasks)? {
         match with_retries("embed", task, || read_task(run, task, &encoders)) {

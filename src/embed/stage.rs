@@ -108,7 +108,8 @@ fn run_models(
         let planned = run.plan().models.get(model.role).expect("the plan names the model");
         models.push(Model::open(&planned.folder, planned.choice())?);
     }
-    let encoders = Encoders::new(&models, run.plan().read.limits.clone())?;
+    let read = &run.plan().read;
+    let encoders = Encoders::new(&models, read.limits.clone())?.within(&read.bounds);
     let mut workers = open_workers(run, executor, settings, &models, &encoders)?;
     let facts = ModelFacts::of_workers(&workers);
     let pool = rayon::ThreadPoolBuilder::new()

@@ -52,6 +52,7 @@ impl Digests {
                 "shards": shards,
                 "shards_per_task": pool.shards_per_task,
                 "limits": plan.read.limits,
+                "bounds": plan.read.bounds,
                 "samples": plan.read.samples,
                 "label_field": plan.read.label_field,
                 "image_column": plan.read.image_column,

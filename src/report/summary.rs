@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::plan::FORMAT_VERSION;
 use crate::plan::Plan;
+use crate::rejection::Rejection;
 use crate::run_folder::{Marker, RunFolder};
 use crate::select::{
     Audit, CalibratedLogits, DrawCounts, DrawPlans, SuperBatchCounts, Verdict, VerdictCounts, audit,
@@ -184,7 +185,11 @@ impl Counts {
         self.kept += verdicts.kept;
         self.not_drawn += verdicts.not_drawn;
         for (text, n) in read.shards.iter().flat_map(|shard| &shard.rejected) {
-            *self.rejected.entry(text.clone()).or_default() += n;
+            // what the settings take out is no fault of the pool's
+            match text == Rejection::OutOfBounds.text() {
+                true => *self.filtered.entry("read.bounds".to_owned()).or_default() += n,
+                false => *self.rejected.entry(text.clone()).or_default() += n,
+            }
         }
         for (reason, n) in verdicts.unusable.values().flatten() {
             *self.rejected.entry(reason.clone()).or_default() += n;
@@ -195,11 +200,12 @@ impl Counts {
     }
 }
 
-/// Samples of a shard without a verdict over all of them.
+/// Samples of a shard without a verdict, but for those outside `read.bounds`, over all of them.
 fn rejection_ratio(shard: &ShardCounts, verdicts: &RecordBatch) -> f64 {
+    let n_outside = shard.rejected.get(Rejection::OutOfBounds.text()).copied().unwrap_or(0);
     let n_rows =
         Rows(verdicts).text("shard").iter().filter(|of_row| *of_row == Some(&shard.shard)).count() as u64;
-    (shard.read - n_rows) as f64 / shard.read.max(1) as f64
+    (shard.read - n_rows - n_outside) as f64 / shard.read.max(1) as f64
 }
 
 /// Running summaries of every score column, of all rows and of the kept, in bounded memory.

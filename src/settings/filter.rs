@@ -57,6 +57,13 @@ pub struct MetadataFilter {
     pub json: Vec<JsonBound>,
 }
 
+impl MetadataFilter {
+    /// Whether there is no bound.
+    pub fn is_empty(&self) -> bool {
+        *self == MetadataFilter::default()
+    }
+}
+
 /// A bound on a field of the JSON member. A sample without the field, or with one of another type, is taken out.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

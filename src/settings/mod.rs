@@ -102,6 +102,10 @@ pub struct ReadSettings {
     pub rejection_ratio_max: f64,
     #[serde(default)]
     pub limits: Limits,
+    /// What samples must be within to be embedded. The same bounds as of a filter `metadata`, which embeds all, so that
+    /// it can change without another pass over the pool.
+    #[serde(default, skip_serializing_if = "MetadataFilter::is_empty")]
+    pub bounds: MetadataFilter,
 }
 
 /// What the samples of a pool are.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{fits_size, fits_texts};
 use crate::embed::SamplesCounts;
 use crate::error::Error;
 use crate::exchange::{self, Source};
@@ -17,8 +18,10 @@ use crate::settings::{Best, Filter, FractionOf, Keep, ModelRole};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
-use super::metadata;
 use super::targets::Targets;
+
+/// The columns of `samples/` that a filter `metadata` is about.
+const METADATA_COLUMNS: [&str; 6] = ["shard", "sample_idx", "caption", "width", "height", "json"];
 
 /// Counts of one task of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,11 +199,21 @@ impl Measurer {
             Filter::Metadata(filter) => {
                 let marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
                 let storage = run.storage(&run.samples());
-                let table = table::read(storage, marker.file(), &metadata::COLUMNS)?;
+                let table = table::read(storage, marker.file(), &METADATA_COLUMNS)?;
                 let rows = rows_of(run, &table, samples)?;
                 read.push(marker.file().clone());
-                let passes = metadata::passes(filter, &table, &rows);
-                Ok(passes.into_iter().map(|is_within| Found { is_within, ..Found::default() }).collect())
+                read.push(marker.file().clone());
+                let columns = Rows(&table);
+                let (widths, heights) = (columns.u32("width"), columns.u32("height"));
+                let (captions, jsons) = (columns.text("caption"), columns.text("json"));
+                let is_within = |&row: &usize| {
+                    let caption = captions.is_valid(row).then(|| captions.value(row));
+                    let json = jsons.is_valid(row).then(|| jsons.value(row));
+                    fits_size(filter, widths.value(row), heights.value(row))
+                        && fits_texts(filter, caption, json)
+                };
+                let found = |row| Found { is_within: is_within(row), ..Found::default() };
+                Ok(rows.iter().map(found).collect())
             }
             Filter::Threshold(filter) => by_column(&filter.by, &filter.keep, read),
             Filter::ClipScore(filter) => {

@@ -9,7 +9,6 @@
 //!
 //! Where a filter keeps the best of the pool, its stage plan holds the cut.
 
-mod metadata;
 mod measure;
 mod neg_clip_loss;
 mod semdedup;

@@ -1,34 +1,21 @@
-//! What `samples/` says of a sample in, whether it is within the bounds out. Per sample, without any model.
+//! What is known of a sample without any model in, whether it is within the bounds out.
 
-use arrow::array::{Array, RecordBatch};
 use serde_json::Value;
 
 use crate::settings::{JsonBound, MetadataFilter};
-use crate::table::Rows;
 
-/// The columns of `samples/` that the bounds are about.
-pub const COLUMNS: [&str; 6] = ["shard", "sample_idx", "caption", "width", "height", "json"];
-
-/// Whether each of these rows of `samples/` is within all bounds.
-pub fn passes(filter: &MetadataFilter, samples: &RecordBatch, rows: &[usize]) -> Vec<bool> {
-    let columns = Rows(samples);
-    let (widths, heights) = (columns.u32("width"), columns.u32("height"));
-    let (captions, jsons) = (columns.text("caption"), columns.text("json"));
-    let of_row = |&row: &usize| {
-        let caption = if captions.is_valid(row) { captions.value(row) } else { "" };
-        let json = || jsons.is_valid(row).then(|| jsons.value(row));
-        fits_size(filter, widths.value(row), heights.value(row))
-            && fits_caption(filter, caption)
-            && (filter.json.is_empty() || fits_json(&filter.json, json()))
-    };
-    rows.iter().map(of_row).collect()
-}
-
-fn fits_size(filter: &MetadataFilter, width: u32, height: u32) -> bool {
+/// Whether an image of so many pixels is within the bounds.
+pub fn fits_size(filter: &MetadataFilter, width: u32, height: u32) -> bool {
     let (shorter, longer) = (width.min(height), width.max(height));
     filter.side_min_px.is_none_or(|min| shorter >= min)
         && filter.pixels_max.is_none_or(|max| u64::from(width) * u64::from(height) <= max)
         && filter.aspect_ratio_max.is_none_or(|max| f64::from(longer) <= max * f64::from(shorter))
+}
+
+/// Whether caption and JSON member are within the bounds; a caption that is absent is empty.
+pub fn fits_texts(filter: &MetadataFilter, caption: Option<&str>, json: Option<&str>) -> bool {
+    fits_caption(filter, caption.unwrap_or_default())
+        && (filter.json.is_empty() || fits_json(&filter.json, json))
 }
 
 fn fits_caption(filter: &MetadataFilter, caption: &str) -> bool {
@@ -61,27 +48,22 @@ fn fits_bound(bound: &JsonBound, field: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Columns;
 
     fn passing(filter: &str) -> Vec<usize> {
         let filter: MetadataFilter = toml::from_str(filter).unwrap();
-        let mut columns = Columns::default();
-        columns
-            .text("caption", [Some("two words"), None, Some("größer als sieben"), Some("  x  ")])
-            .u32("width", [Some(100), Some(400), Some(300), Some(64)])
-            .u32("height", [Some(50), Some(100), Some(300), Some(64)])
-            .text(
-                "json",
-                [
-                    Some(r#"{"punsafe": 0.25, "exif": {"lens": "a"}, "n": 3}"#),
-                    Some(r#"{"punsafe": "0.1"}"#),
-                    None,
-                    Some(r#"{"punsafe": 0.9, "exif": {"lens": "b"}, "n": 3.0}"#),
-                ],
-            );
-        let samples = columns.build();
-        let passes = passes(&filter, &samples, &[0, 1, 2, 3]);
-        (0..4).filter(|&row| passes[row]).collect()
+        let captions = [Some("two words"), None, Some("größer als sieben"), Some("  x  ")];
+        let sizes = [(100, 50), (400, 100), (300, 300), (64, 64)];
+        let jsons = [
+            Some(r#"{"punsafe": 0.25, "exif": {"lens": "a"}, "n": 3}"#),
+            Some(r#"{"punsafe": "0.1"}"#),
+            None,
+            Some(r#"{"punsafe": 0.9, "exif": {"lens": "b"}, "n": 3.0}"#),
+        ];
+        let is_within = |row: &usize| {
+            let (width, height) = sizes[*row];
+            fits_size(&filter, width, height) && fits_texts(&filter, captions[*row], jsons[*row])
+        };
+        (0..4).filter(is_within).collect()
     }
 
     #[test]
