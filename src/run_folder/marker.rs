@@ -1,0 +1,203 @@
+//! Commits of tasks: a marker for each, and what markers say.
+
+use std::collections::BTreeMap;
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::storage::FileRecord;
+
+use super::{RunFolder, Stage};
+
+/// A committed task.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Marker<C> {
+    pub stage: String,
+    pub task: usize,
+    pub stage_digest: Digest,
+    /// The run whose plan the task was done under.
+    pub plan_digest: Digest,
+    /// The files that the task wrote.
+    pub data: Vec<FileRecord>,
+    /// What it read of other tasks, by file.
+    pub read: Vec<FileRecord>,
+    pub counts: C,
+    /// What its numbers depend on beside its inputs.
+    pub numerics: BTreeMap<String, String>,
+}
+
+impl<C> Marker<C> {
+    /// The only file of a task that writes one.
+    pub fn file(&self) -> &FileRecord {
+        let [file] = &self.data[..] else { panic!("a task of `{}` writes one file", self.stage) };
+        file
+    }
+}
+
+/// What a task hands to [`RunFolder::commit`].
+#[derive(Debug)]
+pub struct Done<C> {
+    pub data: Vec<FileRecord>,
+    pub read: Vec<FileRecord>,
+    pub counts: C,
+    pub numerics: BTreeMap<String, String>,
+}
+
+impl<C> Done<C> {
+    /// A task whose numbers depend on its inputs alone.
+    pub fn new(data: Vec<FileRecord>, read: Vec<FileRecord>, counts: C) -> Done<C> {
+        Done { data, read, counts, numerics: BTreeMap::new() }
+    }
+}
+
+impl RunFolder {
+    /// The marker of a task, if it is committed under the stage's present digest and its exchange file, if it wrote one,
+    /// was not cleaned away.
+    ///
+    /// # Errors
+    ///
+    /// Any other data file that is missing, or one that has another size than its marker says.
+    pub fn marker<C: DeserializeOwned>(
+        &self,
+        stage: &Stage,
+        task: usize,
+    ) -> Result<Option<Marker<C>>, Error> {
+        let Some(marker) = self.marker_alone(stage, task)? else { return Ok(None) };
+        let storage = self.storage(stage);
+        for file in &marker.data {
+            match storage.size_bytes(&file.name)? {
+                Some(size_bytes) if size_bytes == file.size_bytes => {}
+                None if is_exchange_file(&file.name) => return Ok(None),
+                _ => return Err(Error::Damaged { path: storage.path(&file.name) }),
+            }
+        }
+        Ok(Some(marker))
+    }
+
+    /// The marker of a task without a look at its files.
+    fn marker_alone<C: DeserializeOwned>(
+        &self,
+        stage: &Stage,
+        task: usize,
+    ) -> Result<Option<Marker<C>>, Error> {
+        let storage = self.storage(stage);
+        let name = marker_name(stage, task);
+        let Some(bytes) = storage.read_if_present(&name)? else { return Ok(None) };
+        let json = |source| Error::Json { path: storage.path(&name), source };
+        // another digest may mean counts of another shape
+        let any: Marker<IgnoredAny> = serde_json::from_slice(&bytes).map_err(json)?;
+        if any.stage_digest != stage.digest {
+            return Ok(None);
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(json)
+    }
+
+    /// What a committed task counted, whether or not its exchange file was cleaned away.
+    pub fn committed_counts<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<C, Error> {
+        let marker = self.marker_alone::<C>(stage, task)?;
+        marker
+            .map(|marker| marker.counts)
+            .ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
+    }
+
+    /// Whether every one of these tasks has counts, whether or not their exchange files were cleaned away.
+    pub fn are_counted(&self, stage: &Stage, tasks: &[usize]) -> Result<bool, Error> {
+        for &task in tasks {
+            if self.marker_alone::<IgnoredAny>(stage, task)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The marker of a task that an earlier stage has committed.
+    pub fn committed<C: DeserializeOwned>(&self, stage: &Stage, task: usize) -> Result<Marker<C>, Error> {
+        self.marker(stage, task)?.ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
+    }
+
+    /// Which of these tasks are not committed, in their order.
+    pub fn undone(&self, stage: &Stage, tasks: &[usize]) -> Result<Vec<usize>, Error> {
+        let mut undone = Vec::new();
+        for &task in tasks {
+            if self.marker::<IgnoredAny>(stage, task)?.is_none() {
+                undone.push(task);
+            }
+        }
+        Ok(undone)
+    }
+
+    /// Commits a task; says whether this attempt was the first. Its files must have their names already.
+    ///
+    /// # Errors
+    ///
+    /// An earlier attempt under the same stage digest that wrote other bytes.
+    pub fn commit<C: Serialize>(&self, stage: &Stage, task: usize, done: Done<C>) -> Result<bool, Error> {
+        let marker = Marker {
+            stage: stage.name.clone(),
+            task,
+            stage_digest: stage.digest.clone(),
+            plan_digest: self.plan_digest.clone(),
+            data: done.data,
+            read: done.read,
+            counts: done.counts,
+            numerics: done.numerics,
+        };
+        let bytes = serde_json::to_vec_pretty(&marker).expect("a marker is representable as JSON");
+        let (storage, name) = (self.storage(stage), marker_name(stage, task));
+        while !storage.create_if_absent(&name, &bytes)? {
+            match self.marker_alone::<IgnoredAny>(stage, task)? {
+                // the commit of an earlier plan, which does not count
+                None => storage.remove(&name)?,
+                Some(first) if first.data == marker.data || !stage.is_deterministic() => return Ok(false),
+                Some(_) => return Err(Error::Diverged { stage: stage.name.clone(), task }),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a marker was written under this run's plan, and not by another run or an earlier plan.
+    pub fn is_own<C>(&self, marker: &Marker<C>) -> bool {
+        marker.plan_digest == self.plan_digest
+    }
+
+    /// Every marker of a folder below `_done/`, whatever stage digest it carries.
+    pub fn markers_in(&self, stage: &Stage) -> Result<Vec<(String, Marker<serde_json::Value>)>, Error> {
+        let storage = self.storage(stage);
+        let folder = format!("_done/{}", stage.name);
+        let mut markers = Vec::new();
+        for file in storage.list(&folder)? {
+            if !file.ends_with(".json") {
+                continue;
+            }
+            let name = format!("{folder}/{file}");
+            let marker = serde_json::from_slice(&storage.read(&name)?)
+                .map_err(|source| Error::Json { path: storage.path(&name), source })?;
+            markers.push((name, marker));
+        }
+        Ok(markers)
+    }
+
+    /// Takes a commit back: the marker first, so that nothing names a missing file.
+    pub fn drop_marker<C>(&self, stage: &Stage, name: &str, marker: &Marker<C>) -> Result<(), Error> {
+        let storage = self.storage(stage);
+        storage.remove(name)?;
+        for file in &marker.data {
+            storage.remove(&file.name)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where steps hand rows to each other; nothing there is a result.
+const EXCHANGE_FOLDER: &str = "_exchange/";
+
+/// Whether `clean` may have removed a file without harm.
+pub fn is_exchange_file(name: &str) -> bool {
+    name.starts_with(EXCHANGE_FOLDER)
+}
+
+fn marker_name(stage: &Stage, task: usize) -> String {
+    format!("_done/{}/{task:05}.json", stage.name)
+}
