@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::embed::{DEFAULT_INFERENCE_BATCH_SIZE, InferenceSettings};
+use crate::embed::InferenceSettings;
 use crate::error::Error;
-use crate::fold::NoBf16;
-use crate::read::{ColumnNames, LabelSource, Limits, ReadRules, SampleKind};
 use crate::runtime::Device;
-use crate::select::FilterRatio;
 
+mod error;
+mod read;
+mod embed;
 mod models;
 mod divide;
 mod filter;
@@ -27,12 +27,15 @@ pub use draw::{
     ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw, Random,
     Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
 };
+pub use embed::{EmbedSettings, EmbeddingDtype};
+pub use error::SettingsError;
 pub use filter::{
     AtLeast, AtMost, Best, ClipScoreFilter, DecontaminateFilter, EvaluationSet, Filter, FractionOf,
     JsonBound, Keep, MetadataFilter, NamedFilter, NegClipLossFilter, Norm, NormSimFilter, SemdedupFilter,
     ThresholdFilter,
 };
 pub use models::{ModelRole, ModelSettings, Models, PrecomputedSettings};
+pub use read::{ReadSettings, SampleContents};
 pub use select::{OWN_COLUMNS, ScoreKind, SelectSettings};
 pub use write::{Order, ReportSettings, WriteSettings};
 
@@ -68,213 +71,17 @@ pub struct Settings {
     pub report: ReportSettings,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct ReadSettings {
-    /// Shards of the pool, tars or Parquet files: paths with braces (`{00000..00012}`) and globs, or `@` and a file with
-    /// such paths, a line each.
-    pub shards: Vec<String>,
-    /// Folder below which shard ids are paths; the longest common folder if absent.
-    pub root: Option<PathBuf>,
-    /// What a sample has beside its image: a caption, a label or nothing.
-    #[serde(default)]
-    pub samples: SampleContents,
-    /// The field of the JSON member with a sample's label, a whole number; dots go into objects. Absent: labels are
-    /// members `cls`.
-    pub label_field: Option<String>,
-    /// Whether a Parquet file beside a tar, of the same name, adds what the tar does not say of its samples.
-    #[serde(default = "yes")]
-    pub sidecar: bool,
-    /// The column of Parquet shards with images; absent: the first of the usual names.
-    pub image_column: Option<String>,
-    /// The column of Parquet shards, and of files beside tars, with captions; absent: the first of the usual names.
-    pub caption_column: Option<String>,
-    /// Shards in one task; absent: so many that there are at most 100,000 tasks.
-    pub shards_per_task: Option<usize>,
-    /// How many tasks' shards may be left out after their retries failed.
-    #[serde(default)]
-    pub failed_shards_max: usize,
-    /// Rejections over samples of one shard, beyond which the run exits with code 3.
-    #[serde(default = "default_rejection_ratio_max_shard")]
-    pub rejection_ratio_max_shard: f64,
-    /// The same over the whole pool.
-    #[serde(default = "default_rejection_ratio_max")]
-    pub rejection_ratio_max: f64,
-    #[serde(default)]
-    pub limits: Limits,
-    /// What samples must be within to be embedded. The same bounds as of a filter `metadata`, which embeds all, so that
-    /// it can change without another pass over the pool.
-    #[serde(default, skip_serializing_if = "MetadataFilter::is_empty")]
-    pub bounds: MetadataFilter,
-}
-
-/// What the samples of a pool are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SampleContents {
-    #[default]
-    ImageText,
-    ImageClass,
-    Image,
-    /// Captions without images, whose embeddings are given.
-    Text,
-}
-
-impl ReadSettings {
-    /// How shards are read.
-    pub fn rules(&self) -> ReadRules {
-        let columns = ColumnNames { image: self.image_column.clone(), caption: self.caption_column.clone() };
-        ReadRules { kind: self.sample_kind(), limits: self.limits.clone(), columns }
-    }
-
-    /// What a sample must have so that it is not rejected.
-    pub fn sample_kind(&self) -> SampleKind {
-        match (self.samples, &self.label_field) {
-            (SampleContents::ImageText, _) => SampleKind::ImageText,
-            (SampleContents::Image, _) => SampleKind::Image,
-            (SampleContents::Text, _) => SampleKind::Text,
-            (SampleContents::ImageClass, None) => SampleKind::ImageClass(LabelSource::Member),
-            (SampleContents::ImageClass, Some(field)) => {
-                SampleKind::ImageClass(LabelSource::JsonField(field.clone()))
-            }
-        }
-    }
-
-    fn check(&self) -> Result<(), SettingsError> {
-        for (key, ratio) in [
-            ("read.rejection_ratio_max_shard", self.rejection_ratio_max_shard),
-            ("read.rejection_ratio_max", self.rejection_ratio_max),
-        ] {
-            if !(0.0..=1.0).contains(&ratio) {
-                return Err(out_of_range(key, ratio, "between 0 and 1"));
-            }
-        }
-        if self.label_field.is_some() && self.samples != SampleContents::ImageClass {
-            return Err(SettingsError::NoLabels);
-        }
-        Ok(())
-    }
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EmbedSettings {
-    /// Samples that go through a model at once; part of the model digest.
-    pub inference_batch_size: usize,
-    /// How embeddings are stored.
-    pub embedding_dtype: EmbeddingDtype,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EmbeddingDtype {
-    #[default]
-    F16,
-    F32,
-}
-
-impl EmbeddingDtype {
-    /// Of one value.
-    pub fn size_bytes(self) -> u64 {
-        match self {
-            EmbeddingDtype::F16 => 2,
-            EmbeddingDtype::F32 => 4,
-        }
-    }
-}
-
 /// Far above any use, and low enough that products of two sizes and a row's bytes cannot overflow.
 const SIZE_MAX: usize = 1 << 24;
 
 /// More threads than any machine has.
 const THREADS_MAX: usize = 1024;
 
-impl Default for EmbedSettings {
-    fn default() -> Self {
-        EmbedSettings {
-            inference_batch_size: DEFAULT_INFERENCE_BATCH_SIZE,
-            embedding_dtype: EmbeddingDtype::default(),
-        }
-    }
-}
-
 /// 8 GiB.
 pub const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 8 << 30;
 
 fn default_memory_limit_bytes() -> u64 {
     DEFAULT_MEMORY_LIMIT_BYTES
-}
-
-impl ReadSettings {
-    /// These shards, and the defaults for all else.
-    pub fn of_shards(shards: &[String]) -> ReadSettings {
-        let settings = serde_json::json!({ "shards": shards });
-        serde_json::from_value(settings).expect("all but the shards has a default")
-    }
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn default_rejection_ratio_max_shard() -> f64 {
-    0.5
-}
-
-fn default_rejection_ratio_max() -> f64 {
-    0.3
-}
-
-/// Why a pipeline file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    #[error("{0}")]
-    Syntax(String),
-    #[error("`--set {assignment}` is not of the form `table.key=value`")]
-    Assignment { assignment: String },
-    #[error("`{path}` names no table or step that the pipeline file has")]
-    NoSuchTable { path: String },
-    #[error("`{key}` is {value}, but must be {must}")]
-    OutOfRange { key: String, value: String, must: &'static str },
-    #[error("`{what}` needs `models.{model}`")]
-    ModelMissing { what: String, model: ModelRole },
-    #[error("`models.{model}` {fault}")]
-    ModelSource { model: ModelRole, fault: &'static str },
-    #[error("`models` names no model")]
-    NoModel,
-    #[error("{what} needs a `[divide]` table")]
-    NoClusters { what: &'static str },
-    #[error(
-        "`divide.model` is `{model}`, but must be `learner`, `reference` or `base`, and a model of the run"
-    )]
-    DivideModel { model: ModelRole },
-    #[error(
-        "the filter name `{name}` is taken by a column or by an earlier filter, or has other letters than a to z, digits and `_`"
-    )]
-    FilterName { name: String },
-    #[error("`{column}` is no column that samples can be ranked by here")]
-    NoSuchColumn { column: String },
-    #[error(
-        "experts take the reference's place: they need super-batches within clusters, and no `models.reference` or \
-         full model beside them"
-    )]
-    Experts,
-    #[error(
-        "{n_passes} passes of what remains are more than a filter ratio of {filter_ratio} leaves samples for"
-    )]
-    Passes { n_passes: usize, filter_ratio: FilterRatio },
-    #[error("`read.label_field` needs `read.samples` = `image_class`")]
-    NoLabels,
-    #[error("`select.precision` cannot be `bf16` here")]
-    Precision { source: NoBf16 },
-    #[error("`soft_cap` repeats samples itself: `pass_pool` must be `all`")]
-    SoftCapRemaining,
-    #[error(
-        "a quota over clusters needs super-batches within clusters, and passes that draw from all samples"
-    )]
-    Quota,
-    #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
-    NoExperts,
 }
 
 impl Settings {
