@@ -16,7 +16,7 @@ use superbatch::embed::{
 };
 use superbatch::matrix::Matrix;
 use superbatch::read::Limits;
-use superbatch::runtime::Device;
+use superbatch::runtime::Place;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -35,7 +35,7 @@ fn main() {
 }
 
 fn run(folder: &Path, input: &Value) -> Result<Value, superbatch::error::Error> {
-    let settings = SessionSettings { device: Device::Cpu, n_threads: 1 };
+    let settings = SessionSettings { place: Place::CPU, n_threads: 1 };
     let mut loaded = LoadedModel::open(folder, ModelChoice::default(), &settings)?;
     let texts = |field: &str| -> Vec<String> {
         let values = input[field].as_array().into_iter().flatten();

@@ -28,8 +28,14 @@ fn main() {
         form,
     };
     let tokenizer = std::fs::read(file).expect("the tokenizer");
-    let side =
-        TextSide { graph: PathBuf::new(), preparation, tokenizer, input: None, output: None, pooling: None };
+    let side = TextSide {
+        graph: PathBuf::new(),
+        preparation,
+        tokenizer: tokenizer.into(),
+        input: None,
+        output: None,
+        pooling: None,
+    };
     let tokenizer =
         Tokenizer::open(Path::new("."), &side).unwrap_or_else(|error| panic!("{}", error.message()));
     let captions: Vec<String> = serde_json::from_reader(std::io::stdin().lock()).expect("a list of texts");

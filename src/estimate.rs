@@ -2,9 +2,11 @@
 //!
 //! Samples are counted in three shards and scaled by the shards' sizes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::json;
@@ -29,6 +31,7 @@ pub struct Estimate {
     pub n_shards: usize,
     pub pool_bytes: u64,
     pub n_samples: u64,
+    /// At most, where several passes may draw a sample twice.
     pub n_kept: u64,
     pub n_super_batches: u64,
     pub embedding_bytes: u64,
@@ -54,15 +57,10 @@ impl Estimate {
         let sample_bytes = mean_sample_bytes(plan);
         let n_samples = pool.size_bytes() / sample_bytes;
         let draw = &plan.select.draw;
-        let n_kept = draw.filter_ratio().kept(n_samples);
-        let embedding_bytes = plan.models.iter().map(|(role, model)| {
-            let n_rows = if role.is_audit() {
-                n_samples as f64 * plan.report.audit_fraction
-            } else {
-                n_samples as f64
-            };
-            n_rows.ceil() as u64 * model.row_bytes(plan.embed.embedding_dtype)
-        });
+        let n_of_pass = draw.filter_ratio().kept(n_samples);
+        let n_passes = draw.deal().map_or(1, |deal| deal.n_passes as u64);
+        let n_kept = (n_of_pass * n_passes).min(n_samples);
+        let embedding_bytes = embedded(plan).map(|model| model.size_bytes(plan, n_samples));
         let scored = [ModelRole::Learner, ModelRole::Reference].into_iter();
         let dims: usize =
             scored.filter_map(|role| plan.models.get(role)).map(|model| model.embedding_dim).sum();
@@ -70,7 +68,10 @@ impl Estimate {
         let kept_bytes = if plan.write.images { n_kept * sample_bytes } else { n_kept * ROW_BYTES };
         let kept_bytes = kept_bytes + n_kept * target_bytes(plan);
         let draws = match draw.pair_score() {
-            Some(_) => 4.0 * n_samples as f64 * (n_kept / n_super_batches) as f64 * dims as f64,
+            Some(_) => {
+                let n_drawn = n_passes as f64 * (n_of_pass / n_super_batches) as f64;
+                4.0 * n_samples as f64 * n_drawn * dims as f64
+            }
             None => 0.0,
         };
         Estimate {
@@ -95,16 +96,17 @@ impl Estimate {
     pub fn measure_inference(&mut self, plan: &Plan, settings: &Settings) -> Result<(), Error> {
         let mut secs = 0.0;
         let mut secs_per_sample = BTreeMap::new();
-        for (role, model) in plan.models.iter().filter(|(_, model)| model.vectors.is_none()) {
-            let model = Model::open(&model.folder, model.choice())?;
+        for Embedded { planned, fraction, .. } in
+            embedded(plan).filter(|model| model.planned.vectors.is_none())
+        {
+            let model = Model::open(&planned.folder, planned.choice())?;
             let batch_size = plan.embed.inference_batch_size;
             let mut sessions = Sessions::open(&model, &settings.inference(), self.n_threads, batch_size)?;
             let samples_per_sec = sessions.samples_per_sec()?;
-            secs_per_sample.insert(role, samples_per_sec.recip());
-            let audited = if role.is_audit() { plan.report.audit_fraction } else { 1.0 };
-            secs += audited * self.n_samples as f64 / samples_per_sec;
+            secs_per_sample.insert(&planned.digest, samples_per_sec.recip());
+            secs += fraction * self.n_samples as f64 / samples_per_sec;
         }
-        let of = |role| secs_per_sample.get(&role);
+        let of = |role| secs_per_sample.get(&plan.models.get(role)?.digest);
         if let (Some(cheap), Some(full)) = (of(ModelRole::Learner), of(ModelRole::FullLearner)) {
             self.cost = selection_cost(plan, self.n_samples, self.n_kept, cheap / full);
         }
@@ -117,15 +119,23 @@ impl Estimate {
         self.embedding_bytes + self.exchange_bytes + self.curated_bytes + self.n_samples * ROW_BYTES
     }
 
-    /// Fails where the disk has less room than a new run needs; a run that goes on has used its room already.
+    /// Fails where the disk has less room than a new run needs.
     pub fn check_disk(&self, plan: &Plan, run: &Storage) -> Result<(), Error> {
-        if run.size_bytes("plan.json")?.is_some() {
-            return Ok(());
-        }
-        let store_bytes = self.embedding_bytes + self.n_samples * ROW_BYTES;
         let Some(store) = &plan.store else { return check_free(run, self.disk_bytes()) };
-        check_free(&Storage::new(store), store_bytes)?;
-        check_free(run, self.disk_bytes() - self.embedding_bytes)
+        let store = Storage::new(store);
+        // what the store has already needs no room
+        let mut store_bytes = 0;
+        for model in embedded(plan) {
+            let n_done = store.list(&format!("_done/embeddings/{}", model.planned.digest))?.len();
+            let undone = (model.n_tasks.saturating_sub(n_done)) as f64 / model.n_tasks as f64;
+            store_bytes += (undone * model.size_bytes(plan, self.n_samples) as f64) as u64;
+        }
+        let run_bytes = self.disk_bytes() - self.embedding_bytes;
+        if is_same_disk(&store, run) {
+            return check_free(run, store_bytes + run_bytes);
+        }
+        check_free(&store, store_bytes)?;
+        check_free(run, run_bytes)
     }
 
     pub fn json(&self, plan: &Plan) -> String {
@@ -186,6 +196,31 @@ impl Estimate {
     }
 }
 
+/// A model with embeddings of its own, whatever its roles.
+struct Embedded<'a> {
+    planned: &'a PlannedModel,
+    n_tasks: usize,
+    /// Of the pool that it embeds.
+    fraction: f64,
+}
+
+impl Embedded<'_> {
+    /// Of its embeddings of a pool of so many samples.
+    fn size_bytes(&self, plan: &Plan, n_samples: u64) -> u64 {
+        let n_rows = (self.fraction * n_samples as f64).ceil() as u64;
+        n_rows * self.planned.row_bytes(plan.embed.embedding_dtype)
+    }
+}
+
+fn embedded(plan: &Plan) -> impl Iterator<Item = Embedded<'_>> {
+    let mut met = BTreeSet::new();
+    let distinct = plan.models.iter().filter(move |(_, model)| met.insert(&model.digest));
+    distinct.map(|(role, planned)| {
+        let n_tasks = plan.tasks_of(role).len();
+        Embedded { planned, n_tasks, fraction: n_tasks as f64 / plan.pool.n_tasks() as f64 }
+    })
+}
+
 /// The cost of a draw that a learner takes part in.
 fn selection_cost(plan: &Plan, n_samples: u64, n_kept: u64, scorer: f64) -> Option<SelectionCost> {
     let is_scored = plan.models.has(ModelRole::Learner) && plan.select.draw.deal().is_some() && n_kept > 0;
@@ -234,13 +269,21 @@ fn mean_sample_bytes(plan: &Plan) -> u64 {
     (n_bytes / n_samples.max(1)).max(1)
 }
 
+/// The folder, or its nearest ancestor that is there.
+fn present(storage: &Storage) -> Option<PathBuf> {
+    let absolute = std::path::absolute(storage.root()).ok()?;
+    absolute.ancestors().find(|folder| folder.exists()).map(Path::to_owned)
+}
+
+fn is_same_disk(left: &Storage, right: &Storage) -> bool {
+    let disk = |storage| Some(present(storage)?.metadata().ok()?.dev());
+    disk(left).is_some_and(|left| Some(left) == disk(right))
+}
+
 fn check_free(storage: &Storage, needed_bytes: u64) -> Result<(), Error> {
     let path = storage.root();
-    // the folder may not be there yet: its nearest ancestor tells
-    let absolute =
-        std::path::absolute(path).map_err(|source| Error::Write { path: path.to_owned(), source })?;
-    let Some(present) = absolute.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
-    match free_bytes(present) {
+    let Some(present) = present(storage) else { return Ok(()) };
+    match free_bytes(&present) {
         Some(free_bytes) if free_bytes < needed_bytes => {
             Err(Error::DiskSpace { path: path.to_owned(), needed_bytes, free_bytes })
         }
@@ -249,7 +292,7 @@ fn check_free(storage: &Storage, needed_bytes: u64) -> Result<(), Error> {
 }
 
 /// Bytes that an ordinary user may still write; none where the system does not say.
-pub fn free_bytes(path: &std::path::Path) -> Option<u64> {
+pub fn free_bytes(path: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut stats = MaybeUninit::<libc::statvfs>::uninit();

@@ -23,6 +23,7 @@ pub mod caption;
 pub mod table;
 pub mod sample;
 mod bounds;
+mod foreign;
 
 // what a run is to do, what it has done, and who does it
 pub mod settings;

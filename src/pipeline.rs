@@ -16,7 +16,8 @@ pub fn run(run: &RunFolder, executor: &Executor, inference: &InferenceSettings) 
     write::run(run, executor)
 }
 
-/// Opens the run folder of the next round: the last one if it is not complete and has this learner, else a new one.
+/// Opens the run folder of the next round: the last one if it is not complete, whose learner this one replaces if it is
+/// another, else a new one.
 ///
 /// # Errors
 ///
@@ -36,7 +37,7 @@ pub fn open_round(
     };
     let round = n_complete as u64 + 1;
     let plan = run.plan().next_round(round, learner, session)?;
-    RunFolder::create(run.round_folder(round), plan, OtherPlan::Refuse)
+    RunFolder::create(run.round_folder(round), plan, OtherPlan::Replace)
 }
 
 /// With `--tasks`: the stages after `embed` stand on what every part has embedded.

@@ -39,7 +39,7 @@ fn model(name: &str) -> Model {
 }
 
 fn cpu() -> SessionSettings {
-    SessionSettings { device: Device::Cpu, n_threads: 2 }
+    SessionSettings { place: Place::CPU, n_threads: 2 }
 }
 
 /// Embeds samples in batches of `n_batch`.
@@ -207,8 +207,8 @@ fn a_missing_variant_names_the_files() {
 
 #[test]
 fn a_gpu_that_is_not_there_is_an_error() {
-    let settings = SessionSettings { device: "cuda:63".parse().unwrap(), n_threads: 1 };
-    assert!(matches!(Towers::open(&model("learner"), &settings), Err(Error::Device { .. })));
+    let device: Device = "cuda:63".parse().unwrap();
+    assert!(matches!(device.places(), Err(Error::Device { .. })));
 }
 
 fn copy(model: &Model) -> tempfile::TempDir {

@@ -10,10 +10,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use superbatch::embed::image::{decode, preprocess};
 use superbatch::embed::{
-    BatchInputs, BatchOutputs, CaptionForm, Device, Encoders, LoadedModel, ModelChoice, ModelParts, Padding,
+    BatchInputs, BatchOutputs, CaptionForm, Encoders, LoadedModel, ModelChoice, ModelParts, Padding,
     PairEmbeddings, SessionSettings, StatedLogits, Tokenizer, Tokens, Variant,
 };
 use superbatch::read::Limits;
+use superbatch::runtime::Place;
 
 mod support;
 
@@ -49,7 +50,7 @@ fn embed(
     variant: Variant,
     expected: &Expected,
 ) -> (PairEmbeddings, StatedLogits, CaptionForm) {
-    let settings = SessionSettings { device: Device::Cpu, n_threads: 1 };
+    let settings = SessionSettings { place: Place::CPU, n_threads: 1 };
     let choice = ModelChoice { variant, ..ModelChoice::default() };
     let mut loaded =
         LoadedModel::open(folder, choice, &settings).unwrap_or_else(|error| panic!("{}", error.message()));
@@ -162,7 +163,7 @@ fn a_text_model_is_pooled_as_sentence_transformers_pools() {
         let scratch = tempfile::tempdir().unwrap();
         copy_folder(&golden, scratch.path());
         fs::write(scratch.path().join("model.toml"), manifest).unwrap();
-        let settings = SessionSettings { device: Device::Cpu, n_threads: 1 };
+        let settings = SessionSettings { place: Place::CPU, n_threads: 1 };
         let mut loaded = LoadedModel::open(scratch.path(), ModelChoice::default(), &settings)
             .unwrap_or_else(|error| panic!("{}", error.message()));
         let ModelParts::Text(text) = loaded.model.parts.clone() else { panic!("a text model") };

@@ -185,7 +185,8 @@ fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
         precomputed: None,
     };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let run = pipeline::open_round(&base, &learner, &SessionSettings { device, n_threads })?;
+    let run =
+        pipeline::open_round(&base, &learner, &SessionSettings { place: device.places()?[0], n_threads })?;
     let executor = Executor { part: Part::WHOLE, n_threads, wait: Duration::ZERO };
     let inference =
         InferenceSettings { device, sessions: None, memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES };
@@ -209,10 +210,13 @@ fn settings_of(args: &PipelineArgs) -> Result<Settings, Error> {
 /// Plans, checks and opens a run folder; prints the plan. Models are checked on the device where the command runs them.
 fn open(stage: &StageArgs, settings: &Settings, device: Device) -> Result<(RunFolder, Executor), Error> {
     let plan = Plan::new(settings, device)?;
-    let estimate = estimate::Estimate::of(&plan, settings);
     let storage = Storage::new(&stage.output);
-    estimate.check_disk(&plan, &storage)?;
-    diagnostic(&estimate.text(&plan));
+    // a run that goes on has used its room already
+    if storage.size_bytes("plan.json")?.is_none() {
+        let estimate = estimate::Estimate::of(&plan, settings);
+        estimate.check_disk(&plan, &storage)?;
+        diagnostic(&estimate.text(&plan));
+    }
     let other_plan = if stage.replan { OtherPlan::Replace } else { OtherPlan::Refuse };
     let run = RunFolder::create(storage, plan, other_plan)?;
     let n_threads = settings.n_threads();

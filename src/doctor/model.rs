@@ -24,7 +24,7 @@ pub fn examine(findings: &mut Findings, examined: &ExaminedModel) -> Result<(), 
     let choice = ModelChoice { variant: name.variant, ..ModelChoice::default() };
     let model = Model::open(&name.folder, choice)?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let loaded = LoadedModel::load(model, &SessionSettings { device, n_threads })?;
+    let loaded = LoadedModel::load(model, &SessionSettings { place: device.places()?[0], n_threads })?;
     describe(findings, &loaded);
     findings.say("device", format!("{}, nodes: {}", loaded.towers.place(), loaded.towers.nodes()));
     let fallen_back = loaded.towers.nodes();

@@ -62,7 +62,7 @@ pub struct Encoders {
     preprocessings: Vec<Preprocessing>,
     tokenizers: Vec<Tokenizer>,
     /// What each tokenizer was made of: its file and how captions are prepared for it.
-    texts: Vec<(Vec<u8>, TextPreparation)>,
+    texts: Vec<(Arc<[u8]>, TextPreparation)>,
     /// By model, which of these it takes.
     taken: Arc<[Taken]>,
     limits: Limits,
@@ -121,7 +121,7 @@ impl Encoders {
 
     /// The position of a tokenizer, which models may share.
     fn tokenizer(&mut self, model: &Model, side: &TextSide) -> Result<usize, Error> {
-        let is_same = |(bytes, preparation): &(Vec<u8>, TextPreparation)| {
+        let is_same = |(bytes, preparation): &(Arc<[u8]>, TextPreparation)| {
             *bytes == side.tokenizer && *preparation == side.preparation
         };
         if let Some(known) = self.texts.iter().position(is_same) {
@@ -132,13 +132,7 @@ impl Encoders {
         Ok(self.tokenizers.len() - 1)
     }
 
-    /// What the models take of a black image with a short caption.
-    pub fn blank(&self) -> Result<ModelInputs, Error> {
-        let black = RgbImage::new(1, 1);
-        self.encode(|_| &black, Some("a photo"), None)
-    }
-
-    /// Two inputs with captions of different lengths, by which
+    /// Black images with captions of different lengths, by which
     /// [`LoadedModel::find_padding`](super::loaded::LoadedModel::find_padding) tells what padding does.
     pub fn probe(&self) -> Result<[ModelInputs; 2], Error> {
         let black = RgbImage::new(1, 1);

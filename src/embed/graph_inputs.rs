@@ -279,14 +279,14 @@ mod tests {
     use crate::embed::Model;
     use crate::embed::model::{ModelChoice, ModelParts};
     use crate::embed::session::SessionSettings;
-    use crate::runtime::Device;
+    use crate::runtime::Place;
 
     #[test]
     fn pixels_through_an_allocator_are_the_same_pixels() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/learner");
         let model = Model::open(&folder, ModelChoice::default()).unwrap();
         let ModelParts::Pair { image, .. } = &model.parts else { panic!("the fixture has both towers") };
-        let settings = SessionSettings { device: Device::Cpu, n_threads: 1 };
+        let settings = SessionSettings { place: Place::CPU, n_threads: 1 };
         let mut graph = Graph::open(&model, &image.graph, "image", &settings).unwrap();
         let mut pixels = Pixels::of(&graph, image).unwrap();
         let values: Vec<f32> =

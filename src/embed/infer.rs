@@ -23,6 +23,7 @@ use super::feed::{Event, ShardTimes, TaskWork};
 use super::loaded::LoadedModel;
 use super::model::Model;
 use super::session::SessionSettings;
+use super::stage::InferenceSettings;
 
 /// Samples of an inference batch where the settings do not say: enough for a GPU.
 pub const DEFAULT_INFERENCE_BATCH_SIZE: usize = 64;
@@ -53,10 +54,27 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// Of `n_threads` on one place, for models whose graph files have `graph_bytes` together. On the processor there
-    /// are as many sessions as threads, unless their weights, twice for what the runtime prepares, would take more
-    /// than a quarter of the memory limit.
-    pub fn of(
+    /// Of `n_threads` on these places together, for models whose graph files have `graph_bytes` together.
+    pub fn on(
+        places: &[Place],
+        n_threads: usize,
+        graph_bytes: u64,
+        inference: &InferenceSettings,
+    ) -> Sharing {
+        let n_threads = (n_threads / places.len()).max(1);
+        let graph_bytes = graph_bytes * places.len() as u64;
+        Sharing::of(
+            places[0].provider,
+            n_threads,
+            graph_bytes,
+            inference.memory_limit_bytes,
+            inference.sessions,
+        )
+    }
+
+    /// The same on one place. On the processor there are as many sessions as threads, unless their weights, twice for
+    /// what the runtime prepares, would take more than a quarter of the memory limit.
+    fn of(
         provider: Provider,
         n_threads: usize,
         graph_bytes: u64,
@@ -95,7 +113,7 @@ impl Worker {
     ) -> Result<Vec<Worker>, Error> {
         let probe = encoders.probe()?;
         let open = |place: Place| {
-            let settings = SessionSettings { device: place.into(), n_threads: sharing.n_threads };
+            let settings = SessionSettings { place, n_threads: sharing.n_threads };
             let rows = rows_at_once(place.provider, inference_batch_size);
             let loaded = models.iter().enumerate().map(|(model_idx, model)| {
                 let mut loaded = LoadedModel::load(model.clone(), &settings)?;

@@ -58,17 +58,20 @@ impl LoadedModel {
         if self.towers.has_fixed_caption_length() != Some(false) {
             return Ok(());
         }
-        let padded = embed_batch(self, model_idx, probe)?;
-        self.padding = Padding::Longest;
-        let is_same = match embed_batch(self, model_idx, probe) {
-            Ok(cut) => are_same(&padded, &cut),
-            Err(error) => {
-                tracing::info!(model = %self.model.folder.display(), %error, "shorter captions do not pass: all are padded to the context length");
-                false
-            }
-        };
-        if !is_same {
+        // the first alone too: where the context is short, a longer caption leaves nothing to cut
+        for captions in [&probe[..1], probe] {
             self.padding = Padding::ContextLength;
+            let padded = embed_batch(self, model_idx, captions)?;
+            self.padding = Padding::Longest;
+            let is_same = embed_batch(self, model_idx, captions).map(|cut| are_same(&padded, &cut));
+            if let Err(error) = &is_same {
+                tracing::info!(model = %self.model.folder.display(), %error,
+                    "shorter captions do not pass: all are padded to the context length");
+            }
+            if !is_same.unwrap_or(false) {
+                self.padding = Padding::ContextLength;
+                return Ok(());
+            }
         }
         Ok(())
     }

@@ -33,11 +33,8 @@ impl Sessions {
         inference_batch_size: usize,
     ) -> Result<Sessions, Error> {
         let places = inference.device.places()?;
-        let (provider, n_threads) = (places[0].provider, (n_threads / places.len()).max(1));
-        let graph_bytes = model.graph_bytes * places.len() as u64;
-        let sharing =
-            Sharing::of(provider, n_threads, graph_bytes, inference.memory_limit_bytes, inference.sessions);
-        Sessions::open_on(model, &places, sharing, rows_at_once(provider, inference_batch_size))
+        let sharing = Sharing::on(&places, n_threads, model.graph_bytes, inference);
+        Sessions::open_on(model, &places, sharing, rows_at_once(places[0].provider, inference_batch_size))
     }
 
     /// So many on each place.
@@ -48,7 +45,7 @@ impl Sessions {
         rows_at_once: usize,
     ) -> Result<Sessions, Error> {
         let on_all = (0..sharing.n_sessions).flat_map(|_| places).map(|&place| {
-            let settings = SessionSettings { device: place.into(), n_threads: sharing.n_threads };
+            let settings = SessionSettings { place, n_threads: sharing.n_threads };
             LoadedModel::load(model.clone(), &settings)
         });
         Ok(Sessions { sessions: on_all.collect::<Result<_, _>>()?, rows_at_once })
@@ -85,11 +82,16 @@ impl Sessions {
         done.into_iter().map(|(_, embedded)| embedded).collect()
     }
 
-    /// How many blank images with a short caption are embedded in a second, after one round to warm up.
+    /// How many blank images with short captions are embedded in a second, after one round to warm up.
     pub fn samples_per_sec(&mut self) -> Result<f64, Error> {
         let encoders = Encoders::new(std::slice::from_ref(&self.model().model), Limits::default())?;
+        self.find_padding(0, &encoders.probe()?)?;
         let n_inputs = self.sessions.len() * self.rows_at_once;
-        let inputs: Vec<ModelInputs> = (0..n_inputs).map(|_| encoders.blank()).collect::<Result<_, _>>()?;
+        let mut inputs = Vec::with_capacity(n_inputs + 1);
+        while inputs.len() < n_inputs {
+            inputs.extend(encoders.probe()?);
+        }
+        inputs.truncate(n_inputs);
         self.embed(0, &inputs)?;
         let start = Instant::now();
         let mut n_samples = 0;

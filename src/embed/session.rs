@@ -4,13 +4,12 @@ use std::path::Path;
 
 use super::model::{Model, ModelError};
 use crate::error::Error;
-use crate::runtime::{self, Device, DeviceError, OpenSession, Place, SessionOptions};
+use crate::runtime::{self, DeviceError, OpenSession, Place, SessionOptions};
 
 /// How a graph is run; nothing of this changes what an embedding means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionSettings {
-    /// Of several GPUs the first is taken.
-    pub device: Device,
+    pub place: Place,
     /// Threads inside one operator.
     pub n_threads: usize,
 }
@@ -22,7 +21,7 @@ pub struct SessionSettings {
 /// [`Error::Device`] if the device cannot be used, or not for this graph; [`Error::Model`] if nothing can load the
 /// graph.
 pub(super) fn open(model: &Model, graph: &Path, settings: &SessionSettings) -> Result<OpenSession, Error> {
-    let place = settings.device.places()?[0];
+    let place = settings.place;
     let open_on = |place| {
         runtime::open(graph, &SessionOptions { n_threads: settings.n_threads, ..SessionOptions::on(place) })
     };

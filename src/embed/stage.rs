@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use rayon::prelude::*;
 
 use crate::error::Error;
-use crate::executor::Executor;
+use crate::executor::{Executor, with_retries};
 use crate::plan::PlannedVectors;
 use crate::progress::Progress;
 use crate::read::ReadSample;
@@ -86,7 +86,8 @@ pub fn run(
         // what could not be read is left out of every model
         let is_read = |task: &&usize| failed.iter().all(|failed| failed.task != **task);
         for &task in model.todo.iter().filter(is_read) {
-            precomputed::embed_task(run, &model.stage, vectors, embedding_dim, task)?;
+            let embed = || precomputed::embed_task(run, &model.stage, vectors, embedding_dim, task);
+            with_retries("embed", task, embed)?;
         }
     }
     Ok(failed)
@@ -159,11 +160,8 @@ fn open_workers(
     encoders: &Encoders,
 ) -> Result<Vec<Worker>, Error> {
     let places = settings.device.places()?;
-    let n_threads = (executor.n_threads / places.len()).max(1);
-    let graph_bytes = models.iter().map(|model| model.graph_bytes).sum::<u64>() * places.len() as u64;
-    let provider = places[0].provider;
-    let sharing =
-        Sharing::of(provider, n_threads, graph_bytes, settings.memory_limit_bytes, settings.sessions);
+    let graph_bytes = models.iter().map(|model| model.graph_bytes).sum();
+    let sharing = Sharing::on(&places, executor.n_threads, graph_bytes, settings);
     let shown: Vec<String> = places.iter().map(Place::to_string).collect();
     tracing::info!(
         devices = shown.join(" "),

@@ -8,6 +8,7 @@ use super::model::small_graph::{BFLOAT16, FLOAT, FLOAT16, INT64, SmallGraph, UIN
 use super::*;
 use crate::error::Error;
 use crate::read::Limits;
+use crate::runtime::Place;
 
 const PROCESSOR: &str = r#"{"image_processor_type": "ViTImageProcessor", "size": {"height": 2, "width": 3},
   "resample": 2, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}"#;
@@ -29,7 +30,7 @@ fn open(folder: &TempDir) -> Result<LoadedModel, ModelError> {
 }
 
 fn open_at(folder: &TempDir, image_size_px: Option<u32>) -> Result<LoadedModel, ModelError> {
-    let settings = SessionSettings { device: Device::Cpu, n_threads: 1 };
+    let settings = SessionSettings { place: Place::CPU, n_threads: 1 };
     let choice = ModelChoice { image_size_px, ..ModelChoice::default() };
     LoadedModel::open(folder.path(), choice, &settings).map_err(|error| match error {
         Error::Model { source, .. } => source,
@@ -194,26 +195,31 @@ fn token_vectors_need_a_pooling() {
 
 #[test]
 fn captions_are_padded_as_far_as_their_model_needs() {
-    let found = |graph: SmallGraph, manifest: &str| {
-        let manifest = format!("context_length = 40\npad_token = \"[PAD]\"\n{manifest}");
+    let found_at = |context_length: u32, graph: SmallGraph, manifest: &str| {
+        let manifest = format!("context_length = {context_length}\npad_token = \"[PAD]\"\n{manifest}");
         let mut loaded = open(&folder("model.onnx", graph, &manifest)).unwrap();
         let encoders = Encoders::new([&loaded.model], Limits::default()).unwrap();
         loaded.find_padding(0, &encoders.probe().unwrap()).unwrap();
         loaded.padding
     };
+    let found = |graph: SmallGraph, manifest: &str| found_at(40, graph, manifest);
     // the mask leaves padding out
     let pooling = "text_pooling = \"mean\"";
     assert_eq!(found(word_vectors(-1), pooling), Padding::Longest);
     assert_eq!(found(word_vectors(40), pooling), Padding::ContextLength);
     // padding counts in the mean
     let vectors: Vec<f32> = (0..300).flat_map(|id| [(id as f32).sin(), 1.0]).collect();
-    let mean = SmallGraph::default()
-        .input("input_ids", INT64, &[-1, -1])
-        .floats("words", &[300, 2], &vectors)
-        .node("Gather", &["words", "input_ids"], &["vectors"])
-        .node_with("ReduceMean", &["vectors"], &["text_embeds"], &[ints("axes", &[1]), int("keepdims", 0)])
-        .output("text_embeds", FLOAT, &[-1, 2]);
-    assert_eq!(found(mean, ""), Padding::ContextLength);
+    let mean = || {
+        let mean = [ints("axes", &[1]), int("keepdims", 0)];
+        SmallGraph::default()
+            .input("input_ids", INT64, &[-1, -1])
+            .floats("words", &[300, 2], &vectors)
+            .node("Gather", &["words", "input_ids"], &["vectors"])
+            .node_with("ReduceMean", &["vectors"], &["text_embeds"], &mean)
+            .output("text_embeds", FLOAT, &[-1, 2])
+    };
+    assert_eq!(found(mean(), ""), Padding::ContextLength);
+    assert_eq!(found_at(16, mean(), ""), Padding::ContextLength);
     // a length that the graph does not declare, but needs
     let product = SmallGraph::default()
         .input("input_ids", INT64, &[-1, -1])

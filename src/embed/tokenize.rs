@@ -1,6 +1,5 @@
 //! Captions in, token ids of a fixed length out, as Hugging Face's tokenizers give them. Per sample.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::normalizers::replace::ReplacePattern;
@@ -9,6 +8,7 @@ use tokenizers::{PaddingDirection, PaddingParams, PaddingStrategy, PostProcessor
 
 use super::model::{CaptionForm, ModelError, TextSide};
 use crate::error::Error;
+use crate::foreign::survived;
 
 /// Lengths to which padding is cut are multiples of this, so that a graph meets few shapes.
 const LENGTH_STEP: usize = 8;
@@ -99,7 +99,7 @@ impl Tokenizer {
     /// [`Error::Model`] if the tokenizer cannot be read, does not know the padding token, or adds more
     /// special tokens than the context holds.
     pub fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, Error> {
-        survived(|| open(folder, side)).map_err(|source| Error::Model { folder: folder.to_owned(), source })
+        of_foreign(|| open(folder, side)).map_err(|source| Error::Model { folder: folder.to_owned(), source })
     }
 
     pub fn context_length(&self) -> usize {
@@ -119,7 +119,7 @@ impl Tokenizer {
             encoding.map_err(|error| ModelError::Tokenizer { reason: error.to_string() })
         };
         let fault = |source| Error::Model { folder: self.folder.clone(), source };
-        let encoding = survived(encode).map_err(fault)?;
+        let encoding = of_foreign(encode).map_err(fault)?;
         if encoding.len() != self.context_length {
             let reason = format!("it cuts and pads a caption to {} tokens", encoding.len());
             return Err(fault(ModelError::Tokenizer { reason }));
@@ -130,10 +130,10 @@ impl Tokenizer {
     }
 }
 
-/// The tokenizers' crate is other people's; where it panics over a foreign `tokenizer.json`, that file cannot be used.
-fn survived<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
-    let panicked = || ModelError::Tokenizer { reason: "its `tokenizer.json` contradicts itself".to_owned() };
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
+/// Where the tokenizers' crate panics over a foreign `tokenizer.json`, that file cannot be used.
+fn of_foreign<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
+    let panicked = |_| ModelError::Tokenizer { reason: "its `tokenizer.json` contradicts itself".to_owned() };
+    survived(work).map_err(panicked)?
 }
 
 fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, ModelError> {
@@ -228,7 +228,7 @@ mod tests {
             pads_left: false,
             form,
         };
-        let tokenizer = serde_json::to_vec(&json).unwrap();
+        let tokenizer = serde_json::to_vec(&json).unwrap().into();
         let graph = folder.join("none");
         let side = TextSide { graph, preparation, tokenizer, input: None, output: None, pooling: None };
         Tokenizer::open(&folder, &side).unwrap()

@@ -14,6 +14,7 @@ use parquet::errors::ParquetError;
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::read::{Fault, StoredFile, guarded};
 
 use super::grid::{cut, grid, printable};
 use super::row::{Row, text};
@@ -69,7 +70,7 @@ struct FoundRow {
 
 impl ParquetFile {
     pub fn read(path: &Path, file: File) -> Result<ParquetFile, Error> {
-        read_file(path, file).map_err(|source| Error::ReadParquet { path: path.to_owned(), source })
+        of_foreign(path, file, |file| read_file(path, file))
     }
 
     pub fn text(&self) -> String {
@@ -97,7 +98,24 @@ impl ParquetFile {
     }
 }
 
-fn read_file(path: &Path, file: File) -> Result<ParquetFile, ParquetError> {
+/// Reads a file that anybody may have written.
+fn of_foreign<T>(
+    path: &Path,
+    file: File,
+    read: impl FnOnce(StoredFile) -> Result<T, ParquetError>,
+) -> Result<T, Error> {
+    let read_error = |source| Error::Read { path: path.to_owned(), source };
+    let file = StoredFile::new(file).map_err(read_error)?;
+    guarded(&file, || read(file.clone())).map_err(|fault| match fault {
+        Fault::Read(source) => read_error(source),
+        Fault::Broken => {
+            let source = ParquetError::General("its bytes break the format".to_owned());
+            Error::ReadParquet { path: path.to_owned(), source }
+        }
+    })
+}
+
+fn read_file(path: &Path, file: StoredFile) -> Result<ParquetFile, ParquetError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
     let metadata = builder.metadata().clone();
     let of_file = metadata.file_metadata();
@@ -128,8 +146,7 @@ fn read_file(path: &Path, file: File) -> Result<ParquetFile, ParquetError> {
 impl ParquetRows {
     /// The rows whose column `key` has this value.
     pub fn read(path: &Path, file: File, key: &str) -> Result<ParquetRows, Error> {
-        let rows =
-            read_rows(&file, key).map_err(|source| Error::ReadParquet { path: path.to_owned(), source })?;
+        let rows = of_foreign(path, file, |file| read_rows(&file, key))?;
         if rows.is_empty() {
             return Err(Error::KeyMissing { path: path.to_owned(), key: key.to_owned() });
         }
@@ -144,8 +161,8 @@ impl ParquetRows {
     }
 }
 
-fn read_rows(file: &File, key: &str) -> Result<Vec<FoundRow>, ParquetError> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file.try_clone()?)?;
+fn read_rows(file: &StoredFile, key: &str) -> Result<Vec<FoundRow>, ParquetError> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file.clone())?;
     if builder.schema().column_with_name("key").is_none() {
         return Ok(Vec::new());
     }
@@ -166,7 +183,7 @@ fn read_rows(file: &File, key: &str) -> Result<Vec<FoundRow>, ParquetError> {
         n_before += keys.len();
     }
     let selection = RowSelection::from_consecutive_ranges(found.iter().map(|&row| row..row + 1), n_rows);
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file.try_clone()?)?.with_row_selection(selection);
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file.clone())?.with_row_selection(selection);
     let mut rows = Vec::with_capacity(found.len());
     for batch in builder.with_batch_size(ROWS_READ).build()? {
         rows.extend(rows_of(&batch?));

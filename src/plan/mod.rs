@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::divide::PlannedCentroids;
-use crate::embed::{LoadedModel, SessionSettings, open_shard};
+use crate::embed::{Encoders, LoadedModel, SessionSettings, open_shard};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
-use crate::read::ShardFormat;
+use crate::read::{Limits, ShardFormat};
 use crate::runtime::Device;
 use crate::select::pair_score;
 use crate::settings::{
@@ -87,14 +87,15 @@ impl Plan {
             write: &settings.write,
         };
         let mut planned = Vec::new();
-        let session = SessionSettings { device, n_threads: settings.n_threads() };
         for (role, model) in settings.models.iter() {
             let (model, initial_logit_scale) = match &model.precomputed {
                 Some(precomputed) => {
                     (PlannedModel::of_vectors(precomputed, model.calibrate, &pool, &settings.embed)?, None)
                 }
                 None => {
-                    let loaded = LoadedModel::open(&model.folder, model.choice(), &session)?;
+                    let session =
+                        SessionSettings { place: device.places()?[0], n_threads: settings.n_threads() };
+                    let loaded = open(model, &session)?;
                     let initial = loaded.model.initial_logit_scale;
                     (PlannedModel::new(&loaded, model, &settings.embed), initial)
                 }
@@ -153,7 +154,7 @@ impl Plan {
         if self.divide.as_ref().is_some_and(|divide| divide.model == ModelRole::Learner) {
             return Err(Error::DividedByLearner);
         }
-        let loaded = LoadedModel::open(&learner.folder, learner.choice(), session)?;
+        let loaded = open(learner, session)?;
         let model = PlannedModel::new(&loaded, learner, &self.embed);
         let wants = Wants {
             read: &self.read,
@@ -217,6 +218,13 @@ impl Plan {
         collect_differences("", &here, &there, &mut lines);
         lines
     }
+}
+
+/// Opens a model with everything that it needs, so that what cannot work fails before any work.
+fn open(model: &ModelSettings, session: &SessionSettings) -> Result<LoadedModel, Error> {
+    let loaded = LoadedModel::open(&model.folder, model.choice(), session)?;
+    Encoders::new([&loaded.model], Limits::default())?.probe()?;
+    Ok(loaded)
 }
 
 /// Whether every cluster has its expert, and all of them embed in spaces of one width.

@@ -33,7 +33,7 @@ pub struct VectorFiles {
 pub struct VectorFile {
     pub path: PathBuf,
     pub size_bytes: u64,
-    /// Checked when the file is opened, part of no digest.
+    /// Checked when the file is opened; part of the model digest, since the values are not read before they are used.
     pub modified_ns: u64,
 }
 

@@ -178,12 +178,13 @@ impl<R: Read> Samples<R> {
                 self.next_member = Some((key, extension, member));
                 return Ok(());
             }
-            current.take(&mut self.members, &member, extension, &self.limits)?;
+            let taken = current.take(&mut self.members, &member, extension, &self.limits);
             if !self.is_plain
                 && let Some(image) = &mut current.image
             {
                 image.offset = None;
             }
+            taken?;
         }
     }
 }

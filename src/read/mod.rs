@@ -23,6 +23,8 @@ pub use label::{LabelSource, SampleKind};
 pub use limits::Limits;
 pub use shard::{ReadRules, ShardError, ShardFormat, ShardSamples};
 pub use sidecar::Sidecar;
+pub(crate) use stored_file::StoredFile;
+pub(crate) use table_shard::{Fault, guarded};
 pub use table_shard::{TableSamples, extension_of};
 
 #[cfg(test)]

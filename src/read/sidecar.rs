@@ -14,7 +14,7 @@ use super::stored_file::StoredFile;
 use super::table_shard::{Fault, guarded};
 
 /// Rows that are decoded at once.
-const ROWS_HELD: usize = 1024;
+const ROWS_HELD: usize = 64;
 
 /// Bytes of text that a sidecar may hold; those of ten thousand rows take a few megabytes.
 const TEXT_BYTES_MAX: usize = 512 << 20;
@@ -31,26 +31,39 @@ pub(super) struct SidecarRow {
     pub json: String,
 }
 
+impl SidecarRow {
+    fn n_bytes(&self) -> usize {
+        let of = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.json.len() + of(&self.caption) + of(&self.uid)
+    }
+}
+
 impl Sidecar {
     /// Reads a sidecar whole. A Parquet file without a column `key` belongs to no tar, and says nothing.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, and one that is no Parquet: what it should say is not known then.
+    /// A file that cannot be read, one that is no Parquet, and one without the caption column that the settings name:
+    /// what it should say is not known then.
     ///
     /// # Memory
     ///
     /// Its text, at most 512 MiB.
     pub(super) fn read(file: StoredFile, names: &ColumnNames) -> io::Result<Sidecar> {
-        let broken = || io::Error::new(io::ErrorKind::InvalidData, "the file beside the shard is no Parquet");
+        let invalid = |what: &str| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("the file beside the shard: {what}"))
+        };
         let fault = |fault| match fault {
             Fault::Read(error) => error,
-            Fault::Broken => broken(),
+            Fault::Broken => invalid("it is no Parquet"),
         };
         let builder =
             guarded(&file, || ParquetRecordBatchReaderBuilder::try_new(file.clone())).map_err(fault)?;
         let names = ColumnNames { image: None, caption: names.caption.clone() };
-        let Ok(columns) = Columns::of(builder.schema(), &names) else { return Ok(Sidecar::default()) };
+        if builder.schema().index_of("key").is_err() {
+            return Ok(Sidecar::default());
+        }
+        let columns = Columns::of(builder.schema(), &names).map_err(|source| invalid(&source.to_string()))?;
         let wanted = columns.caption.into_iter().chain(columns.scalars);
         let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
         let mut reader = guarded(&file, || builder.with_projection(mask).with_batch_size(ROWS_HELD).build())
@@ -74,12 +87,9 @@ impl Sidecar {
                     uid: of("uid").and_then(|column| text_of(column, row)).map(str::to_owned),
                     json: json_of(&scalars, row),
                 };
-                n_bytes += row.json.len();
+                n_bytes += key.len() + row.n_bytes();
                 if n_bytes > TEXT_BYTES_MAX {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "the file beside the shard is too large",
-                    ));
+                    return Err(invalid("it has more than 512 MiB of text"));
                 }
                 sidecar.0.insert(key.to_owned(), row);
             }

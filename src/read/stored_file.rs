@@ -12,7 +12,7 @@ use parquet::file::reader::{ChunkReader, Length};
 /// A file that is read in ranges. No range reaches past its end, so that no size that the file states is allocated before
 /// it is known to be true.
 #[derive(Clone)]
-pub(super) struct StoredFile {
+pub(crate) struct StoredFile {
     file: Arc<File>,
     n_bytes: u64,
     fault: Arc<Mutex<Option<io::Error>>>,
@@ -54,7 +54,7 @@ impl ChunkReader for StoredFile {
 }
 
 /// The bytes of a file from a position on.
-pub(super) struct Range {
+pub(crate) struct Range {
     stored: StoredFile,
     position: u64,
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::array::{ArrayRef, RecordBatch};
 use parquet::arrow::ProjectionMask;
@@ -15,6 +14,7 @@ use super::group::{Group, GroupImage, IMAGE_EXTENSIONS, ReadSample, key_digest, 
 use super::label::SampleKind;
 use super::limits::Limits;
 use super::stored_file::StoredFile;
+use crate::foreign::survived;
 use crate::rejection::Rejection;
 
 /// Rows whose images are held at once.
@@ -242,16 +242,16 @@ pub fn extension_of(bytes: &[u8]) -> &'static str {
 }
 
 /// Why no further row can be read.
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// The bytes are not, or no longer, Parquet: a property of the shard.
     Broken,
     /// The bytes could not be fetched: a property of this attempt.
     Read(io::Error),
 }
 
-/// Runs a step of the Parquet reader, which is other people's and must not end the run over foreign bytes.
-pub(super) fn guarded<T, E>(file: &StoredFile, step: impl FnOnce() -> Result<T, E>) -> Result<T, Fault> {
-    match catch_unwind(AssertUnwindSafe(step)) {
+/// Runs a step of the Parquet reader over foreign bytes.
+pub(crate) fn guarded<T, E>(file: &StoredFile, step: impl FnOnce() -> Result<T, E>) -> Result<T, Fault> {
+    match survived(step) {
         Ok(Ok(value)) => Ok(value),
         _ => Err(file.take_fault().map_or(Fault::Broken, Fault::Read)),
     }

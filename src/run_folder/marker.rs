@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::error::Error;
@@ -162,21 +163,24 @@ impl RunFolder {
         marker.plan_digest == self.plan_digest
     }
 
-    /// Every marker of a folder below `_done/`, whatever stage digest it carries.
-    pub fn markers_in(&self, stage: &Stage) -> Result<Vec<(String, Marker<serde_json::Value>)>, Error> {
-        let storage = self.storage(stage);
+    /// The files of a stage's markers, whatever stage digest they carry.
+    pub(super) fn marker_names(&self, stage: &Stage) -> Result<Vec<String>, Error> {
         let folder = format!("_done/{}", stage.name);
-        let mut markers = Vec::new();
-        for file in storage.list(&folder)? {
-            if !file.ends_with(".json") {
-                continue;
-            }
-            let name = format!("{folder}/{file}");
-            let marker = serde_json::from_slice(&storage.read(&name)?)
-                .map_err(|source| Error::Json { path: storage.path(&name), source })?;
-            markers.push((name, marker));
-        }
-        Ok(markers)
+        let files = self.storage(stage).list(&folder)?;
+        let markers = files.into_iter().filter(|file| file.ends_with(".json"));
+        Ok(markers.map(|file| format!("{folder}/{file}")).collect())
+    }
+
+    pub(super) fn read_marker(&self, stage: &Stage, name: &str) -> Result<Marker<Value>, Error> {
+        let storage = self.storage(stage);
+        serde_json::from_slice(&storage.read(name)?)
+            .map_err(|source| Error::Json { path: storage.path(name), source })
+    }
+
+    /// Every marker of a stage by the name of its file, whatever stage digest it carries.
+    pub fn markers_in(&self, stage: &Stage) -> Result<Vec<(String, Marker<Value>)>, Error> {
+        let names = self.marker_names(stage)?.into_iter();
+        names.map(|name| Ok((name.clone(), self.read_marker(stage, &name)?))).collect()
     }
 
     /// Takes a commit back: the marker first, so that nothing names a missing file.

@@ -140,7 +140,7 @@ impl RunFolder {
     /// its files. Embeddings of other models stay in the store.
     fn drop_stale(&self) -> Result<(), Error> {
         let stages = self.stages()?;
-        for name in self.committed_stages()? {
+        for name in self.committed_stages(&stages)? {
             let planned = stages.iter().find(|stage| stage.name == name);
             let absent =
                 || Stage { name: name.clone(), digest: Digest::of_bytes(b"no stage"), place: Place::Run };
@@ -157,14 +157,13 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The names of the stages that have markers in the run folder, and of the store's that the plan has.
-    fn committed_stages(&self) -> Result<BTreeSet<String>, Error> {
+    /// The names of the stages that have markers in the run folder, and of those that the plan has.
+    fn committed_stages(&self, of_plan: &[Stage]) -> Result<BTreeSet<String>, Error> {
         let markers = self.run.list_all("_done")?;
         let folders = markers.iter().filter_map(|name| name.strip_prefix("_done/")?.rsplit_once('/'));
         let of_run = folders.map(|(stage, _)| stage.to_owned());
         let of_run = of_run.filter(|stage| !stage.starts_with("embeddings/"));
-        let of_plan = self.stages()?.into_iter().map(|stage| stage.name);
-        Ok(of_run.chain(of_plan).collect())
+        Ok(of_run.chain(of_plan.iter().map(|stage| stage.name.clone())).collect())
     }
 
     /// A shared store belongs to one pool with one set of read limits.
@@ -172,12 +171,13 @@ impl RunFolder {
         if self.plan.store.is_none() {
             return Ok(());
         }
-        for (_, marker) in self.markers_in(&self.samples())?.into_iter().take(1) {
-            if marker.stage_digest != self.plan.digests.samples {
-                return Err(Error::StoreOfAnotherPool { folder: self.store.root().to_owned() });
-            }
+        let samples = self.samples();
+        let Some(first) = self.marker_names(&samples)?.into_iter().next() else { return Ok(()) };
+        if self.read_marker(&samples, &first)?.stage_digest == samples.digest {
+            Ok(())
+        } else {
+            Err(Error::StoreOfAnotherPool { folder: self.store.root().to_owned() })
         }
-        Ok(())
     }
 }
 

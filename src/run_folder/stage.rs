@@ -137,7 +137,7 @@ impl RunFolder {
         let levels = (1..).map(|level| stage.merge(level));
         stages.push(stage.clone());
         for level in levels {
-            if self.markers_in(&level)?.is_empty() {
+            if self.marker_names(&level)?.is_empty() {
                 break;
             }
             stages.push(level);

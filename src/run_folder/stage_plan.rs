@@ -52,7 +52,7 @@ impl RunFolder {
     /// commits left, so that they are made again from the counts as they are.
     pub fn drop_stage_plans_without_markers(&self) -> Result<(), Error> {
         for stage in self.stages()? {
-            if self.markers_in(&stage)?.is_empty() {
+            if self.marker_names(&stage)?.is_empty() {
                 self.run.remove(&stage_plan_name(&stage))?;
             }
         }

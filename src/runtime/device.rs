@@ -241,7 +241,9 @@ impl Offer {
 
 /// A text that names no device.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a device is `auto`, `cpu`, `cuda`, `cuda:0`, `cuda:0,3`, `tensorrt` or `tensorrt:0`, not `{0}`")]
+#[error(
+    "a device is `auto`, `cpu`, `cpu:2`, `cuda`, `cuda:0`, `cuda:0,3`, `tensorrt` or `tensorrt:0`, not `{0}`"
+)]
 pub struct UnknownDevice(String);
 
 impl FromStr for Device {
@@ -312,16 +314,6 @@ impl fmt::Display for Place {
     }
 }
 
-impl From<Place> for Device {
-    fn from(place: Place) -> Device {
-        match place.provider {
-            Provider::Cpu => Device::Cpu,
-            Provider::Cuda => Device::Cuda(Gpus::Numbered(GpuSet::one(place.number))),
-            Provider::TensorRt => Device::TensorRt(Gpus::Numbered(GpuSet::one(place.number))),
-        }
-    }
-}
-
 impl TryFrom<String> for Device {
     type Error = UnknownDevice;
 
@@ -378,7 +370,7 @@ mod tests {
         assert_eq!(offer(3).places(Gpus::All).unwrap(), [place(0), place(1), place(2)]);
         let named = Gpus::Numbered(gpu_set("2,0").unwrap());
         assert_eq!(offer(3).places(named).unwrap(), [place(0), place(2)]);
-        assert_eq!(Device::from(place(2)).to_string(), "cuda:2");
+        assert_eq!(place(2).to_string(), "cuda:2");
     }
 
     #[test]

@@ -201,6 +201,9 @@ impl ModelSettings {
             Some(given) if given.logit_bias.is_some_and(|bias| !bias.is_finite()) => {
                 "has a `precomputed.logit_bias` that is no number"
             }
+            Some(_) if self.choice() != ModelChoice::default() => {
+                "has `precomputed` embeddings, which no `variant`, `image_size_px` or `jpeg_decoding` changes"
+            }
             _ => return Ok(()),
         };
         Err(SettingsError::ModelSource { model: role, fault })

@@ -10,6 +10,7 @@ use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage, guess_format};
 
 use super::{Preprocessing, gif, jpeg};
+use crate::foreign::survived;
 use crate::read::Limits;
 use crate::rejection::Rejection;
 
@@ -44,8 +45,7 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
     ) {
         return Err(Rejection::UndecodableImage);
     }
-    // These decoders are other people's; one that panics over foreign bytes must not end the run.
-    let decoded = std::panic::catch_unwind(|| match format {
+    let decoded = survived(|| match format {
         ImageFormat::Gif => gif::decode(bytes, limits.image_pixels_max),
         _ => decode_format(bytes, format, limits.image_pixels_max),
     });

@@ -12,7 +12,7 @@ use super::small_graph::{FLOAT, INT64, SmallGraph, int, ints, subgraph};
 use super::*;
 use crate::embed::session::SessionSettings;
 use crate::embed::{LoadedModel, Tokenizer, Tokens};
-use crate::runtime::Device;
+use crate::runtime::Place;
 
 const FILES: [(&str, &str); 7] = [
     (
@@ -141,7 +141,7 @@ fn broken_graphs_are_survived() {
 
 #[test]
 fn the_runtime_survives_what_was_read() {
-    let settings = SessionSettings { device: Device::Cpu, n_threads: 1 };
+    let settings = SessionSettings { place: Place::CPU, n_threads: 1 };
     break_often(200, "model.onnx", &graph(), |folder| {
         drop(LoadedModel::open(folder, ModelChoice::default(), &settings));
     });

@@ -16,6 +16,7 @@ mod logits;
 mod digest;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -58,7 +59,7 @@ pub struct TextSide {
     pub graph: PathBuf,
     pub preparation: TextPreparation,
     /// The bytes of `tokenizer.json`.
-    pub tokenizer: Vec<u8>,
+    pub tokenizer: Arc<[u8]>,
     pub input: Option<String>,
     pub output: Option<String>,
     /// None where the graph gives one vector a caption.
@@ -258,7 +259,7 @@ fn text_side(
         graph,
         pooling,
         preparation: text_preparation(folder, manifest, config, &tokenizer)?,
-        tokenizer,
+        tokenizer: tokenizer.into(),
         input: manifest.text_input.clone(),
         output: manifest.text_output.clone(),
     })
