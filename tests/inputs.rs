@@ -197,3 +197,12 @@ fn mangled_and_cut_files_are_survived() {
     }
     assert!(n_broken > 100, "{n_broken} of 300 were found to be broken");
 }
+
+#[test]
+fn a_caption_column_that_the_file_beside_a_tar_lacks_is_an_error() {
+    let path = inputs().join("img2dataset_webdataset/00000.tar");
+    let columns = ColumnNames { caption: Some("alt".to_owned()), ..ColumnNames::default() };
+    let opened = open(&path, &ReadRules { columns, ..ReadRules::default() });
+    let Err(ShardError::Read(error)) = opened else { panic!("an error, and no sample without its caption") };
+    assert!(error.to_string().contains("`alt` with captions"), "{error}");
+}

@@ -215,6 +215,12 @@ fn a_round_keeps_clusters_and_reference_and_says_how_stale_the_last_is() {
     for round in ["rounds/001", "rounds/002"] {
         assert_verified(&run.join(round));
     }
+    // what was not finished gives way to another learner
+    std::fs::remove_file(run.join("rounds/002/_done/report/00000.json")).unwrap();
+    assert!(round("fixtures/models/reference").status.success());
+    assert_eq!(report(&run.join("rounds/002"))["scores"]["learnability"]["mean"], 0.0);
+    assert!(!run.join("rounds/003").exists());
+    assert_verified(&run.join("rounds/002"));
     let error = error_of(superbatch(["round"]).arg(&run).args(["--learner", "nowhere"]), 2);
     assert!(error.contains("`nowhere`"), "{error}");
 }

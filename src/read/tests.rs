@@ -42,6 +42,22 @@ fn outcomes_within(bytes: &[u8], limits: Limits) -> Vec<(String, &'static str)> 
     samples(bytes, limits).into_iter().enumerate().map(outcome).collect()
 }
 
+#[test]
+fn only_in_a_plain_tar_does_an_offset_say_where_an_image_lies() {
+    let bytes = tar(&[("0.jpg", &[7; 2000]), ("0.txt", b"a caption")]);
+    for (is_plain, offset) in [(true, Some(512)), (false, None)] {
+        let of = |bytes: &[u8]| {
+            let sample = Samples::new(bytes, Limits::default(), is_plain).next().unwrap().unwrap();
+            match sample {
+                ReadSample::Sample(sample) => sample.image_offset,
+                ReadSample::Rejected(sample) => sample.image_offset,
+            }
+        };
+        // whole, and broken off inside the image
+        assert_eq!([of(&bytes), of(&bytes[..1000])], [offset; 2]);
+    }
+}
+
 fn expected(outcomes: &[(&str, &'static str)]) -> Vec<(String, &'static str)> {
     outcomes.iter().map(|&(key, outcome)| (key.to_owned(), outcome)).collect()
 }
