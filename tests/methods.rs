@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use arrow::array::AsArray;
 use arrow::datatypes::UInt32Type;
+use assert_cmd::assert::OutputAssertExt;
 use serde_json::Value;
 use support::*;
 
@@ -328,4 +329,19 @@ fn bounds_on_reading_keep_what_a_metadata_filter_keeps() {
         assert_eq!(report["counts"]["filtered"], serde_json::json!({ name: 112 }));
         assert_eq!(report["rejection_ratio"], 0.0);
     }
+}
+
+#[test]
+fn an_audit_can_come_after_files_between_steps_are_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let [cleaned, fresh] = ["cleaned", "fresh"].map(|name| folder.path().join(name));
+    let plain = small("semdedup");
+    let audited = plain.with("models.full_learner={ folder='fixtures/models/learner', image_size_px=64 }");
+    plain.run(&cleaned);
+    superbatch(["clean"]).arg(&cleaned).assert().success();
+    audited.command("run", &cleaned).arg("--replan").assert().success();
+    audited.run(&fresh);
+    let audit = &report(&cleaned)["audit"];
+    assert!(audit["n_samples"].as_u64() > Some(0), "{audit}");
+    assert_eq!(audit, &report(&fresh)["audit"]);
 }

@@ -15,8 +15,8 @@ use super::counts::{kept_in, super_batch_sizes};
 use super::draw::Passes;
 use super::draw_plan::{group_tasks, ordered};
 use super::engine::Engine;
-use super::group::{GroupRows, read_task};
-use super::reach::reach_counts;
+use super::group::{GroupRows, read_rows};
+use super::reach::{decided_reaching, reach_counts};
 use super::usable::read_full;
 
 /// How far cheaper models choose what the full ones would.
@@ -63,7 +63,7 @@ pub fn audit(run: &RunFolder) -> Result<Option<Audit>, Error> {
 fn read_both(run: &RunFolder, tasks: &[usize]) -> Result<(GroupRows, GroupRows), Error> {
     let (mut all_cheap, mut all_full) = (GroupRows::default(), GroupRows::default());
     for &task in tasks {
-        let (cheap, _) = read_task(run, task)?;
+        let (cheap, _) = read_rows(run, task, decided_reaching(run, task)?)?;
         let (rows, models) = read_full(run, task, &cheap.samples)?;
         let cheap = cheap.gather(&rows);
         let full = GroupRows { samples: cheap.samples.clone(), models, ..GroupRows::default() };

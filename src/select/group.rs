@@ -92,11 +92,20 @@ pub fn read_group(run: &RunFolder, group: &Group, dealt: Option<&Dealt>) -> Resu
 /// A task's samples that come to the draw, and their clusters.
 pub fn read_task(run: &RunFolder, task: usize) -> Result<(GroupRows, Option<Vec<u32>>), Error> {
     let reached = read_reached(run, task)?;
-    let samples = reached.reaching();
+    let (mut rows, clusters) = read_rows(run, task, reached.reaching())?;
+    rows.read.push(reached.file);
+    Ok((rows, clusters))
+}
+
+/// The same of these samples of the task.
+pub fn read_rows(
+    run: &RunFolder,
+    task: usize,
+    samples: Vec<SampleRef>,
+) -> Result<(GroupRows, Option<Vec<u32>>), Error> {
     let usable = read_usable(run, task)?;
     let rows = usable.rows_of(&samples);
     let mut read = usable.read;
-    read.push(reached.file);
     let weights = read_weights(run, task, &samples, &mut read)?;
     let clusters = usable.clusters.map(|clusters| rows.iter().map(|&row| clusters[row]).collect());
     Ok((GroupRows { models: usable.models.gather(&rows), samples, weights, read }, clusters))

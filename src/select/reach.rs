@@ -15,6 +15,7 @@ use crate::table::{self, Columns, Rows};
 
 use super::filter::{Measurement, measurement};
 use super::scored::scored_samples;
+use super::verdict::VerdictCounts;
 
 /// Counts of one task of `select.filter`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +60,16 @@ pub fn read_reached(run: &RunFolder, task: usize) -> Result<Reached, Error> {
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let removed_by = rows.text("removed_by").clone();
     Ok(Reached { samples, removed_by, table, file: marker.file().clone() })
+}
+
+/// The samples of a task that came to the draw, by its verdicts, which stay when files between steps are cleaned away.
+pub fn decided_reaching(run: &RunFolder, task: usize) -> Result<Vec<SampleRef>, Error> {
+    let marker = run.committed::<VerdictCounts>(&run.select("select"), task)?;
+    let table = table::read(run.run(), marker.file(), &["shard", "sample_idx", "removed_by"])?;
+    let rows = Rows(&table);
+    let samples = SampleRef::of_rows(&rows, &run.plan().pool)?.into_iter();
+    let reaching = samples.zip(rows.text("removed_by")).filter(|(_, removed_by)| removed_by.is_none());
+    Ok(reaching.map(|(sample, _)| sample).collect())
 }
 
 /// Joins and commits one task.
