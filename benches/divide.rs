@@ -19,9 +19,10 @@ use criterion::Criterion;
 use criterion::measurement::Measurement;
 
 use cpu_time::CpuTime;
-use superbatch::divide::{Banks, HardnessParams, Samples, assign, hardness};
+use superbatch::divide::{Bank, BankIndex, Banks, HardnessParams, Samples, assign, hardness};
 use superbatch::matrix::{Matrix, unit_rows};
 use superbatch::noise::SampleId;
+use superbatch::sample::SampleRef;
 use superbatch::select::semdedup;
 use superbatch::tile::{Tile, map_strips, tall_ranges};
 
@@ -50,6 +51,10 @@ fn rows(seed: u64, n: usize) -> Matrix {
     let centres: Vec<f32> = (0..64 * D).map(|_| uniform()).collect();
     let values = (0..n * D).map(|place| centres[place / D % 64 * D + place % D] + 1.5 * uniform());
     unit_rows(&Matrix::new(values.collect(), D))
+}
+
+fn refs(shard_idx: u32, n: usize) -> Vec<SampleRef> {
+    (0..n as u64).map(|sample_idx| SampleRef { shard_idx, sample_idx }).collect()
 }
 
 fn ids(shard: &'static str, n: usize) -> Vec<SampleId<'static>> {
@@ -98,11 +103,14 @@ impl Bench {
             captions: captions.filter(|_| has_captions),
             caption_hashes: None,
         };
-        let (of_cluster, of_pool) = (ids("a", BANK_SIZE), ids("b", BANK_SIZE));
-        let queries = samples(&self.ids, &self.images, Some(&self.captions));
+        let (ids, of_cluster, of_pool) = (refs(0, self.ids.len()), refs(0, BANK_SIZE), refs(1, BANK_SIZE));
+        let queries = samples(&ids, &self.images, Some(&self.captions));
+        let (cluster, pool) =
+            (samples(&of_cluster, cluster, Some(bank_captions)), samples(&of_pool, pool, None));
+        let indices = [BankIndex::of(&cluster), BankIndex::of(&pool)];
         let banks = Banks {
-            cluster: samples(&of_cluster, cluster, Some(bank_captions)),
-            pool: samples(&of_pool, pool, None),
+            cluster: Bank { samples: cluster, index: &indices[0] },
+            pool: Bank { samples: pool, index: &indices[1] },
         };
         black_box(hardness(&queries, &banks, &HardnessParams::default()));
     }

@@ -5,8 +5,11 @@
 mod support;
 
 use serde::Deserialize;
-use superbatch::divide::{Banks, FitParams, HardnessParams, Samples, assign, hardness, refine};
-use superbatch::noise::{DrawKey, Purpose, SampleId, gumbel, keyed_hash};
+use superbatch::divide::{
+    Bank, BankIndex, Banks, FitParams, HardnessParams, Samples, assign, exclusions, hardness, refine,
+};
+use superbatch::noise::{DrawKey, Purpose, gumbel, keyed_hash};
+use superbatch::sample::SampleRef;
 use superbatch::select::{
     Chance, DrawPlan, FilterRatio, Objective, PassKey, batch_learnability, chunk_sizes, draw,
     hard_learnability, kept_in, super_batch_sizes,
@@ -142,7 +145,7 @@ struct GoldenCounts {
     chunk_sizes: Vec<(usize, usize, Vec<usize>)>,
 }
 
-fn samples<'a>(pool: &'a Pool, ids: &'a [SampleId<'a>]) -> Samples<'a> {
+fn samples<'a>(pool: &'a Pool, ids: &'a [SampleRef]) -> Samples<'a> {
     Samples {
         ids,
         images: &pool.learner.0,
@@ -201,11 +204,18 @@ fn hardness_against_banks() {
     for golden in &blocks {
         let [queries, cluster, pool] =
             [&golden.queries, &golden.cluster_bank, &golden.pool_bank].map(|rows| all.at(rows));
-        let [query_ids, cluster_ids, pool_ids] = [&queries, &cluster, &pool].map(Pool::ids);
+        let [query_ids, cluster_ids, pool_ids] = [&queries, &cluster, &pool].map(|part| part.refs(&all));
         let &GoldenHardness { temperature, near_duplicate_similarity, sub_batch_size, .. } = golden;
         let params = HardnessParams { temperature, near_duplicate_similarity };
-        let banks = Banks { cluster: samples(&cluster, &cluster_ids), pool: samples(&pool, &pool_ids) };
-        let (columns, exclusions) = hardness(&samples(&queries, &query_ids), &banks, &params);
+        let (of_cluster, of_pool) = (samples(&cluster, &cluster_ids), samples(&pool, &pool_ids));
+        let indices = [BankIndex::of(&of_cluster), BankIndex::of(&of_pool)];
+        let banks = Banks {
+            cluster: Bank { samples: of_cluster, index: &indices[0] },
+            pool: Bank { samples: of_pool, index: &indices[1] },
+        };
+        let query_samples = samples(&queries, &query_ids);
+        let columns = hardness(&query_samples, &banks, &params);
+        let exclusions = exclusions(&query_samples, &banks.cluster, &params);
         let (learnable, bank) = (queries.scoring("learnability"), cluster.scoring("learnability"));
         let shares = hard_learnability(&learnable, &bank, &exclusions, sub_batch_size);
         assert_eq!(columns.len(), golden.columns.len());

@@ -1,8 +1,8 @@
 //! A seed in, every line of the reference behaviours out: a name and a value each, named as in
 //! `tests/oracle/planted.py`.
 
-use superbatch::divide::{Banks, HardnessParams, Samples, hardness};
-use superbatch::noise::SampleId;
+use superbatch::divide::{Bank, BankIndex, Banks, HardnessParams, Samples, hardness};
+use superbatch::sample::SampleRef;
 use superbatch::select::{Chance, DrawPlan, batch_learnability};
 
 use super::baselines::{
@@ -246,14 +246,15 @@ pub fn hardness_lines(seed: u64) -> Lines {
 /// The hardness of one sample's image among these, at τ = 0.1, whatever is near it.
 fn hardness_against(pool: &Pool, row: usize, negatives: &[usize]) -> f64 {
     let rows = |rows: &[usize]| pool.reference.images.gather(rows);
-    let ids = |rows: &[usize]| -> Vec<SampleId> {
-        rows.iter().map(|&row| SampleId { shard: "planted.tar", sample_idx: row as u64 }).collect()
+    let ids = |rows: &[usize]| -> Vec<SampleRef> {
+        rows.iter().map(|&row| SampleRef { shard_idx: 0, sample_idx: row as u64 }).collect()
     };
     let (query, query_ids) = (rows(&[row]), ids(&[row]));
     let (bank, bank_ids) = (rows(negatives), ids(negatives));
     let bank = Samples { ids: &bank_ids, images: &bank, captions: None, caption_hashes: None };
     let query = Samples { ids: &query_ids, images: &query, captions: None, caption_hashes: None };
     let params = HardnessParams { temperature: 0.1, near_duplicate_similarity: f32::INFINITY };
-    let (found, _) = hardness(&query, &Banks { cluster: bank, pool: bank }, &params);
+    let bank = Bank { samples: bank, index: &BankIndex::of(&bank) };
+    let found = hardness(&query, &Banks { cluster: bank, pool: bank }, &params);
     found[0].negatives.expect("there are negatives").hardness
 }

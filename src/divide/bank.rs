@@ -6,10 +6,10 @@ use std::sync::Arc;
 use arrow::array::{Array, FixedSizeBinaryArray};
 
 use crate::caption::normalised_hash;
-use crate::embed::{SamplesCounts, read_embeddings};
+use crate::embed::{EmbeddedRows, SamplesCounts, read_embeddings};
 use crate::error::Error;
 use crate::matrix::Matrix;
-use crate::noise::{Purpose, SampleId, keyed_hash};
+use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::settings::DivideSettings;
@@ -18,54 +18,83 @@ use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::assign::AssignCounts;
-use super::hardness::Samples;
+use super::hardness::{Bank, BankIndex, Samples};
 
 const BANK: &str = "divide/bank.parquet";
 
 /// A member of a bank, before its embeddings are known: hash first, so that the order is bank order.
 type Member = (u64, SampleRef, usize);
 
-/// One bank in memory.
-pub struct Bank {
+/// Samples with what the kernels take of them.
+pub struct Gathered {
     pub samples: Vec<SampleRef>,
-    pub keys: Vec<String>,
     images: Matrix,
     /// None where the divide model embeds images alone.
     captions: Option<Matrix>,
     caption_hashes: Vec<u128>,
 }
 
+/// One bank in memory.
+pub struct LoadedBank {
+    pub members: Gathered,
+    pub keys: Vec<String>,
+    index: BankIndex,
+}
+
 /// The banks of every cluster, and of the pool.
 pub struct LoadedBanks {
-    pub clusters: Vec<Bank>,
-    pub pool: Bank,
+    pub clusters: Vec<LoadedBank>,
+    pub pool: LoadedBank,
     pub file: FileRecord,
 }
 
-impl Bank {
-    /// The bank as the kernels take it; `ids` are those of `samples`.
-    pub fn view<'a>(&'a self, ids: &'a [SampleId<'a>]) -> Samples<'a> {
+impl Gathered {
+    /// Samples of a task that the divide model embedded.
+    pub fn of(embedded: &EmbeddedRows, texts: &Texts, samples: Vec<SampleRef>) -> Gathered {
+        let positions = embedded.rows_of(&samples);
+        let images = embedded.rows.images().expect("the plan checked that the model embeds images");
+        Gathered {
+            images: images.gather(&positions),
+            captions: embedded.rows.captions().map(|captions| captions.gather(&positions)),
+            caption_hashes: samples.iter().map(|sample| texts.of(*sample).1).collect(),
+            samples,
+        }
+    }
+
+    pub fn view(&self) -> Samples<'_> {
         Samples {
-            ids,
+            ids: &self.samples,
             images: &self.images,
             captions: self.captions.as_ref(),
             caption_hashes: self.captions.as_ref().map(|_| &self.caption_hashes[..]),
         }
     }
 
-    /// The members at these rows, in their order.
-    pub fn gather(&self, rows: &[usize]) -> Bank {
-        Bank {
+    /// The samples at these rows, in their order.
+    fn gather(&self, rows: &[usize]) -> Gathered {
+        Gathered {
             samples: rows.iter().map(|&row| self.samples[row]).collect(),
-            keys: rows.iter().map(|&row| self.keys[row].clone()).collect(),
             images: self.images.gather(rows),
             captions: self.captions.as_ref().map(|captions| captions.gather(rows)),
             caption_hashes: rows.iter().map(|&row| self.caption_hashes[row]).collect(),
         }
     }
+}
 
-    pub fn ids<'a>(&self, run: &'a RunFolder) -> Vec<SampleId<'a>> {
-        self.samples.iter().map(|sample| sample.id(&run.plan().pool)).collect()
+impl LoadedBank {
+    /// The bank as the kernels take it.
+    pub fn view(&self) -> Bank<'_> {
+        Bank { samples: self.members.view(), index: &self.index }
+    }
+
+    /// The members at these rows, in their order.
+    pub fn gather(&self, rows: &[usize]) -> LoadedBank {
+        LoadedBank::new(self.members.gather(rows), rows.iter().map(|&row| self.keys[row].clone()).collect())
+    }
+
+    fn new(members: Gathered, keys: Vec<String>) -> LoadedBank {
+        let index = BankIndex::of(&members.view());
+        LoadedBank { members, keys, index }
     }
 }
 
@@ -101,7 +130,9 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
             if let (Some(captions), Some(of_captions)) = (&mut captions, embedded.rows.captions()) {
                 captions.row_mut(row).copy_from_slice(of_captions.row(position));
             }
-            (keys[row], caption_hashes[row]) = texts.of(sample);
+            let (key, caption_hash) = texts.of(sample);
+            keys[row] = key.to_owned();
+            caption_hashes[row] = caption_hash;
         }
     }
     let ids = || rows.iter().map(|(_, (_, sample, _))| sample.id(&run.plan().pool));
@@ -185,9 +216,9 @@ impl Texts {
         })
     }
 
-    pub fn of(&self, sample: SampleRef) -> (String, u128) {
+    pub fn of(&self, sample: SampleRef) -> (&str, u128) {
         let position = self.samples.binary_search(&sample).expect("an embedded sample is in `samples/`");
-        (self.keys[position].clone(), self.caption_hashes[position])
+        (&self.keys[position], self.caption_hashes[position])
     }
 }
 
@@ -203,15 +234,19 @@ pub fn read_banks(run: &RunFolder, settings: &DivideSettings) -> Result<LoadedBa
     let captions = model.kind.takes_captions().then(|| rows.embeddings("text_embedding").0);
     let hashes = batch.column_by_name("caption_hash").expect("a bank has caption hashes");
     let hashes = hashes.as_any().downcast_ref::<FixedSizeBinaryArray>().expect("of 16 bytes");
-    let all = Bank {
+    let all = Gathered {
         samples,
-        keys: rows.text("key").iter().map(|key| key.unwrap_or_default().to_owned()).collect(),
         images,
         captions,
         caption_hashes: hashes
             .iter()
             .map(|hash| u128::from_le_bytes(hash.expect("never null").try_into().expect("16 bytes")))
             .collect(),
+    };
+    let keys = rows.text("key");
+    let bank_of = |rows: &Vec<usize>| {
+        let keys = rows.iter().map(|&row| keys.value(row).to_owned());
+        LoadedBank::new(all.gather(rows), keys.collect())
     };
     let mut by_cluster = vec![Vec::new(); settings.n_clusters];
     let mut pool = Vec::new();
@@ -222,8 +257,8 @@ pub fn read_banks(run: &RunFolder, settings: &DivideSettings) -> Result<LoadedBa
         }
     }
     Ok(LoadedBanks {
-        clusters: by_cluster.iter().map(|rows| all.gather(rows)).collect(),
-        pool: all.gather(&pool),
+        clusters: by_cluster.iter().map(bank_of).collect(),
+        pool: bank_of(&pool),
         file: marker.file().clone(),
     })
 }

@@ -1,17 +1,13 @@
 //! A seeded sample of the pool's embeddings in, committed centroids out.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use crate::embed::{EmbeddingsCounts, read_embedded_samples, read_embeddings};
+use crate::embed::{EmbeddingsCounts, read_embeddings, smallest_by_hash};
 use crate::error::Error;
 use crate::matrix::Matrix;
-use crate::noise::{Purpose, keyed_hash};
+use crate::noise::Purpose;
 use crate::run_folder::{Done, Marker, RunFolder};
-use crate::sample::SampleRef;
 use crate::settings::{DivideSettings, FitKind};
-use crate::smallest::Smallest;
 use crate::storage::FileRecord;
 use crate::table::{self, Rows};
 
@@ -119,30 +115,18 @@ fn points_of_fit(
     settings: &DivideSettings,
     tasks: &[usize],
 ) -> Result<(Matrix, Vec<FileRecord>), Error> {
-    let plan = run.plan();
-    let mut chosen = Smallest::new(settings.fit_samples_per_cluster * settings.n_clusters);
-    for &task in tasks {
-        for sample in read_embedded_samples(run, settings.model, task)? {
-            let id = sample.id(&plan.pool);
-            chosen.push((keyed_hash(Purpose::Fit, plan.seed, 0, id.shard, id.sample_idx), sample, task));
-        }
-    }
-    let mut by_task: BTreeMap<usize, Vec<SampleRef>> = BTreeMap::new();
-    for (_, sample, task) in chosen.into_sorted() {
-        by_task.entry(task).or_default().push(sample);
-    }
+    let n = settings.fit_samples_per_cluster * settings.n_clusters;
+    let by_task = smallest_by_hash(run, settings.model, tasks, Purpose::Fit, n)?;
     let mut points: Option<Matrix> = None;
     let mut read = Vec::new();
-    for (task, mut samples) in by_task {
-        samples.sort_unstable();
+    for (task, samples) in by_task {
         let (embedded, file) = read_embeddings(run, settings.model, task)?;
         read.push(file);
         let images = embedded.rows.images().expect("the plan checked that the model embeds images");
-        let points = points.get_or_insert_with(|| Matrix::zeros(0, images.n_cols()));
-        for (row, sample) in embedded.samples.iter().enumerate() {
-            if embedded.is_present(row) && samples.binary_search(sample).is_ok() {
-                points.push_row(images.row(row));
-            }
+        let of_task = images.gather(&embedded.rows_of(&samples));
+        match &mut points {
+            Some(points) => points.append(&of_task),
+            None => points = Some(of_task),
         }
     }
     Ok((points.ok_or(Error::NothingEmbedded)?, read))

@@ -14,8 +14,8 @@ use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::assign::AssignCounts;
-use super::bank::{LoadedBanks, Texts, read_banks};
-use super::hardness::{Banks, Hardness, HardnessParams, Negatives, Samples, hardness};
+use super::bank::{Gathered, LoadedBanks, Texts, read_banks};
+use super::hardness::{Banks, Hardness, HardnessParams, Negatives, hardness};
 
 /// What every task of the step takes.
 pub struct Measure {
@@ -49,32 +49,18 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
     let texts = Texts::read(run, task)?;
     let rows = Rows(&assigned);
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
-    let position =
-        |row: usize| embedded.samples.binary_search(&samples[row]).expect("an assigned sample is embedded");
 
     let mut by_cluster: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (row, &cluster) in rows.u32("cluster").values().iter().enumerate() {
         by_cluster.entry(cluster).or_default().push(row);
     }
-    let pool_ids = measure.banks.pool.ids(run);
     // many clusters have few samples in a task: processors share out clusters, and large clusters' strips
     let of_clusters = by_cluster.into_par_iter().map(|(cluster, wanted)| {
+        let of_cluster = wanted.iter().map(|&row| samples[row]).collect();
+        let queries = Gathered::of(&embedded, &texts, of_cluster);
         let bank = &measure.banks.clusters[cluster as usize];
-        let bank_ids = bank.ids(run);
-        let positions: Vec<usize> = wanted.iter().map(|&row| position(row)).collect();
-        let ids: Vec<_> = wanted.iter().map(|&row| samples[row].id(&run.plan().pool)).collect();
-        let caption_hashes: Vec<u128> = wanted.iter().map(|&row| texts.of(samples[row]).1).collect();
-        let images = embedded.rows.images().expect("the plan checked that the model embeds images");
-        let images = images.gather(&positions);
-        let captions = embedded.rows.captions().map(|captions| captions.gather(&positions));
-        let queries = Samples {
-            ids: &ids,
-            images: &images,
-            captions: captions.as_ref(),
-            caption_hashes: captions.as_ref().map(|_| &caption_hashes[..]),
-        };
-        let banks = Banks { cluster: bank.view(&bank_ids), pool: measure.banks.pool.view(&pool_ids) };
-        let (hardnesses, _) = hardness(&queries, &banks, &measure.params);
+        let banks = Banks { cluster: bank.view(), pool: measure.banks.pool.view() };
+        let hardnesses = hardness(&queries.view(), &banks, &measure.params);
         let measured = wanted.into_iter().zip(hardnesses);
         measured.map(|(row, hardness)| (row, (hardness, cluster))).collect::<Vec<_>>()
     });
@@ -125,7 +111,9 @@ fn hardness_table(
         )
         .text(
             "hardest_negative_shard",
-            hardest().map(|hardest| hardest.map(|(bank, row)| bank.samples[row].id(&run.plan().pool).shard)),
+            hardest().map(|hardest| {
+                hardest.map(|(bank, row)| bank.members.samples[row].id(&run.plan().pool).shard)
+            }),
         )
         .text("hardest_negative_key", hardest().map(|hardest| hardest.map(|(bank, row)| &bank.keys[row])))
         .u32(

@@ -4,7 +4,9 @@ mod tree;
 mod kmeans;
 mod hardness;
 
-pub use hardness::{Banks, Exclusions, Hardness, HardnessParams, Negatives, Samples, exclusions, hardness};
+pub use hardness::{
+    Bank, BankIndex, Banks, Exclusions, Hardness, HardnessParams, Negatives, Samples, exclusions, hardness,
+};
 pub use kmeans::{
     Assignment, Fit, FitError, FitMethod, FitParams, Seeding, assign, fit, fit_levels, merge_small, refine,
     starting_points,
@@ -19,7 +21,7 @@ mod measure;
 mod stage;
 
 pub use assign::AssignCounts;
-pub use bank::{Bank, LoadedBanks, Texts, read_banks};
+pub use bank::{Gathered, LoadedBank, Texts, read_banks};
 pub use fit::{Centroids, FitCounts, read_centroids, read_tree};
 pub use measure::{DividedTask, read_divided};
 pub use saved::{CentroidsError, PlannedCentroids, SavedCentroids};

@@ -30,7 +30,7 @@ pub use model::{
     Sourced, StatedLogits, TextPooling, TextPreparation, TextSide, Variant,
 };
 pub use rate::Sessions;
-pub use rows::{EmbeddedRows, read_embedded_samples, read_embeddings};
+pub use rows::{EmbeddedRows, read_embeddings, smallest_by_hash};
 pub use session::SessionSettings;
 pub use stage::{FailedTask, InferenceSettings, run};
 pub use tokenize::{Tokenizer, Tokens};

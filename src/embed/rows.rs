@@ -1,15 +1,19 @@
 //! What later stages read of this one: the embeddings of a task's samples under one model.
 
+use std::collections::BTreeMap;
+
 use crate::error::Error;
 use crate::matrix::Matrix;
+use crate::noise::{Purpose, keyed_hash};
 use crate::rejection::Rejection;
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
 use crate::settings::ModelRole;
+use crate::smallest::Smallest;
 use crate::storage::FileRecord;
 use crate::table::{self, Rows};
 
-use super::values::ModelRows;
+use super::values::{ModelRows, REJECTION};
 use super::writer::EmbeddingsCounts;
 
 /// What one model gave for a task's samples: row i belongs to sample i.
@@ -56,11 +60,32 @@ pub fn read_embeddings(
     Ok((EmbeddedRows { samples, rows, rejections }, file.clone()))
 }
 
-/// Which samples of a task the model embedded, without their embeddings.
-pub fn read_embedded_samples(run: &RunFolder, role: ModelRole, task: usize) -> Result<Vec<SampleRef>, Error> {
+/// The `n` samples of smallest keyed hash that a model embedded, in order by task.
+pub fn smallest_by_hash(
+    run: &RunFolder,
+    role: ModelRole,
+    tasks: &[usize],
+    purpose: Purpose,
+    n: usize,
+) -> Result<BTreeMap<usize, Vec<SampleRef>>, Error> {
+    let plan = run.plan();
     let stage = run.embeddings(role).expect("only models of the plan are asked for");
-    let marker = run.committed::<EmbeddingsCounts>(&stage, task)?;
-    let file = marker.file();
-    let batch = table::read(run.storage(&stage), file, &["shard", "sample_idx"])?;
-    SampleRef::of_rows(&Rows(&batch), &run.plan().pool)
+    let mut chosen = Smallest::new(n);
+    for &task in tasks {
+        let marker = run.committed::<EmbeddingsCounts>(&stage, task)?;
+        let columns = ["shard", "sample_idx", REJECTION];
+        let batch = table::read(run.storage(&stage), marker.file(), &columns)?;
+        let rows = Rows(&batch);
+        let samples = SampleRef::of_rows(&rows, &plan.pool)?.into_iter().zip(rows.text(REJECTION));
+        for (sample, _) in samples.filter(|(_, rejection)| rejection.is_none()) {
+            let id = sample.id(&plan.pool);
+            chosen.push((keyed_hash(purpose, plan.seed, 0, id.shard, id.sample_idx), sample, task));
+        }
+    }
+    let mut by_task: BTreeMap<usize, Vec<SampleRef>> = BTreeMap::new();
+    for (_, sample, task) in chosen.into_sorted() {
+        by_task.entry(task).or_default().push(sample);
+    }
+    by_task.values_mut().for_each(|samples| samples.sort_unstable());
+    Ok(by_task)
 }

@@ -11,7 +11,7 @@ use super::tower::BatchOutputs;
 const IMAGES: &str = "image_embedding";
 const CAPTIONS: &str = "text_embedding";
 const LOGITS: &str = "logits";
-const REJECTION: &str = "rejection";
+pub(super) const REJECTION: &str = "rejection";
 
 /// Rows of one model, `[n, width]`, zero where the sample was rejected.
 #[derive(Clone, Debug, PartialEq)]

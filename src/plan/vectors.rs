@@ -17,6 +17,7 @@ use super::pool::{Pool, common_folder, expand};
 /// Embeddings that were made before, a row for each sample of a shard, rejected ones included.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedVectors {
+    pub settings: PrecomputedSettings,
     pub image: Option<VectorFiles>,
     pub text: Option<VectorFiles>,
 }
@@ -49,7 +50,8 @@ impl PlannedVectors {
             (Some(pattern), None) => VectorFiles::find(pattern, None, pool).map(Some),
             (None, _) => Ok(None),
         };
-        Ok(PlannedVectors { image: of(&settings.image)?, text: of(&settings.text)? })
+        let (image, text) = (of(&settings.image)?, of(&settings.text)?);
+        Ok(PlannedVectors { settings: settings.clone(), image, text })
     }
 
     pub fn kind(&self) -> ModelKind {

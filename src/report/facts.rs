@@ -7,7 +7,7 @@ use crate::plan::Plan;
 use crate::settings::ModelRole;
 
 use super::html::{number, percent_of, whole};
-use super::summary::Report;
+use super::summary::{READ_BOUNDS, Report};
 
 /// One line: what, and how much.
 #[derive(Serialize)]
@@ -45,7 +45,10 @@ pub fn facts(report: &Report, plan: &Plan) -> Vec<Fact> {
     }
     let n_kept = report.counts.kept;
     if plan.models.has(ModelRole::Learner) && plan.select.draw.deal().is_some() && n_kept > 0 {
-        let n_scored = n_kept + report.counts.not_drawn;
+        // only what is out of bounds is taken out before it is scored
+        let scored_filters = report.counts.filtered.iter().filter(|(by, _)| *by != READ_BOUNDS);
+        let n_filtered: u64 = scored_filters.map(|(_, n)| n).sum();
+        let n_scored = n_kept + report.counts.not_drawn + n_filtered;
         let cost = SelectionCost::new(n_scored, n_kept, 1.0);
         let value = format!(
             "{} times training on it, if the scoring learner costs as much as the trained one; {} once for the reference",

@@ -11,9 +11,11 @@ use serde::Serialize;
 
 use crate::divide::FitCounts;
 use crate::embed::Variant;
-use crate::plan::Plan;
+use crate::embed::image::JpegDecoding;
+use crate::plan::{Plan, PlannedModel};
 use crate::settings::{
-    DivideSettings, EmbedSettings, ReadSettings, ReportSettings, SelectSettings, WriteSettings,
+    DivideSettings, EmbedSettings, PrecomputedSettings, ReadSettings, ReportSettings, SelectSettings,
+    WriteSettings,
 };
 use crate::write::Distribution;
 
@@ -314,19 +316,32 @@ fn pipeline(plan: &Plan) -> String {
     }
     #[derive(Serialize)]
     struct ModelTable<'a> {
-        folder: &'a PathBuf,
-        variant: Variant,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        folder: Option<&'a PathBuf>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        variant: Option<Variant>,
+        image_size_px: Option<u32>,
+        jpeg_decoding: JpegDecoding,
+        calibrate: bool,
+        precomputed: Option<&'a PrecomputedSettings>,
+    }
+    fn table(model: &PlannedModel) -> ModelTable<'_> {
+        let runs = model.vectors.is_none();
+        ModelTable {
+            folder: runs.then_some(&model.folder),
+            variant: runs.then_some(model.variant),
+            image_size_px: model.image_size_px,
+            jpeg_decoding: model.jpeg_decoding,
+            calibrate: model.calibrate,
+            precomputed: model.vectors.as_ref().map(|vectors| &vectors.settings),
+        }
     }
     let models = plan.models.iter();
     let pipeline = Pipeline {
         seed: plan.seed,
         store: &plan.store,
         read: &plan.read,
-        models: models
-            .map(|(role, model)| {
-                (role.to_string(), ModelTable { folder: &model.folder, variant: model.variant })
-            })
-            .collect(),
+        models: models.map(|(role, model)| (role.to_string(), table(model))).collect(),
         embed: &plan.embed,
         divide: &plan.divide,
         select: &plan.select,
@@ -428,11 +443,16 @@ mod tests {
 
     #[test]
     fn the_settings_are_a_pipeline_file_again() {
-        let (_, plan) = quickstart();
+        let (_, mut plan) = quickstart();
         let settings = Settings::parse(&pipeline(&plan), &[]).unwrap();
         assert_eq!(settings.seed, plan.seed);
         assert_eq!(serde_json::json!(settings.select), serde_json::json!(plan.select));
         assert_eq!(serde_json::json!(settings.read), serde_json::json!(plan.read));
+        let learner = plan.models.get_mut(ModelRole::Learner).unwrap();
+        (learner.image_size_px, learner.calibrate) = (Some(64), true);
+        let settings = Settings::parse(&pipeline(&plan), &[]).unwrap();
+        let learner = settings.models.get(ModelRole::Learner).unwrap();
+        assert_eq!((learner.image_size_px, learner.calibrate), (Some(64), true));
     }
 
     #[test]

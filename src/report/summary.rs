@@ -46,7 +46,7 @@ pub struct Report {
     pub left_out_shards: Vec<String>,
     /// What ran each model, by role.
     pub inference: BTreeMap<String, Vec<Inference>>,
-    /// Of all samples that came to the draw, by column.
+    /// Of all samples with a verdict, by column.
     pub scores: BTreeMap<String, Distribution>,
     /// Of those that were kept.
     pub kept_scores: BTreeMap<String, Distribution>,
@@ -117,6 +117,9 @@ pub struct SelectReport {
     pub calibrated: BTreeMap<String, CalibratedLogits>,
 }
 
+/// What takes out samples before any model sees them, among the filters.
+pub const READ_BOUNDS: &str = "read.bounds";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CuratedShard {
     pub name: String,
@@ -125,7 +128,7 @@ pub struct CuratedShard {
 }
 
 impl Report {
-    /// Reads every committed table of the run once.
+    /// Reads every committed verdict, and what the audit and the rounds are measured on.
     pub fn of(run: &RunFolder) -> Result<Report, Error> {
         let complete = complete_tasks(run)?;
         let mut counts = Counts::default();
@@ -187,7 +190,7 @@ impl Counts {
         for (text, n) in read.shards.iter().flat_map(|shard| &shard.rejected) {
             // what the settings take out is no fault of the pool's
             match text == Rejection::OutOfBounds.text() {
-                true => *self.filtered.entry("read.bounds".to_owned()).or_default() += n,
+                true => *self.filtered.entry(READ_BOUNDS.to_owned()).or_default() += n,
                 false => *self.rejected.entry(text.clone()).or_default() += n,
             }
         }

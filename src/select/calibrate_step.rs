@@ -1,15 +1,11 @@
 //! A seeded sample of the pool under one model in; the logit scale and bias that the sigmoid loss gives it out.
 
-use std::collections::BTreeMap;
-
-use crate::embed::{read_embedded_samples, read_embeddings};
+use crate::embed::{read_embeddings, smallest_by_hash};
 use crate::error::Error;
 use crate::matrix::Matrix;
-use crate::noise::{Purpose, keyed_hash};
+use crate::noise::Purpose;
 use crate::run_folder::{Done, RunFolder};
-use crate::sample::SampleRef;
 use crate::settings::ModelRole;
-use crate::smallest::Smallest;
 
 use super::calibrate::calibrate;
 use super::losses::CalibratedLogits;
@@ -28,29 +24,13 @@ pub fn commit_calibration(
     role: ModelRole,
 ) -> Result<(), Error> {
     let plan = run.plan();
-    let mut chosen = Smallest::new(PAIRS_MAX);
-    for &task in tasks {
-        for sample in read_embedded_samples(run, role, task)? {
-            let id = sample.id(&plan.pool);
-            chosen.push((
-                keyed_hash(Purpose::Calibrate, plan.seed, 0, id.shard, id.sample_idx),
-                sample,
-                task,
-            ));
-        }
-    }
-    let mut by_task: BTreeMap<usize, Vec<SampleRef>> = BTreeMap::new();
-    for (_, sample, task) in chosen.into_sorted() {
-        by_task.entry(task).or_default().push(sample);
-    }
+    let by_task = smallest_by_hash(run, role, tasks, Purpose::Calibrate, PAIRS_MAX)?;
     let mut towers: Option<(Matrix, Matrix)> = None;
     let mut read = Vec::new();
-    for (task, mut samples) in by_task {
-        samples.sort_unstable();
+    for (task, samples) in by_task {
         let (embedded, file) = read_embeddings(run, role, task)?;
         read.push(file);
-        let mut rows = embedded.rows_of(&samples);
-        rows.retain(|&row| embedded.is_present(row));
+        let rows = embedded.rows_of(&samples);
         let (images, captions) = embedded.pairs().expect("checked with the plan: a model of pairs");
         let (images, captions) = (images.gather(&rows), captions.gather(&rows));
         match &mut towers {

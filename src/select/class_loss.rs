@@ -17,13 +17,15 @@ pub fn class_losses(
     task: usize,
     samples: &[SampleRef],
     label_smoothing: f64,
+    read: &mut Vec<FileRecord>,
 ) -> Result<Vec<Option<f64>>, Error> {
     if !run.plan().models.has(role) {
         return Ok(vec![None; samples.len()]);
     }
     let (embedded, _) = read_embeddings(run, role, task)?;
     let logits = embedded.rows.logits().expect("checked with the plan: a classifier");
-    let (labels, _) = read_labels(run, task, samples)?;
+    let (labels, file) = read_labels(run, task, samples)?;
+    read.push(file);
     let logits = logits.gather(&embedded.rows_of(samples));
     let losses = cross_entropies(&logits, &labels, label_smoothing);
     Ok(losses.into_iter().map(Some).collect())

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::divide::{Bank, HardnessParams, LoadedBanks, Samples, Texts, exclusions, read_banks};
+use rayon::prelude::*;
+
+use crate::divide::{Gathered, HardnessParams, LoadedBank, Texts, exclusions, read_banks};
 use crate::embed::read_embeddings;
 use crate::error::Error;
 use crate::run_folder::{Done, RunFolder};
@@ -21,10 +23,9 @@ use super::usable::{Measure, ScoredModels, UsableRows, read_usable};
 pub struct HardNegatives {
     score: ScoreKind,
     divide: DivideSettings,
-    banks: LoadedBanks,
-    /// By cluster, the rows of its bank that every model embedded, and their embeddings.
-    models: Vec<(Vec<usize>, ScoredModels)>,
-    file: FileRecord,
+    /// By cluster, the members of its bank that every model embedded, under the divide model and under the scored ones.
+    banks: Vec<(LoadedBank, ScoredModels)>,
+    files: [FileRecord; 2],
 }
 
 /// From these columns `hard_learnability` follows for any sub-batch; which it will be is known when groups are dealt.
@@ -81,61 +82,43 @@ impl HardNegatives {
         let rows = Rows(&batch);
         let samples = SampleRef::of_rows(&rows, &plan.pool)?;
         let all = ScoredModels::of_rows(run, &rows, None)?;
-        let mut models = Vec::with_capacity(banks.clusters.len());
+        let mut members = Vec::with_capacity(banks.clusters.len());
         for (cluster, bank) in banks.clusters.iter().enumerate() {
-            let found = bank.samples.iter().enumerate();
+            let found = bank.members.samples.iter().enumerate();
             let found =
                 found.filter_map(|(row, sample)| samples.binary_search(sample).ok().map(|at| (row, at)));
             let (bank_rows, positions): (Vec<usize>, Vec<usize>) = found.unzip();
-            models.push((bank_rows, all.gather(&positions).in_cluster(run, cluster as u32)?));
+            members.push((bank.gather(&bank_rows), all.gather(&positions).in_cluster(run, cluster as u32)?));
         }
-        Ok(Some(HardNegatives { score, divide: divide.clone(), banks, models, file: marker.file().clone() }))
-    }
-
-    pub fn files(&self) -> [FileRecord; 2] {
-        [self.file.clone(), self.banks.file.clone()]
+        let files = [marker.file().clone(), banks.file];
+        Ok(Some(HardNegatives { score, divide: divide.clone(), banks: members, files }))
     }
 
     /// Each sample among the members of its cluster's bank, without itself and its near-duplicates.
-    pub fn among(&self, run: &RunFolder, task: usize, usable: &UsableRows) -> Result<AmongColumns, Error> {
+    pub fn among(
+        &self,
+        run: &RunFolder,
+        task: usize,
+        usable: &UsableRows,
+        read: &mut Vec<FileRecord>,
+    ) -> Result<AmongColumns, Error> {
         let texts = Texts::read(run, task)?;
-        let params = HardnessParams::of(&self.divide);
-        let (embedded, _) = read_embeddings(run, self.divide.model, task)?;
-        let mut columns = AmongColumns::absent(usable.samples.len());
+        let (embedded, embeddings_file) = read_embeddings(run, self.divide.model, task)?;
+        read.extend([texts.file.clone(), embeddings_file]);
+        read.extend(self.files.iter().cloned());
         let mut by_cluster: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (row, &cluster) in usable.clusters.iter().flatten().enumerate() {
             by_cluster.entry(cluster).or_default().push(row);
         }
-        for (cluster, rows) in by_cluster {
-            let (bank_rows, bank_models) = &self.models[cluster as usize];
-            if bank_rows.is_empty() {
-                continue;
-            }
-            let bank = self.banks.clusters[cluster as usize].gather(bank_rows);
-            let bank_ids = bank.ids(run);
-            let samples: Vec<SampleRef> = rows.iter().map(|&row| usable.samples[row]).collect();
-            let ids: Vec<_> = samples.iter().map(|sample| sample.id(&run.plan().pool)).collect();
-            let caption_hashes: Vec<u128> = samples.iter().map(|sample| texts.of(*sample).1).collect();
-            let positions = embedded.rows_of(&samples);
-            let images =
-                embedded.rows.images().expect("checked with the plan: it embeds images").gather(&positions);
-            let captions = embedded.rows.captions().map(|captions| captions.gather(&positions));
-            let queries = Samples {
-                ids: &ids,
-                images: &images,
-                captions: captions.as_ref(),
-                caption_hashes: Some(&caption_hashes),
-            };
-            let exclusions = exclusions(&queries, &bank.view(&bank_ids), &params);
-            let models = usable.models.gather(&rows).in_cluster(run, cluster)?;
-            let queries = models.scoring(self.score, Measure::Objective);
-            let found =
-                among_bank(&queries, &bank_models.scoring(self.score, Measure::Objective), &exclusions);
-            let (learner, reference) = match found {
-                ScoredBy::HardLearner { learner } => (Some(learner.0), None),
-                ScoredBy::EasyReference { reference } => (None, Some(reference.0)),
-                ScoredBy::Learnability { learner, reference } => (Some(learner.0), Some(reference.0)),
-            };
+        // as in `divide`: processors share out clusters, and large clusters' strips
+        let of_clusters = by_cluster.into_par_iter().map(|(cluster, rows)| {
+            let of_cluster = rows.iter().map(|&row| usable.samples[row]).collect();
+            let queries = Gathered::of(&embedded, &texts, of_cluster);
+            let found = self.among_cluster(run, cluster, &queries, usable.models.gather(&rows))?;
+            Ok((rows, found))
+        });
+        let mut columns = AmongColumns::absent(usable.samples.len());
+        for (rows, (learner, reference)) in of_clusters.collect::<Result<Vec<_>, Error>>()? {
             for (column, found) in [(&mut columns.learner, learner), (&mut columns.reference, reference)] {
                 for (row, found) in rows.iter().zip(found.into_iter().flatten()) {
                     column[*row] = found;
@@ -144,14 +127,40 @@ impl HardNegatives {
         }
         Ok(columns)
     }
+
+    /// Samples of one cluster, under the divide model and under the scored ones.
+    fn among_cluster(
+        &self,
+        run: &RunFolder,
+        cluster: u32,
+        queries: &Gathered,
+        models: ScoredModels,
+    ) -> Result<(Option<Among>, Option<Among>), Error> {
+        let (bank, bank_models) = &self.banks[cluster as usize];
+        if bank.members.samples.is_empty() {
+            return Ok((None, None));
+        }
+        let exclusions = exclusions(&queries.view(), &bank.view(), &HardnessParams::of(&self.divide));
+        let models = models.in_cluster(run, cluster)?;
+        let queries = models.scoring(self.score, Measure::Objective);
+        let found = among_bank(&queries, &bank_models.scoring(self.score, Measure::Objective), &exclusions);
+        Ok(match found {
+            ScoredBy::HardLearner { learner } => (Some(learner.0), None),
+            ScoredBy::EasyReference { reference } => (None, Some(reference.0)),
+            ScoredBy::Learnability { learner, reference } => (Some(learner.0), Some(reference.0)),
+        })
+    }
 }
+
+/// Of one model, a value a sample; none without negatives.
+type Among = Vec<Option<AmongNegatives>>;
 
 /// Gathers the embeddings of every member of a cluster's bank under every model, sorted by sample.
 pub fn commit_bank(run: &RunFolder, tasks: &[usize]) -> Result<(), Error> {
     let divide = run.plan().divide.as_ref().expect("banks come from clusters");
     let banks = read_banks(run, divide)?;
     let mut wanted: Vec<SampleRef> =
-        banks.clusters.iter().flat_map(|bank: &Bank| bank.samples.iter().copied()).collect();
+        banks.clusters.iter().flat_map(|bank| bank.members.samples.iter().copied()).collect();
     wanted.sort_unstable();
     let mut samples = Vec::new();
     let mut models: Option<ScoredModels> = None;

@@ -51,6 +51,11 @@ impl Outcome {
     }
 }
 
+/// Nothing for the −∞ of a sample without a weight.
+fn nats(weight: f64) -> Option<f64> {
+    weight.is_finite().then_some(weight)
+}
+
 /// The rows that go back to the shards.
 pub fn outcome_table(run: &RunFolder, outcomes: &[&Outcome]) -> RecordBatch {
     let ids = || outcomes.iter().map(|outcome| outcome.sample.id(&run.plan().pool));
@@ -59,13 +64,13 @@ pub fn outcome_table(run: &RunFolder, outcomes: &[&Outcome]) -> RecordBatch {
     columns
         .text("shard", ids().map(|id| Some(id.shard)))
         .u64("sample_idx", ids().map(|id| Some(id.sample_idx)))
-        .f64("score", outcomes.iter().map(|outcome| outcome.score.is_finite().then_some(outcome.score)))
+        .f64("score", outcomes.iter().map(|outcome| nats(outcome.score)))
         .u64("super_batch", outcomes.iter().map(|outcome| Some(outcome.super_batch)))
         .u32("pass", first().map(|first| first.map(|first| first.pass)))
         .u64("place", first().map(|first| first.map(|first| first.place)))
         .u32("chunk", first().map(|first| first.map(|first| first.drawn.chunk as u32)))
         .u32("draw_rank", first().map(|first| first.map(|first| first.drawn.draw_rank as u32)))
-        .f64("conditional_score", first().map(|first| first.map(|first| first.drawn.conditional_score)))
+        .f64("conditional_score", first().map(|first| nats(first?.drawn.conditional_score)))
         .u32(
             "n_repeats",
             outcomes.iter().map(|outcome| (outcome.n_repeats > 0).then_some(outcome.n_repeats)),
@@ -88,7 +93,7 @@ pub fn draws_table(run: &RunFolder, outcomes: &[Outcome]) -> RecordBatch {
         .u64("super_batch", draws.iter().map(|(_, super_batch, ..)| Some(*super_batch)))
         .u32("draw_rank", draws.iter().map(|(_, _, drawn, _)| Some(drawn.draw_rank as u32)))
         .u32("chunk", draws.iter().map(|(_, _, drawn, _)| Some(drawn.chunk as u32)))
-        .f64("conditional_score", draws.iter().map(|(_, _, drawn, _)| Some(drawn.conditional_score)))
+        .f64("conditional_score", draws.iter().map(|(_, _, drawn, _)| nats(drawn.conditional_score)))
         .text("shard", ids().map(|id| Some(id.shard)))
         .u64("sample_idx", ids().map(|id| Some(id.sample_idx)));
     columns.build()

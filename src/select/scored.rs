@@ -54,13 +54,12 @@ impl Scorer {
     /// Scores and commits one task.
     pub fn commit(&self, run: &RunFolder, task: usize) -> Result<(), Error> {
         let mut usable = read_usable(run, task)?;
+        let mut read = std::mem::take(&mut usable.read);
         let among = match &self.hard {
-            Some(hard) => hard.among(run, task, &usable)?,
+            Some(hard) => hard.among(run, task, &usable, &mut read)?,
             None => AmongColumns::absent(usable.samples.len()),
         };
-        let mut read = std::mem::take(&mut usable.read);
-        read.extend(self.hard.iter().flat_map(HardNegatives::files));
-        let table = self.table(run, task, &usable, &among)?;
+        let table = self.table(run, task, &usable, &among, &mut read)?;
         let stage = run.score("select.score");
         let file = table::write(run.run(), &crate::exchange::file_name(&stage, task), &table, &[])?;
         let counts = ScoreCounts { scored: usable.samples.len() as u64, unusable: usable.unusable };
@@ -74,9 +73,10 @@ impl Scorer {
         task: usize,
         usable: &UsableRows,
         among: &AmongColumns,
+        read: &mut Vec<FileRecord>,
     ) -> Result<RecordBatch, Error> {
-        let learner = self.own_columns(run, task, usable, ModelRole::Learner)?;
-        let reference = self.own_columns(run, task, usable, ModelRole::Reference)?;
+        let learner = self.own_columns(run, task, usable, ModelRole::Learner, read)?;
+        let reference = self.own_columns(run, task, usable, ModelRole::Reference, read)?;
         let losses = learner.losses.iter().zip(&reference.losses);
         let learnability = losses.map(|(learner, reference)| Some((*learner)? - (*reference)?));
         let ids = || usable.samples.iter().map(|sample| sample.id(&run.plan().pool));
@@ -99,11 +99,12 @@ impl Scorer {
         task: usize,
         usable: &UsableRows,
         role: ModelRole,
+        read: &mut Vec<FileRecord>,
     ) -> Result<OwnColumns, Error> {
         let n = usable.samples.len();
         let mut own = OwnColumns { similarities: vec![None; n], losses: vec![None; n] };
         if let OwnLoss::CrossEntropy { label_smoothing } = self.own_loss {
-            own.losses = class_losses(run, role, task, &usable.samples, label_smoothing)?;
+            own.losses = class_losses(run, role, task, &usable.samples, label_smoothing, read)?;
             return Ok(own);
         }
         for (cluster, rows) in self.parts(run, role, usable) {

@@ -162,8 +162,9 @@ fn model_shares(model: PairModel, among: Vec<Option<AmongNegatives>>, sub_batch_
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::divide::{HardnessParams, Samples, exclusions};
+    use crate::divide::{Bank, BankIndex, HardnessParams, Samples, exclusions};
     use crate::matrix::Matrix;
+    use crate::sample::SampleRef;
     use crate::select::score::{Learner, Reference};
     use crate::select::{PairLoss, log_add_exp, similarity, softplus};
     use crate::tile::random_unit_rows;
@@ -189,6 +190,10 @@ mod tests {
     fn hard_learner(embeddings: &[Matrix; 4], objective: Objective) -> Scoring<'_> {
         let loss = PairLoss { objective, ..LEARNER };
         Scoring::HardLearner { learner: Learner(PairModel::new(&embeddings[0], &embeddings[1], loss)) }
+    }
+
+    fn refs(n: usize) -> Vec<SampleRef> {
+        (0..n as u64).map(|row| SampleRef { shard_idx: row as u32 % 2, sample_idx: row }).collect()
     }
 
     fn ids(n: usize) -> Vec<SampleId<'static>> {
@@ -241,13 +246,14 @@ mod tests {
     fn hard_learnability_is_the_share_among_the_negatives_that_are_left() {
         let (n_queries, n_bank, sub_batch_size) = (300, 270, 64);
         let (queries, bank) = (embeddings(n_queries, 1), embeddings(n_bank, 5));
-        let ids = ids(600);
+        let ids = refs(600);
         // the queries' ids overlap the bank's, and a low threshold excludes many
         let samples = |ids, images| Samples { ids, images, captions: None, caption_hashes: None };
         let query_samples = samples(&ids[..n_queries], &queries[0]);
         let bank_samples = samples(&ids[200..200 + n_bank], &bank[0]);
         let params = HardnessParams { near_duplicate_similarity: 0.6, ..HardnessParams::default() };
-        let mask = exclusions(&query_samples, &bank_samples, &params);
+        let bank_of_samples = Bank { samples: bank_samples, index: &BankIndex::of(&bank_samples) };
+        let mask = exclusions(&query_samples, &bank_of_samples, &params);
         assert!((0..n_queries).any(|query| mask.n_of(query) > 5));
         for objective in [Objective::Sigmoid, Objective::Softmax] {
             let of_both = hard_learnability(
@@ -278,10 +284,11 @@ mod tests {
     #[test]
     fn a_query_whose_bank_is_all_excluded_has_no_hard_learnability() {
         let rows = embeddings(3, 1);
-        let ids = ids(3);
+        let ids = refs(3);
         let samples = Samples { ids: &ids, images: &rows[0], captions: None, caption_hashes: None };
         let params = HardnessParams { near_duplicate_similarity: -1.0, ..HardnessParams::default() };
-        let mask = exclusions(&samples, &samples, &params);
+        let bank = Bank { samples, index: &BankIndex::of(&samples) };
+        let mask = exclusions(&samples, &bank, &params);
         for objective in [Objective::Sigmoid, Objective::Softmax] {
             let scoring = learnability(&rows, objective);
             assert_eq!(hard_learnability(&scoring, &scoring, &mask, 8), [None; 3]);

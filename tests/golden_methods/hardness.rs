@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use superbatch::divide::{Banks, HardnessParams, Samples, hardness};
-use superbatch::noise::SampleId;
+use superbatch::divide::{Bank, BankIndex, Banks, HardnessParams, Samples, exclusions, hardness};
+use superbatch::sample::SampleRef;
 use superbatch::select::{Objective, hard_learnability};
 
 use super::pool::{Logits, Pool, Scored, ScoringName, assert_close, golden};
@@ -44,7 +44,7 @@ struct Row {
 }
 
 /// As the divide model sees them: the reference.
-fn samples<'a>(pool: &'a Pool, ids: &'a [SampleId]) -> Samples<'a> {
+fn samples<'a>(pool: &'a Pool, ids: &'a [SampleRef]) -> Samples<'a> {
     Samples {
         ids,
         images: &pool.reference.images,
@@ -66,13 +66,19 @@ fn hardness_and_hard_learnability() {
     for case in &file.cases {
         let queries = pool.at(&case.columns.iter().map(|row| row.row).collect::<Vec<_>>());
         let (cluster, everyone) = (pool.at(&case.cluster_bank), pool.at(&case.pool_bank));
-        let (ids, cluster_ids, pool_ids) = (queries.ids(), cluster.ids(), everyone.ids());
-        let banks = Banks { cluster: samples(&cluster, &cluster_ids), pool: samples(&everyone, &pool_ids) };
+        let [ids, cluster_ids, pool_ids] = [&queries, &cluster, &everyone].map(|part| part.refs(&pool));
+        let (of_cluster, of_pool) = (samples(&cluster, &cluster_ids), samples(&everyone, &pool_ids));
+        let indices = [BankIndex::of(&of_cluster), BankIndex::of(&of_pool)];
+        let banks = Banks {
+            cluster: Bank { samples: of_cluster, index: &indices[0] },
+            pool: Bank { samples: of_pool, index: &indices[1] },
+        };
         let params = HardnessParams {
             temperature: case.temperature,
             near_duplicate_similarity: case.near_duplicate_similarity,
         };
-        let (found, exclusions) = hardness(&samples(&queries, &ids), &banks, &params);
+        let found = hardness(&samples(&queries, &ids), &banks, &params);
+        let exclusions = exclusions(&samples(&queries, &ids), &banks.cluster, &params);
 
         for (found, expected) in found.iter().zip(&case.columns) {
             let what = format!("{}, row {}", case.name, expected.row);

@@ -1,7 +1,7 @@
 //! Independent selection and its scores: METHODS §4.
 
 use serde::Deserialize;
-use superbatch::divide::{Exclusions, HardnessParams, Samples, exclusions};
+use superbatch::divide::{Bank, BankIndex, Exclusions, HardnessParams, Samples, exclusions};
 use superbatch::rank::Overlap;
 use superbatch::select::{
     Chance, DistanceToBest, EffectiveSamples, IndependentPlan, Objective, SeededNegatives,
@@ -101,10 +101,12 @@ fn active_clip() {
 
 /// Excludes nothing of a bank but the query itself.
 fn own_rows(pool: &Pool, bank: &Pool) -> Exclusions {
-    let (ids, bank_ids) = (pool.ids(), bank.ids());
+    let (ids, bank_ids) = (pool.refs(pool), bank.refs(pool));
     let params = HardnessParams { near_duplicate_similarity: f32::INFINITY, ..HardnessParams::default() };
     let samples = |ids, images| Samples { ids, images, captions: None, caption_hashes: None };
-    exclusions(&samples(&ids, &pool.reference.images), &samples(&bank_ids, &bank.reference.images), &params)
+    let of_bank = samples(&bank_ids, &bank.reference.images);
+    let bank = Bank { samples: of_bank, index: &BankIndex::of(&of_bank) };
+    exclusions(&samples(&ids, &pool.reference.images), &bank, &params)
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! The golden files, and the samples that they are about.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use superbatch::matrix::Matrix;
 use superbatch::noise::SampleId;
+use superbatch::sample::SampleRef;
 use superbatch::select::{Learner, Objective, PairLoss, PairModel, PassKey, Reference, Scoring};
 
 pub use super::support::assert_close;
@@ -132,6 +135,17 @@ impl Pool {
 
     pub fn ids(&self) -> Vec<SampleId<'_>> {
         sample_ids(&self.ids)
+    }
+
+    /// The same as the kernels take them: shards by the order of their names here.
+    pub fn refs(&self, all: &Pool) -> Vec<SampleRef> {
+        let shards: BTreeSet<&String> = all.ids.iter().map(|(shard, _)| shard).collect();
+        let shards: Vec<&String> = shards.into_iter().collect();
+        let of = |(shard, sample_idx): &(String, u64)| {
+            let shard_idx = shards.binary_search(&shard).expect("a shard of the pool") as u32;
+            SampleRef { shard_idx, sample_idx: *sample_idx }
+        };
+        self.ids.iter().map(of).collect()
     }
 
     pub fn scoring(&self, by: &Scored) -> Scoring<'_> {

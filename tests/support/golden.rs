@@ -3,12 +3,15 @@
 
 #![allow(dead_code, reason = "each test crate takes what it needs")]
 
+use std::collections::BTreeSet;
+
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use superbatch::matrix::Matrix;
 use superbatch::noise::SampleId;
+use superbatch::sample::SampleRef;
 use superbatch::select::{Learner, Objective, PairLoss, PairModel, Reference, Scoring};
 
 /// Reads a JSON file below `tests/`.
@@ -90,6 +93,17 @@ impl Pool {
 
     pub fn ids(&self) -> Vec<SampleId<'_>> {
         self.ids.iter().map(|(shard, sample_idx)| SampleId { shard, sample_idx: *sample_idx }).collect()
+    }
+
+    /// The same as the kernels take them: shards by the order of their names here.
+    pub fn refs(&self, all: &Pool) -> Vec<SampleRef> {
+        let shards: BTreeSet<&String> = all.ids.iter().map(|(shard, _)| shard).collect();
+        let shards: Vec<&String> = shards.into_iter().collect();
+        let of = |(shard, sample_idx): &(String, u64)| {
+            let shard_idx = shards.binary_search(&shard).expect("a shard of the pool") as u32;
+            SampleRef { shard_idx, sample_idx: *sample_idx }
+        };
+        self.ids.iter().map(of).collect()
     }
 
     pub fn scoring(&self, name: &str) -> Scoring<'_> {

@@ -13,7 +13,7 @@ use std::ops::Range;
 use multiversion::multiversion;
 
 use crate::matrix::Matrix;
-use crate::noise::SampleId;
+use crate::sample::SampleRef;
 use crate::tile::{Tile, map_strips};
 
 use soft_max::SoftMax;
@@ -26,7 +26,7 @@ const N_NEGATIVES_MIN: usize = 16;
 /// Samples as the divide model sees them: row i of every part belongs to `ids[i]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Samples<'a> {
-    pub ids: &'a [SampleId<'a>],
+    pub ids: &'a [SampleRef],
     /// `[n_samples, d]`, unit rows.
     pub images: &'a Matrix,
     /// `[n_samples, d]`, unit rows; none where the model has no text tower or the pool no captions.
@@ -35,11 +35,26 @@ pub struct Samples<'a> {
     pub caption_hashes: Option<&'a [u128]>,
 }
 
-/// The negatives: of the queries' cluster, and of the pool. In bank order, by increasing keyed hash.
+/// Which rows of a bank hold a sample, and which a caption.
+#[derive(Clone, Debug, Default)]
+pub struct BankIndex {
+    row_of_id: HashMap<SampleRef, usize>,
+    rows_of_caption: HashMap<u128, Vec<usize>>,
+}
+
+/// Negatives, in bank order, by increasing keyed hash.
+#[derive(Clone, Copy, Debug)]
+pub struct Bank<'a> {
+    pub samples: Samples<'a>,
+    /// Of these samples.
+    pub index: &'a BankIndex,
+}
+
+/// The negatives: of the queries' cluster, and of the pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Banks<'a> {
-    pub cluster: Samples<'a>,
-    pub pool: Samples<'a>,
+    pub cluster: Bank<'a>,
+    pub pool: Bank<'a>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,7 +100,7 @@ pub struct Negatives {
     pub hardest_negative: usize,
 }
 
-/// How hard the negatives of each query are, and the bank rows of the cluster that are none.
+/// How hard the negatives of each query are.
 ///
 /// ```text
 /// H(i, A) = temperature · ln( 1/|A| · Σ_{j∈A} exp(⟨z_i, z_j⟩ / temperature) )       z the image embedding
@@ -111,10 +126,12 @@ pub struct Negatives {
 ///
 /// One negative at similarity s has hardness s at any temperature. A second one much farther away makes it
 /// `s − temperature · ln 2`.
-pub fn hardness(queries: &Samples, banks: &Banks, params: &HardnessParams) -> (Vec<Hardness>, Exclusions) {
+pub fn hardness(queries: &Samples, banks: &Banks, params: &HardnessParams) -> Vec<Hardness> {
     assert!(params.temperature.is_finite() && params.temperature > 0.0, "{params:?}");
     queries.check();
-    let (cluster, pool) = (Bank::new(&banks.cluster), Bank::new(&banks.pool));
+    let Banks { cluster, pool } = banks;
+    cluster.samples.check();
+    pool.samples.check();
     let strips = map_strips(queries.ids.len(), |blocks: &mut Blocks, strip| {
         let exclusions = cluster.fill_images(&mut blocks.cluster, queries, strip.clone(), params);
         let pool_exclusions = pool.fill_images(&mut blocks.pool, queries, strip.clone(), params);
@@ -124,7 +141,7 @@ pub fn hardness(queries: &Samples, banks: &Banks, params: &HardnessParams) -> (V
         let columns = strip.clone().enumerate().map(|(column, query)| {
             let n_negatives = exclusions.n_negatives(column);
             let n_pool = pool_exclusions.n_negatives(column);
-            let is_in_bank = cluster.rows_of_id.contains_key(&queries.ids[query]);
+            let is_in_bank = cluster.index.row_of_id.contains_key(&queries.ids[query]);
             // the same number of negatives on both sides
             let n_both = n_negatives.min(n_pool);
             let gain = || {
@@ -151,16 +168,15 @@ pub fn hardness(queries: &Samples, banks: &Banks, params: &HardnessParams) -> (V
                 negatives: (n_negatives > 0).then(negatives),
             }
         });
-        (columns.collect::<Vec<_>>(), exclusions)
+        columns.collect::<Vec<_>>()
     });
-    let (columns, exclusions): (Vec<_>, Vec<_>) = strips.into_iter().unzip();
-    (columns.concat(), Exclusions::concat(banks.cluster.ids.len(), exclusions.into_iter()))
+    strips.concat()
 }
 
 /// The bank rows that are no negatives of each query: the mask of all forms of hardness.
-pub fn exclusions(queries: &Samples, bank: &Samples, params: &HardnessParams) -> Exclusions {
+pub fn exclusions(queries: &Samples, bank: &Bank, params: &HardnessParams) -> Exclusions {
     queries.check();
-    let bank = Bank::new(bank);
+    bank.samples.check();
     let strips = map_strips(queries.ids.len(), |block: &mut Tile, strip| {
         bank.fill_images(block, queries, strip, params)
     });
@@ -184,24 +200,18 @@ impl Samples<'_> {
     }
 }
 
-/// A bank with the rows of each id and each caption.
-struct Bank<'a> {
-    samples: &'a Samples<'a>,
-    rows_of_id: HashMap<SampleId<'a>, usize>,
-    rows_of_caption: HashMap<u128, Vec<usize>>,
-}
-
-impl<'a> Bank<'a> {
-    fn new(samples: &'a Samples<'a>) -> Bank<'a> {
-        samples.check();
-        let rows_of_id = samples.ids.iter().enumerate().map(|(row, id)| (*id, row)).collect();
+impl BankIndex {
+    pub fn of(samples: &Samples) -> BankIndex {
+        let row_of_id = samples.ids.iter().enumerate().map(|(row, id)| (*id, row)).collect();
         let mut rows_of_caption: HashMap<u128, Vec<usize>> = HashMap::new();
         for (row, hash) in samples.caption_hashes.unwrap_or_default().iter().enumerate() {
             rows_of_caption.entry(*hash).or_default().push(row);
         }
-        Bank { samples, rows_of_id, rows_of_caption }
+        BankIndex { row_of_id, rows_of_caption }
     }
+}
 
+impl Bank<'_> {
     /// Sets the block to the image similarities of the bank with the queries of the strip, minus infinity
     /// where excluded.
     fn fill_images(
@@ -226,9 +236,9 @@ impl<'a> Bank<'a> {
             }
         }
         for (column, query) in strip.enumerate() {
-            let own_row = self.rows_of_id.get(&queries.ids[query]);
+            let own_row = self.index.row_of_id.get(&queries.ids[query]);
             let same_caption =
-                queries.caption_hashes.and_then(|hashes| self.rows_of_caption.get(&hashes[query]));
+                queries.caption_hashes.and_then(|hashes| self.index.rows_of_caption.get(&hashes[query]));
             for bank_row in own_row.into_iter().chain(same_caption.into_iter().flatten()) {
                 exclusions.insert(column, *bank_row);
             }

@@ -2,12 +2,26 @@ use super::*;
 use crate::noise::{Purpose, keyed_hash};
 use crate::tile::random_unit_rows;
 
-fn ids(n: u64) -> Vec<SampleId<'static>> {
-    (0..n).map(|sample_idx| SampleId { shard: "s", sample_idx }).collect()
+fn ids(n: u64) -> Vec<SampleRef> {
+    (0..n).map(|sample_idx| SampleRef { shard_idx: 0, sample_idx }).collect()
 }
 
-fn image_only<'a>(ids: &'a [SampleId<'a>], images: &'a Matrix) -> Samples<'a> {
+fn image_only<'a>(ids: &'a [SampleRef], images: &'a Matrix) -> Samples<'a> {
     Samples { ids, images, captions: None, caption_hashes: None }
+}
+
+fn against(queries: &Samples, cluster: Samples, pool: Samples, params: &HardnessParams) -> Vec<Hardness> {
+    let indices = [BankIndex::of(&cluster), BankIndex::of(&pool)];
+    let banks = Banks {
+        cluster: Bank { samples: cluster, index: &indices[0] },
+        pool: Bank { samples: pool, index: &indices[1] },
+    };
+    hardness(queries, &banks, params)
+}
+
+/// One bank is the cluster's and the pool's.
+fn in_both(queries: &Samples, bank: Samples, params: &HardnessParams) -> Vec<Hardness> {
+    against(queries, bank, bank, params)
 }
 
 fn cosine(left: &[f32], right: &[f32]) -> f64 {
@@ -36,8 +50,9 @@ fn one_query_by_hand() {
         captions: Some(&query_captions),
         caption_hashes: Some(&hashes[..1]),
     };
-    let (hardness, exclusions) =
-        hardness(&query, &Banks { cluster: bank, pool: bank }, &HardnessParams::default());
+    let params = HardnessParams::default();
+    let hardness = in_both(&query, bank, &params);
+    let exclusions = exclusions(&query, &Bank { samples: bank, index: &BankIndex::of(&bank) }, &params);
     assert_eq!(exclusions.of(0, 0..5).collect::<Vec<_>>(), [0, 1, 4]);
     let hardness = hardness[0];
     assert_eq!((hardness.n_negatives, hardness.n_false_negatives), (2, 2));
@@ -57,8 +72,7 @@ fn without_negatives_nothing_is_hard() {
     let images = Matrix::new([0.6, 0.8].repeat(3), 2);
     let ids = ids(3);
     let samples = image_only(&ids, &images);
-    let (hardness, _) =
-        hardness(&samples, &Banks { cluster: samples, pool: samples }, &HardnessParams::default());
+    let hardness = in_both(&samples, samples, &HardnessParams::default());
     assert!(
         hardness
             .iter()
@@ -91,8 +105,7 @@ fn every_column_is_that_of_its_formula() {
     };
     let pool = image_only(&all_ids[200..340], &pool_images);
     let params = HardnessParams { near_duplicate_similarity: 0.8, ..HardnessParams::default() };
-    let (columns, mask) = hardness(&queries, &Banks { cluster, pool }, &params);
-    assert_eq!(mask, exclusions(&queries, &cluster, &params));
+    let columns = against(&queries, cluster, pool, &params);
     for (i, hardness) in columns.iter().enumerate() {
         let is_duplicate = |bank: &Matrix, j| cosine(images.row(i), bank.row(j)) > 0.8;
         let is_negative =
@@ -134,7 +147,7 @@ fn a_tiny_temperature_leaves_the_hardest() {
     let ids = ids(60);
     let samples = image_only(&ids, &images);
     let params = HardnessParams { temperature: 1e-4, near_duplicate_similarity: 1.0 };
-    for hardness in hardness(&samples, &Banks { cluster: samples, pool: samples }, &params).0 {
+    for hardness in in_both(&samples, samples, &params) {
         let negatives = hardness.negatives.unwrap();
         let hardest = f64::from(negatives.hardest_negative_similarity);
         assert!((negatives.hardness - hardest).abs() < 1e-4 * 60f64.ln() + 1e-6);
@@ -153,8 +166,8 @@ fn gains(images: &Matrix, clusters: &[Vec<usize>], pool_seed: u64) -> Vec<f64> {
     for rows in clusters {
         let (ids, images) = gathered(rows);
         let samples = image_only(&ids, &images);
-        let banks = Banks { cluster: samples, pool: image_only(&pool_ids, &pool_images) };
-        let (columns, _) = hardness(&samples, &banks, &HardnessParams::default());
+        let pool = image_only(&pool_ids, &pool_images);
+        let columns = against(&samples, samples, pool, &HardnessParams::default());
         gains.extend(columns.iter().map(|hardness| hardness.negatives.unwrap().hardness_gain.unwrap()));
     }
     gains

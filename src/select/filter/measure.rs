@@ -13,7 +13,7 @@ use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::select::column::read_column;
 use crate::select::cutoff::{Cutoff, Ranked, cutoffs, rank_of};
-use crate::select::scored::scored_samples;
+use crate::select::scored::{ScoreCounts, scored_samples};
 use crate::settings::{Best, Filter, FractionOf, Keep, ModelRole};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
@@ -179,8 +179,8 @@ impl Measurer {
         let stage = run.filter(self.position, "");
         let table = found_table(run, &samples, &found);
         let file = table::write(run.run(), &exchange::file_name(&stage, task), &table, &[])?;
-        let (scored, _) = scored_samples(run, task)?;
-        let counts = FilterCounts { reaching: samples.len() as u64, scored: scored.len() as u64 };
+        let scored = run.committed_counts::<ScoreCounts>(&run.score("select.score"), task)?.scored;
+        let counts = FilterCounts { reaching: samples.len() as u64, scored };
         run.commit(&stage, task, Done::new(vec![file], read, counts))?;
         Ok(())
     }
@@ -201,7 +201,6 @@ impl Measurer {
                 let storage = run.storage(&run.samples());
                 let table = table::read(storage, marker.file(), &METADATA_COLUMNS)?;
                 let rows = rows_of(run, &table, samples)?;
-                read.push(marker.file().clone());
                 read.push(marker.file().clone());
                 let columns = Rows(&table);
                 let (widths, heights) = (columns.u32("width"), columns.u32("height"));
