@@ -84,6 +84,10 @@ pub enum Error {
     OtherPlan { folder: PathBuf, differences: Vec<String> },
     #[error("store `{folder}` holds the samples of another pool, or read with other limits")]
     StoreOfAnotherPool { folder: PathBuf },
+    #[error("store `{folder}` holds the samples of another shard `{shard}`, of the same size")]
+    StoreOfAnotherShard { folder: PathBuf, shard: String },
+    #[error("`{folder}` was given another plan while this run was going on")]
+    Replanned { folder: PathBuf },
     #[error("the runs `{left}` and `{right}` are of different pools")]
     OtherPool { left: PathBuf, right: PathBuf },
     #[error("`{folder}` is not a run folder: it has no `plan.json`")]
@@ -102,6 +106,8 @@ pub enum Error {
     Calibrate { model: ModelRole, source: CalibrationError },
     #[error("there is no `models.expert_{cluster}` for cluster {cluster}")]
     ExpertMissing { cluster: u32 },
+    #[error("there is no cluster {cluster} for `models.expert_{cluster}`")]
+    ExpertWithoutCluster { cluster: u32 },
     #[error("`{folder}` is not complete, which a run must be before its next round")]
     RunIncomplete { folder: PathBuf },
     #[error("the run has no `models.learner`, whose next checkpoint a round scores with")]
@@ -145,6 +151,9 @@ pub enum Error {
     #[error("{n_wrong} files of `{folder}` are damaged or named by no marker")]
     VerifyFailed { folder: PathBuf, n_wrong: usize },
 }
+
+/// Lines of a message about two plans.
+const DIFFERENCES_SHOWN: usize = 20;
 
 impl Error {
     /// The error, its causes and its hint, a line each.
@@ -228,10 +237,15 @@ impl Error {
             }
             Error::DiskSpace { .. } => "free some space, or choose another folder with `-o`".to_owned(),
             Error::OtherPlan { differences, .. } => format!(
-                "use another folder, or `--replan` to keep the stages that are unchanged; it differs in\n  {}",
-                differences.join("\n  ")
+                "use another folder, or `--replan` to keep the stages that are unchanged; it differs in\n  {}{}",
+                differences[..differences.len().min(DIFFERENCES_SHOWN)].join("\n  "),
+                match differences.len().saturating_sub(DIFFERENCES_SHOWN) {
+                    0 => String::new(),
+                    n_more => format!("\n  and {n_more} more"),
+                }
             ),
-            Error::StoreOfAnotherPool { .. } => "give each pool a `store` of its own".to_owned(),
+            Error::Replanned { .. } => "only one run of a folder may `--replan` at a time; run again when it is done".to_owned(),
+            Error::StoreOfAnotherPool { .. } | Error::StoreOfAnotherShard { .. } => "give each pool a `store` of its own".to_owned(),
             Error::OtherPool { .. } => {
                 "runs are compared sample by sample: both need the same shards and the same `read.shards_per_task`"
                     .to_owned()
@@ -248,7 +262,9 @@ impl Error {
             Error::NotCommitted { .. } => "`superbatch run` does every stage that is missing".to_owned(),
             Error::OtherParts { .. } => "start the other parts, or run without `--tasks`".to_owned(),
             Error::NothingEmbedded | Error::NothingScored => {
-                "the `rejection` column of `samples/` says why each sample was left out".to_owned()
+                "`rejection` in `samples/` and `embeddings/` says why a sample was left out; `read.bounds` and the steps before \
+                 the draw may take out all"
+                    .to_owned()
             }
             Error::ExpertMissing { .. } => {
                 "every cluster of `divide.n_clusters` needs its expert; without experts `models.reference` stands for all"
@@ -337,6 +353,7 @@ impl Error {
                 | Error::DiskSpace { .. }
                 | Error::OtherPlan { .. }
                 | Error::StoreOfAnotherPool { .. }
+                | Error::StoreOfAnotherShard { .. }
                 | Error::OtherPool { .. }
                 | Error::NotARun { .. }
                 | Error::NothingToShow { .. }

@@ -116,12 +116,15 @@ fn without_a_good_sample_a_run_says_why() {
     }
     let shards = format!("'{}'", folder.path().join("*.tar").display());
     let error = error_of(&mut keep_all(&shards).command("run", &folder.path().join("run")), 1);
-    assert!(error.starts_with("error: no sample could be embedded\nhint: the `rejection` column"), "{error}");
+    assert!(
+        error.starts_with("error: no sample could be embedded\nhint: `rejection` in `samples/`"),
+        "{error}"
+    );
     let mut pipeline = keep_all(&shards);
     pipeline.sets.retain(|set| !set.starts_with("divide."));
     pipeline.file = without_divide(folder.path());
     let error = error_of(&mut pipeline.command("run", &folder.path().join("other")), 1);
-    assert!(error.starts_with("error: no sample could be scored\nhint: the `rejection` column"), "{error}");
+    assert!(error.starts_with("error: no sample could be scored\nhint: `rejection` in"), "{error}");
 }
 
 fn without_divide(folder: &Path) -> PathBuf {
@@ -168,7 +171,7 @@ fn mistakes_in_settings_are_named_before_any_work() {
         ("select.step.0.filter_ratio=1", "filter_ratio"),
         ("select.step.0.filter_ratio=-0.5", "filter_ratio"),
         ("select.step.0.super_batch_size=0", "must be between 1 and 16777216"),
-        ("select.step.0.method=best", "unknown variant `best`"),
+        ("select.step.0.method=best", "unknown method `best`"),
         ("divide.n_clusters=0", "must be between 1 and 16777216"),
         ("models.learner.folder=nowhere", "there is no `nowhere`"),
         ("models.learner.variant=fp16", "vision_model_fp16.onnx"),

@@ -273,7 +273,7 @@ fn what_the_methods_cannot_do_is_named_before_any_work() {
         (quickstart("select.objective=hinge"), "unknown variant `hinge`"),
         (quickstart("select.step.0.draw=dice"), "unknown variant `dice`"),
         (steps(""), "0 steps"),
-        (steps("{method='jset'}"), "unknown variant `jset`"),
+        (steps("{method='jset'}"), "unknown method `jset`"),
         (steps(&format!("{jest},{jest}")), "unknown variant `jest`"),
         (steps(&format!("{{method='clip_score'}},{jest}")), "missing field `keep`"),
         (steps(&format!("{{method='clip_score',keep={{most=1}}}},{jest}")), "expected `{ min"),

@@ -102,7 +102,7 @@ pub enum Command {
         #[arg(long, requires = "model")]
         bench: bool,
         /// Where the model runs, as `device` in a pipeline file.
-        #[arg(long, default_value = "auto")]
+        #[arg(long, default_value = "auto", requires = "model")]
         device: Device,
     },
 }
@@ -198,10 +198,10 @@ pub struct CompareArgs {
     #[arg(long, value_name = "SHARDS")]
     pub pool: Vec<String>,
     /// Samples of the pool that both models embed at most.
-    #[arg(long, default_value_t = 1000, value_name = "N")]
+    #[arg(long, default_value_t = 1000, value_name = "N", requires = "pool")]
     pub samples: usize,
     /// Where the models run, as `device` in a pipeline file.
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", requires = "pool")]
     pub device: Device,
     #[arg(long)]
     pub json: bool,

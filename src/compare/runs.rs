@@ -29,7 +29,7 @@ const RANKED_MAX: usize = 200_000;
 pub struct RunsComparison {
     pub left: PathBuf,
     pub right: PathBuf,
-    /// Samples that came to the draw in both.
+    /// Samples that both scored.
     pub n_common: usize,
     pub kept: SharedPart,
     /// Of each score that both runs have.
@@ -65,20 +65,22 @@ pub fn compare_runs(left: &RunFolder, right: &RunFolder) -> Result<RunsCompariso
     }
     let common = tasks_of(left)?.intersection(&tasks_of(right)?).copied().collect::<Vec<_>>();
     let mut overlap = Overlap { n_left: 0, n_right: 0, n_both: 0 };
-    let (mut n_common, mut scores) = (0, Scores::default());
+    let (mut n_common, mut n_scored, mut scores) = (0, 0, Scores::default());
     for task in common {
         let (left, right) = (Verdicts::read(left, task)?, Verdicts::read(right, task)?);
         let of_task = Overlap::of_sorted(&left.kept(), &right.kept());
         overlap.n_left += of_task.n_left;
         overlap.n_right += of_task.n_right;
         overlap.n_both += of_task.n_both;
-        n_common += scores.add(&left, &right, left_pool);
+        let n_of_both = scores.add(&left, &right, left_pool);
+        n_common += n_of_both;
+        n_scored += left.samples.len() + right.samples.len() - n_of_both;
     }
     Ok(RunsComparison {
         left: left.run().root().to_owned(),
         right: right.run().root().to_owned(),
         n_common,
-        kept: SharedPart::of(overlap, n_common),
+        kept: SharedPart::of(overlap, n_scored),
         rank_correlations: scores.correlations(),
     })
 }
@@ -87,7 +89,7 @@ fn tasks_of(run: &RunFolder) -> Result<BTreeSet<usize>, Error> {
     Ok(complete_tasks(run)?.tasks.into_iter().collect())
 }
 
-/// The verdicts of a task: one row for each sample that came to the draw.
+/// The verdicts of a task: one row for each sample that was scored.
 struct Verdicts {
     table: RecordBatch,
     samples: Vec<SampleRef>,
@@ -174,7 +176,7 @@ impl Scores {
 impl RunsComparison {
     pub fn text(&self) -> String {
         let mut text = format!("{}\n{}\n", self.left.display(), self.right.display());
-        let _ = writeln!(text, "{} samples came to the draw in both", self.n_common);
+        let _ = writeln!(text, "{} samples were scored in both", self.n_common);
         let _ = writeln!(text, "kept by both  {}", self.kept.text());
         let _ = write!(text, "rank correlation of the scores (Spearman)");
         for (name, correlation) in &self.rank_correlations {

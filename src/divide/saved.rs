@@ -127,7 +127,7 @@ impl SavedCentroids {
         let parquet = |source| CentroidsError::Parquet { source };
         let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(parquet)?;
         let (model_digest, level_sizes) = described(&builder)?;
-        check_columns(&builder, level_sizes.len(), size_bytes_max)?;
+        check_columns(&builder, &level_sizes, size_bytes_max)?;
         let batch = table::read_batches(builder, &[]).map_err(parquet)?;
         check_rows(&batch, &level_sizes)?;
         let rows = Rows(&batch).embeddings("centroid").0;
@@ -221,7 +221,7 @@ fn described(
 /// Checks types and sizes before anything is decoded.
 fn check_columns(
     builder: &ParquetRecordBatchReaderBuilder<Bytes>,
-    n_levels: usize,
+    level_sizes: &[usize],
     size_bytes_max: u64,
 ) -> Result<(), CentroidsError> {
     let of_type = |column: &str, is_type: fn(&DataType) -> bool| {
@@ -233,7 +233,7 @@ fn check_columns(
     };
     let is_u32 = |dtype: &DataType| *dtype == DataType::UInt32;
     of_type("cluster", is_u32)?;
-    for level in 0..n_levels {
+    for level in 0..level_sizes.len() {
         of_type(&level_column(level), is_u32)?;
     }
     let centroid = of_type("centroid", |dtype| {
@@ -245,6 +245,10 @@ fn check_columns(
     match n_rows.saturating_mul(*dim as u64).saturating_mul(4) {
         _ if n_rows == 0 => Err(CentroidsError::Row { row: 0 }),
         size_bytes if size_bytes > size_bytes_max => Err(CentroidsError::TooLarge { size_bytes }),
+        // no level has more clusters than the finest
+        _ if level_sizes.iter().any(|size| *size as u64 > n_rows) => {
+            Err(CentroidsError::Column { column: LEVEL_SIZES.to_owned() })
+        }
         _ => Ok(()),
     }
 }
@@ -326,6 +330,8 @@ mod tests {
         assert!(message(&table, &description[1..]).contains("model digest"));
         let three_levels = [description[0].clone(), (LEVEL_SIZES, "[3, 1, 1]".to_owned())];
         assert!(message(&table, &three_levels).contains("`level_3`"));
+        let too_many = [description[0].clone(), (LEVEL_SIZES, "[9223372036854775807, 1]".to_owned())];
+        assert!(message(&table, &too_many).contains(LEVEL_SIZES));
         let too_few = [description[0].clone(), (LEVEL_SIZES, "[2, 1]".to_owned())];
         assert!(message(&table, &too_few).contains("row 0"));
 

@@ -3,6 +3,7 @@
 use std::sync::mpsc::SyncSender;
 use std::time::SystemTime;
 
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::executor::with_retries;
 use crate::plan::{Pool, Shard};
@@ -31,7 +32,7 @@ pub enum Event<S> {
     },
     Samples(Block<S>),
     End {
-        times: Vec<ShardTimes>,
+        times: Vec<ShardRead>,
     },
     /// The task's shards cannot be read.
     Failed {
@@ -51,11 +52,13 @@ pub struct Block<S> {
     pub samples: Vec<S>,
 }
 
-/// When a shard was read, seconds since 1970.
-#[derive(Clone, Copy, Debug)]
-pub struct ShardTimes {
+/// A shard that was read to its end: when, in seconds since 1970, and what it was.
+#[derive(Clone, Debug)]
+pub struct ShardRead {
     pub start_secs: f64,
     pub end_secs: f64,
+    /// As [`Pool::fingerprint`] has it.
+    pub fingerprint: Digest,
 }
 
 impl<S> Event<S> {
@@ -99,7 +102,7 @@ fn read_task(
     task: usize,
     read: &ReadSettings,
     sender: &SyncSender<Event<ReadSample>>,
-) -> Result<Result<Vec<ShardTimes>, Stopped>, Error> {
+) -> Result<Result<Vec<ShardRead>, Stopped>, Error> {
     let mut times = Vec::new();
     for (position, shard) in pool.shards_of(task).iter().enumerate() {
         let shard_idx = pool.first_shard_idx(task) + position;
@@ -124,7 +127,7 @@ fn read_task(
         if sender.send(Event::Samples(block)).is_err() {
             return Ok(Err(Stopped));
         }
-        times.push(ShardTimes { start_secs, end_secs: now_secs() });
+        times.push(ShardRead { start_secs, end_secs: now_secs(), fingerprint: pool.fingerprint(shard)? });
     }
     Ok(Ok(times))
 }

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::runtime::{Place, Provider, is_out_of_memory};
 
 use super::decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow, embed_batch};
-use super::feed::{Event, ShardTimes, TaskWork};
+use super::feed::{Event, ShardRead, TaskWork};
 use super::loaded::LoadedModel;
 use super::model::Model;
 use super::session::SessionSettings;
@@ -211,7 +211,7 @@ pub enum Step {
     /// The embeddings of the next samples, by model of the task, once they are there.
     Inferred(Receiver<Result<Vec<InferredRows>, Error>>),
     End {
-        times: Vec<ShardTimes>,
+        times: Vec<ShardRead>,
     },
     Failed {
         task: usize,

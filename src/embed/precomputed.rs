@@ -16,7 +16,7 @@ use crate::sample::SampleRef;
 use crate::table::{self, Rows};
 
 use super::decoded::{DecodedSample, Encoders};
-use super::feed::{ShardTimes, TaskWork, now_secs, open_shard};
+use super::feed::{ShardRead, TaskWork, now_secs, open_shard};
 use super::stage::FailedTask;
 use super::tower::{BatchOutputs, Embeddings, PairEmbeddings, unit_rows};
 use super::values::ModelRows;
@@ -36,7 +36,7 @@ pub fn read_samples(run: &RunFolder, executor: &Executor) -> Result<Vec<FailedTa
     let mut failed = Vec::new();
     for task in executor.todo(run, &run.samples(), &tasks)? {
         match with_retries("embed", task, || read_task(run, task, &encoders)) {
-            Ok(read) => write_task(run, &[], read)?,
+            Ok(read) => with_retries("embed", task, || write_task(run, &[], &read))?,
             Err(error) => failed.push(FailedTask { task, error }),
         }
     }
@@ -64,7 +64,8 @@ fn read_task(run: &RunFolder, task: usize, encoders: &Encoders) -> Result<Embedd
             let rows = decoded.into_iter().map(|sample| sample.row).collect();
             read.push_rows(pool.first_shard_idx(task) + position, rows);
         }
-        read.times.push(ShardTimes { start_secs, end_secs: now_secs() });
+        let fingerprint = pool.fingerprint(shard)?;
+        read.times.push(ShardRead { start_secs, end_secs: now_secs(), fingerprint });
     }
     Ok(read)
 }

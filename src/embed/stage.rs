@@ -75,7 +75,7 @@ pub fn run(
 ) -> Result<Vec<FailedTask>, Error> {
     let (given, needed): (Vec<NeededModel>, Vec<NeededModel>) =
         needed_models(run, executor)?.into_iter().partition(|model| model.vectors(run).is_some());
-    let failed = match needed.is_empty() {
+    let mut failed = match needed.is_empty() {
         true => precomputed::read_samples(run, executor)?,
         false => run_models(run, executor, settings, needed)?,
     };
@@ -84,10 +84,14 @@ pub fn run(
         let embedding_dim =
             run.plan().models.get(model.role).expect("the plan names the model").embedding_dim;
         // what could not be read is left out of every model
-        let is_read = |task: &&usize| failed.iter().all(|failed| failed.task != **task);
-        for &task in model.todo.iter().filter(is_read) {
+        for &task in &model.todo {
+            if failed.iter().any(|failed| failed.task == task) {
+                continue;
+            }
             let embed = || precomputed::embed_task(run, &model.stage, vectors, embedding_dim, task);
-            with_retries("embed", task, embed)?;
+            if let Err(error) = with_retries("embed", task, embed) {
+                failed.push(FailedTask { task, error });
+            }
         }
     }
     Ok(failed)
@@ -270,7 +274,7 @@ fn write_tasks(
     let stages: Vec<Stage> = models.iter().map(|model| model.stage.clone()).collect();
     for task in receiver {
         let n_bytes = task_bytes(run, task.work.task);
-        write_task(run, &stages, task)?;
+        with_retries("embed", task.work.task, || write_task(run, &stages, &task))?;
         progress.add(n_bytes);
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::rejection::Rejection;
 use crate::run_folder::{Done, RunFolder, Stage};
@@ -13,7 +14,7 @@ use crate::storage;
 use crate::table::{self, Columns};
 
 use super::decoded::SampleRow;
-use super::feed::{ShardTimes, TaskWork};
+use super::feed::{ShardRead, TaskWork};
 use super::infer::{InferredRows, Worker};
 use super::values::ModelRows;
 
@@ -36,6 +37,9 @@ pub struct ShardCounts {
     /// Seconds since 1970.
     pub start_secs: f64,
     pub end_secs: f64,
+    /// Of the shard as it was read.
+    pub modified_ns: u64,
+    pub fingerprint: Digest,
 }
 
 impl SamplesCounts {
@@ -71,7 +75,7 @@ pub struct EmbeddingsCounts {
 /// A task with everything that its files hold.
 pub struct EmbeddedTask {
     pub work: TaskWork,
-    pub times: Vec<ShardTimes>,
+    pub times: Vec<ShardRead>,
     /// All samples, with the position of their shard in the pool.
     rows: Vec<(usize, SampleRow)>,
     /// One for each of `work.models`.
@@ -159,9 +163,9 @@ impl ModelFacts {
 }
 
 /// Writes and commits what the task's work asks for.
-pub fn write_task(run: &RunFolder, stages: &[Stage], task: EmbeddedTask) -> Result<(), Error> {
+pub fn write_task(run: &RunFolder, stages: &[Stage], task: &EmbeddedTask) -> Result<(), Error> {
     let task_idx = task.work.task;
-    let counts = samples_counts(run, &task);
+    let counts = samples_counts(run, task);
     let samples = run.samples();
     if task.work.needs_samples {
         let file = table::write(
@@ -267,6 +271,8 @@ fn samples_counts(run: &RunFolder, task: &EmbeddedTask) -> SamplesCounts {
             image_bytes: 0,
             start_secs: times.start_secs,
             end_secs: times.end_secs,
+            modified_ns: shard.modified_ns,
+            fingerprint: times.fingerprint.clone(),
         })
         .collect();
     for (shard_idx, row) in &task.rows {

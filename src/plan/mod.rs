@@ -104,6 +104,7 @@ impl Plan {
             planned.push((role, model));
         }
         let models: Models<PlannedModel> = planned.into_iter().collect();
+        warn_of_equal_models(&models);
         let mut divide = settings.divide.clone();
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
@@ -165,6 +166,7 @@ impl Plan {
         model::check(&wants, ModelRole::Learner, &model, loaded.model.initial_logit_scale)?;
         let mut plan = self.clone();
         plan.models.insert(ModelRole::Learner, model);
+        warn_of_equal_models(&plan.models);
         plan.round = round;
         // both below the folder of the run, wherever that is moved
         plan.base = Some(PathBuf::from(BASE));
@@ -216,7 +218,22 @@ impl Plan {
         let mut lines = Vec::new();
         let (here, there) = (json!(self), json!(other));
         collect_differences("", &here, &there, &mut lines);
+        if lines.is_empty() && self.digests != other.digests {
+            lines.push(
+                "the contents of a file that the settings name, such as evaluation embeddings".to_owned(),
+            );
+        }
         lines
+    }
+}
+
+/// Two equal models are a control, and hardly ever meant.
+fn warn_of_equal_models(models: &Models<PlannedModel>) {
+    let digest = |role| models.get(role).map(|model| &model.digest);
+    if let Some(learner) = digest(ModelRole::Learner)
+        && digest(ModelRole::Reference) == Some(learner)
+    {
+        tracing::warn!("learner and reference are one model: learnability is 0 everywhere");
     }
 }
 
@@ -233,6 +250,9 @@ fn check_experts(models: &Models<PlannedModel>, divide: &Option<DivideSettings>)
     let n_clusters = divide.as_ref().map_or(0, |divide| divide.n_clusters as u32);
     if let Some(cluster) = (0..n_clusters).find(|cluster| !models.has(ModelRole::Expert(*cluster))) {
         return Err(Error::ExpertMissing { cluster });
+    }
+    if let Some(cluster) = models.experts().find(|cluster| *cluster >= n_clusters) {
+        return Err(Error::ExpertWithoutCluster { cluster });
     }
     let width = |cluster| models.get(ModelRole::Expert(cluster)).map(|expert| expert.embedding_dim);
     match models.experts().find(|cluster| width(*cluster) != width(first)) {
@@ -261,11 +281,12 @@ fn fit_to_memory(
     divide: &mut Option<DivideSettings>,
     select: &mut SelectSettings,
 ) -> Result<(), Error> {
-    // an audit takes part in no draw, and must change none
-    let drawn_by = models.iter().filter(|(role, _)| !role.is_audit());
-    let sample_bytes: u64 = drawn_by.map(|(_, model)| model.row_bytes(EmbeddingDtype::F32)).sum();
-    let sample_bytes = sample_bytes.max(1);
+    let row_bytes = |role| models.get(role).map_or(0, |model| model.row_bytes(EmbeddingDtype::F32));
+    // a group holds the learner's embeddings and one reference's; an audit takes part in no draw, and must change none
+    let references = std::iter::once(ModelRole::Reference).chain(models.experts().map(ModelRole::Expert));
+    let sample_bytes = row_bytes(ModelRole::Learner) + references.map(row_bytes).max().unwrap_or(0);
     if let Some(divide) = divide {
+        let sample_bytes = (sample_bytes + row_bytes(divide.model)).max(1);
         let banks_bytes_max = settings.memory_limit_bytes / 4;
         let size_max = banks_bytes_max / (sample_bytes * (divide.n_clusters as u64 + 1));
         if size_max == 0 {
@@ -283,7 +304,7 @@ fn fit_to_memory(
     }
     // a group of n super-batches may hold half a super-batch more
     let Some(deal) = settings.select.draw.deal() else { return Ok(()) };
-    let super_batch_bytes = deal.super_batch_size as u64 * sample_bytes;
+    let super_batch_bytes = deal.super_batch_size as u64 * sample_bytes.max(1);
     let n_max = (settings.memory_limit_bytes / 2).saturating_sub(super_batch_bytes / 2) / super_batch_bytes;
     if n_max == 0 {
         return Err(Error::MemoryLimit {

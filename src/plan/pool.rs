@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::read::ShardFormat;
 use crate::settings::ReadSettings;
@@ -11,6 +12,9 @@ use crate::storage::Storage;
 
 /// More tasks than this in a stage make its bookkeeping slow.
 const TASKS_MAX: usize = 100_000;
+
+/// Of each end of a shard that its fingerprint is made of.
+const FINGERPRINT_BYTES: u64 = 1 << 20;
 
 /// The shards offered to a run, sorted by id, and how they are dealt out to tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +110,20 @@ impl Pool {
     /// Position in the pool of a task's first shard.
     pub fn first_shard_idx(&self, task: usize) -> usize {
         task * self.shards_per_task
+    }
+
+    /// Tells a shard from another of its name and size: the digest of its first and its last MiB, and of its sidecar's.
+    pub fn fingerprint(&self, shard: &Shard) -> Result<Digest, Error> {
+        let storage = self.storage();
+        let mut ends = Vec::new();
+        let beside = shard.sidecar.iter().map(|beside| (&beside.id, beside.size_bytes));
+        for (id, size_bytes) in std::iter::once((&shard.id, shard.size_bytes)).chain(beside) {
+            let n_bytes = size_bytes.min(FINGERPRINT_BYTES);
+            for offset in [0, size_bytes - n_bytes] {
+                ends.extend_from_slice(&storage.read_range(id, offset, n_bytes)?);
+            }
+        }
+        Ok(Digest::of_bytes(&ends))
     }
 
     pub fn storage(&self) -> Storage {

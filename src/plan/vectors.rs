@@ -102,7 +102,8 @@ impl PlannedVectors {
 impl VectorFiles {
     fn find(pattern: &str, array: Option<String>, pool: &Pool) -> Result<VectorFiles, Error> {
         let mut paths = expand(pattern)?;
-        paths.sort();
+        // as text, as shards are: by component, `a/0` would come before `a-b/0`
+        paths.sort_by(|left, right| left.as_os_str().cmp(right.as_os_str()));
         if paths.len() != pool.shards.len() {
             let (n_files, n_shards) = (paths.len(), pool.shards.len());
             return Err(Error::VectorFiles { pattern: pattern.to_owned(), n_files, n_shards });

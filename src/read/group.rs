@@ -297,8 +297,14 @@ impl Group {
 
     /// Takes what the members did not say from the file beside the tar.
     fn complete(&mut self, row: SidecarRow, limits: &Limits) {
-        if self.json.is_none() && row.json.len() as u64 <= limits.json_bytes_max {
-            self.json = Some(row.json.into_bytes());
+        if self.json.is_none() {
+            // the column that is the caption goes before one that happens to have the name
+            if self.txt.is_none() && self.caption.is_none() {
+                self.caption = row.caption.clone().map(|text| Ok(text.into_bytes()));
+            }
+            if row.json.len() as u64 <= limits.json_bytes_max {
+                self.json = Some(row.json.into_bytes());
+            }
         }
         self.other_uid = row.uid;
         self.other_caption = row.caption;

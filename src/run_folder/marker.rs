@@ -78,7 +78,7 @@ impl RunFolder {
     }
 
     /// The marker of a task without a look at its files.
-    fn marker_alone<C: DeserializeOwned>(
+    pub(super) fn marker_alone<C: DeserializeOwned>(
         &self,
         stage: &Stage,
         task: usize,
@@ -133,8 +133,9 @@ impl RunFolder {
     ///
     /// # Errors
     ///
-    /// An earlier attempt under the same stage digest that wrote other bytes.
+    /// An earlier attempt under the same stage digest that wrote other bytes; [`Error::Replanned`].
     pub fn commit<C: Serialize>(&self, stage: &Stage, task: usize, done: Done<C>) -> Result<bool, Error> {
+        self.check_plan()?;
         let marker = Marker {
             stage: stage.name.clone(),
             task,
@@ -171,16 +172,20 @@ impl RunFolder {
         Ok(markers.map(|file| format!("{folder}/{file}")).collect())
     }
 
-    pub(super) fn read_marker(&self, stage: &Stage, name: &str) -> Result<Marker<Value>, Error> {
+    /// A marker under its name, unless another process took it back.
+    pub(super) fn read_marker(&self, stage: &Stage, name: &str) -> Result<Option<Marker<Value>>, Error> {
         let storage = self.storage(stage);
-        serde_json::from_slice(&storage.read(name)?)
+        let Some(bytes) = storage.read_if_present(name)? else { return Ok(None) };
+        serde_json::from_slice(&bytes)
+            .map(Some)
             .map_err(|source| Error::Json { path: storage.path(name), source })
     }
 
     /// Every marker of a stage by the name of its file, whatever stage digest it carries.
     pub fn markers_in(&self, stage: &Stage) -> Result<Vec<(String, Marker<Value>)>, Error> {
         let names = self.marker_names(stage)?.into_iter();
-        names.map(|name| Ok((name.clone(), self.read_marker(stage, &name)?))).collect()
+        let marker = |name: String| Ok(self.read_marker(stage, &name)?.map(|marker| (name, marker)));
+        names.filter_map(|name| marker(name).transpose()).collect()
     }
 
     /// Takes a commit back: the marker first, so that nothing names a missing file.

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::digest::Digest;
+use crate::embed::SamplesCounts;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::storage::Storage;
@@ -27,6 +28,8 @@ pub struct RunFolder {
     base: Storage,
     plan: Plan,
     plan_digest: Digest,
+    /// Size and time of the plan's file, by which it is seen that another took its place.
+    stamp: Option<(u64, u64)>,
 }
 
 /// What to do where the folder holds another plan.
@@ -41,42 +44,66 @@ const PLAN: &str = "plan.json";
 
 impl RunFolder {
     /// Opens a run folder for a plan, which it takes as its own if it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherPlan`] unless `other_plan` allows it, and a store that holds another pool's samples.
     pub fn create(run: Storage, plan: Plan, other_plan: OtherPlan) -> Result<RunFolder, Error> {
-        let folder = RunFolder::new(run, plan);
-        folder.check_store()?;
+        let folder = RunFolder::new(run, plan)?;
         let text = serde_json::to_vec_pretty(&folder.plan).expect("a plan is representable as JSON");
-        if folder.run.create_if_absent(PLAN, &text)? {
-            return Ok(folder);
+        if folder.run.size_bytes(PLAN)?.is_none() {
+            folder.check_store()?;
+            if folder.run.create_if_absent(PLAN, &text)? {
+                // of a plan that was removed
+                folder.drop_stale(false)?;
+                return folder.stamped();
+            }
         }
         let present = read_plan(&folder.run)?;
         let differences = present.differences(&folder.plan);
         if differences.is_empty() {
-            return Ok(folder);
+            return folder.stamped();
         }
         if other_plan == OtherPlan::Refuse {
             return Err(Error::OtherPlan { folder: folder.run.root().to_owned(), differences });
         }
+        folder.check_store()?;
         // the new plan last: a stop in between leaves the earlier plan with fewer tasks done, and never a new plan
         // with stale markers in the places of its own
-        folder.drop_stale()?;
+        let has_other_shards = folder.plan.store.is_none() && folder.first_other_shard()?.is_some();
+        folder.drop_stale(has_other_shards)?;
         folder.run.put(PLAN, &text)?;
-        Ok(folder)
+        folder.stamped()
     }
 
     /// Opens a run folder by the plan that it holds.
     pub fn open(run: Storage) -> Result<RunFolder, Error> {
         let plan = read_plan(&run)?;
-        Ok(RunFolder::new(run, plan))
+        RunFolder::new(run, plan)?.stamped()
     }
 
-    fn new(run: Storage, plan: Plan) -> RunFolder {
+    fn new(run: Storage, plan: Plan) -> Result<RunFolder, Error> {
         // relative folders, which a round has, are so to its own
         let other = |folder: &Option<PathBuf>| {
             folder.as_ref().map_or_else(|| run.clone(), |at| Storage::new(run.root().join(at)))
         };
         let (store, base) = (other(&plan.store), other(&plan.base));
         let plan_digest = Digest::of_json(&plan);
-        RunFolder { run, store, base, plan, plan_digest }
+        Ok(RunFolder { run, store, base, plan, plan_digest, stamp: None })
+    }
+
+    /// Remembers the file of the plan as it is now.
+    fn stamped(mut self) -> Result<RunFolder, Error> {
+        self.stamp = self.run.guard(PLAN)?;
+        Ok(self)
+    }
+
+    /// Refuses to go on under a plan that is no longer the folder's.
+    fn check_plan(&self) -> Result<(), Error> {
+        if self.run.guard(PLAN)? == self.stamp {
+            return Ok(());
+        }
+        Err(Error::Replanned { folder: self.run.root().to_owned() })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -136,23 +163,31 @@ impl RunFolder {
         Ok(self.undone(&self.report(), &[0])?.is_empty())
     }
 
-    /// Drops what was committed under another digest, or by a step that the plan does not have: first the marker, then
-    /// its files. Embeddings of other models stay in the store.
-    fn drop_stale(&self) -> Result<(), Error> {
+    /// Drops what was committed under another digest, or by a step that the plan does not have, or all: of each commit
+    /// first the marker, then its files, and what stands on others before them. Embeddings of other models stay in the
+    /// store.
+    fn drop_stale(&self, all: bool) -> Result<(), Error> {
         let stages = self.stages()?;
-        for name in self.committed_stages(&stages)? {
-            let planned = stages.iter().find(|stage| stage.name == name);
-            let absent =
-                || Stage { name: name.clone(), digest: Digest::of_bytes(b"no stage"), place: Place::Run };
-            let stage = planned.cloned().unwrap_or_else(absent);
+        let absent = |name: &String| Stage {
+            name: name.clone(),
+            digest: Digest::of_bytes(b"no stage"),
+            place: Place::Run,
+        };
+        let planned = |name: &String| stages.iter().all(|stage| stage.name != *name);
+        let committed = self.committed_stages(&stages)?;
+        let others = committed.iter().filter(|name| planned(name)).map(absent);
+        for stage in others.chain(stages.iter().rev().cloned()) {
             if stage.place == Place::Base && self.plan.base.is_some() {
                 continue;
             }
             for (marker_name, marker) in self.markers_in(&stage)? {
-                if marker.stage_digest != stage.digest {
+                if all || marker.stage_digest != stage.digest {
                     self.drop_marker(&stage, &marker_name, &marker)?;
                 }
             }
+        }
+        if all {
+            self.drop_stage_plans_without_markers()?;
         }
         Ok(())
     }
@@ -173,11 +208,31 @@ impl RunFolder {
         }
         let samples = self.samples();
         let Some(first) = self.marker_names(&samples)?.into_iter().next() else { return Ok(()) };
-        if self.read_marker(&samples, &first)?.stage_digest == samples.digest {
-            Ok(())
-        } else {
-            Err(Error::StoreOfAnotherPool { folder: self.store.root().to_owned() })
+        let folder = || self.store.root().to_owned();
+        match self.read_marker(&samples, &first)? {
+            Some(marker) if marker.stage_digest != samples.digest => {
+                Err(Error::StoreOfAnotherPool { folder: folder() })
+            }
+            _ => match self.first_other_shard()? {
+                Some(shard) => Err(Error::StoreOfAnotherShard { folder: folder(), shard }),
+                None => Ok(()),
+            },
         }
+    }
+
+    /// A shard that is another than the one that its committed samples were read from, though of its name and size.
+    /// Those whose time of modification is the same are not looked at.
+    fn first_other_shard(&self) -> Result<Option<String>, Error> {
+        let (samples, pool) = (self.samples(), &self.plan.pool);
+        for task in 0..pool.n_tasks() {
+            let Some(marker) = self.marker_alone::<SamplesCounts>(&samples, task)? else { continue };
+            for (shard, read) in pool.shards_of(task).iter().zip(&marker.counts.shards) {
+                if shard.modified_ns != read.modified_ns && pool.fingerprint(shard)? != read.fingerprint {
+                    return Ok(Some(shard.id.clone()));
+                }
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -24,6 +24,7 @@ impl RunFolder {
         if let Some(present) = self.stage_plan_if_present(stage)? {
             return Ok(present);
         }
+        self.check_plan()?;
         let made = StagePlan { stage_digest: stage.digest.clone(), plan: make()? };
         let bytes = serde_json::to_vec_pretty(&made).expect("a stage plan is representable as JSON");
         while !self.run.create_if_absent(&stage_plan_name(stage), &bytes)? {

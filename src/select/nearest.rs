@@ -30,11 +30,21 @@ use crate::tile::{TILE, Tile, map_strips, ranges, tall_ranges};
 ///
 /// Targets (1, 0) and (0, −1), row (0.6, 0.8): 1 for p = 2, 0.8 for p = ∞.
 pub fn norm_sim(rows: &Matrix, targets: &Matrix, norm: Norm) -> Vec<f64> {
+    norm_sim_by(rows, targets, norm, moments_for(targets, norm).as_ref())
+}
+
+/// What of many targets is the same for all rows: `Σ_t target_t·target_tᵀ`, where it saves work.
+pub fn moments_for(targets: &Matrix, norm: Norm) -> Option<Matrix> {
+    (norm == Norm::Two && targets.n_rows() > targets.n_cols()).then(|| second_moments(targets))
+}
+
+/// [`norm_sim`], given what [`moments_for`] gives.
+pub fn norm_sim_by(rows: &Matrix, targets: &Matrix, norm: Norm, moments: Option<&Matrix>) -> Vec<f64> {
     assert!(targets.n_rows() > 0, "no targets to be close to");
-    match norm {
-        Norm::Two if targets.n_rows() > targets.n_cols() => norm_2_by_moments(rows, targets),
-        Norm::Two => by_tiles(rows, targets, add_squares).into_iter().map(f64::sqrt).collect(),
-        Norm::Infinity => by_tiles(rows, targets, raise_to_magnitudes),
+    match (norm, moments) {
+        (Norm::Two, Some(moments)) => norm_2_by_moments(rows, moments),
+        (Norm::Two, None) => by_tiles(rows, targets, add_squares).into_iter().map(f64::sqrt).collect(),
+        (Norm::Infinity, _) => by_tiles(rows, targets, raise_to_magnitudes),
     }
 }
 
@@ -70,12 +80,11 @@ fn raise_to_magnitudes(tile: &Tile, largest: &mut [f64]) {
 }
 
 /// The norm for p = 2 without a look at each pair.
-fn norm_2_by_moments(rows: &Matrix, targets: &Matrix) -> Vec<f64> {
-    let moments = second_moments(targets);
+fn norm_2_by_moments(rows: &Matrix, moments: &Matrix) -> Vec<f64> {
     let strips = map_strips(rows.n_rows(), |tile: &mut Tile, strip| {
         let mut sums = vec![0.0; strip.len()];
         for range in ranges(rows.n_cols()) {
-            tile.fill(rows, strip.clone(), &moments, range.clone());
+            tile.fill(rows, strip.clone(), moments, range.clone());
             for (position, row) in strip.clone().enumerate() {
                 sums[position] += dot_f64(tile.row(position), &rows.row(row)[range.clone()]);
             }

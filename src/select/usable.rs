@@ -118,8 +118,11 @@ impl ScoredModels {
 
     /// The same samples, which are all of one cluster, with that cluster's reference.
     pub fn in_cluster(mut self, run: &RunFolder, cluster: u32) -> Result<ScoredModels, Error> {
-        for model in &mut self.0 {
-            model.loss = loss_in(run, model.role, Some(cluster))?;
+        // without experts every cluster has the same
+        if has_experts(run.plan()) {
+            for model in &mut self.0 {
+                model.loss = loss_in(run, model.role, Some(cluster))?;
+            }
         }
         Ok(self)
     }

@@ -239,6 +239,9 @@ fn processor() -> Device {
     Device::Cpu
 }
 
+/// Far above any use, and so low that no weight overflows.
+const GAIN_MAX: f64 = 1e6;
+
 fn default_gain() -> f64 {
     1.0
 }
@@ -265,7 +268,11 @@ impl Draw {
             table.entry("filter_ratio").or_insert(ACTIVE_CLIP_FILTER_RATIO.into());
         }
         let shared = DEAL_KEYS.iter().filter_map(|key| table.remove_entry(*key)).collect();
-        Ok(Draw::InSuperBatches(SuperBatchDraw { deal: parse(shared)?, method: parse(table)? }))
+        let method = parse(table).map_err(|error| match error.contains("unknown field") {
+            true => format!("{error}, or of every draw {}", DEAL_KEYS.join(", ")),
+            false => error,
+        });
+        Ok(Draw::InSuperBatches(SuperBatchDraw { deal: parse(shared)?, method: method? }))
     }
 
     pub(super) fn table(&self) -> Option<Map<String, Value>> {
@@ -357,10 +364,10 @@ impl SuperBatchDraw {
         filters: &[NamedFilter],
     ) -> Result<(), SettingsError> {
         let gain = |gain: f64| {
-            if gain.is_finite() && gain > 0.0 {
+            if gain > 0.0 && gain <= GAIN_MAX {
                 return Ok(());
             }
-            Err(out_of_range("select.step.gain", gain, "a number above 0"))
+            Err(out_of_range("select.step.gain", gain, "above 0 and at most a million"))
         };
         match &self.method {
             SuperBatchMethod::Jest(jest) => {
@@ -392,8 +399,9 @@ impl SuperBatchDraw {
             SuperBatchMethod::SoftCap(soft_cap) => {
                 gain(soft_cap.gain)?;
                 check_sizes(&[("select.step.n_per_turn", soft_cap.n_per_turn)])?;
-                if !(soft_cap.penalty.is_finite() && soft_cap.penalty >= 0.0) {
-                    return Err(out_of_range("select.step.penalty", soft_cap.penalty, "a number from 0 on"));
+                if !(0.0..=GAIN_MAX).contains(&soft_cap.penalty) {
+                    let must = "from 0 to a million";
+                    return Err(out_of_range("select.step.penalty", soft_cap.penalty, must));
                 }
                 check_column(&soft_cap.by, filters, models, has_clusters)
             }

@@ -10,6 +10,8 @@ use super::ModelRole;
 pub enum SettingsError {
     #[error("{0}")]
     Syntax(String),
+    #[error("`{key}` is not finite")]
+    NotFinite { key: String },
     #[error("`--set {assignment}` is not of the form `table.key=value`")]
     Assignment { assignment: String },
     #[error("`{path}` names no table or step that the pipeline file has")]
@@ -53,6 +55,8 @@ pub enum SettingsError {
         "a quota over clusters needs super-batches within clusters, and passes that draw from all samples"
     )]
     Quota,
+    #[error("`{table}` has bounds on the sizes of images, which `samples = \"text\"` has none of")]
+    SizesWithoutImages { table: String },
     #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
     NoExperts,
 }

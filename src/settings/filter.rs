@@ -31,6 +31,9 @@ pub enum Filter {
     Semdedup(SemdedupFilter),
 }
 
+pub(super) const FILTER_METHODS: [&str; 7] =
+    ["metadata", "threshold", "clip_score", "neg_clip_loss", "norm_sim", "decontaminate", "semdedup"];
+
 /// Bounds on what is known of a sample without any model; a bound that is absent holds.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -58,6 +61,38 @@ pub struct MetadataFilter {
 }
 
 impl MetadataFilter {
+    /// Whether every bound is one that some sample can be within. `table` is where it stands.
+    pub(super) fn check(&self, table: &str, has_images: bool) -> Result<(), SettingsError> {
+        let fault =
+            |key: &str, value: String, must| Err(out_of_range(&format!("{table}.{key}"), value, must));
+        let has_size =
+            self.side_min_px.is_some() || self.pixels_max.is_some() || self.aspect_ratio_max.is_some();
+        if has_size && !has_images {
+            return Err(SettingsError::SizesWithoutImages { table: table.to_owned() });
+        }
+        if let Some(ratio) = self.aspect_ratio_max.filter(|ratio| !(1.0..f64::INFINITY).contains(ratio)) {
+            return fault("aspect_ratio_max", ratio.to_string(), "a number from 1 on");
+        }
+        for (key, min, max) in [
+            ("caption_chars_max", self.caption_chars_min, self.caption_chars_max),
+            ("caption_words_max", self.caption_words_min, self.caption_words_max),
+        ] {
+            if let Some(max) = max.filter(|max| *max < min.unwrap_or(0)) {
+                return fault(key, max.to_string(), "no less than the least");
+            }
+        }
+        for bound in &self.json {
+            let numbers = [bound.min, bound.max];
+            if numbers.iter().flatten().any(|number| !number.is_finite()) {
+                return fault("json", bound.field.clone(), "with finite bounds");
+            }
+            if bound.min > bound.max && bound.max.is_some() {
+                return fault("json", bound.field.clone(), "with a `max` that is no less than its `min`");
+            }
+        }
+        Ok(())
+    }
+
     /// Whether there is no bound.
     pub fn is_empty(&self) -> bool {
         *self == MetadataFilter::default()

@@ -94,16 +94,16 @@ impl Settings {
     }
 
     pub fn parse(text: &str, assignments: &[String]) -> Result<Settings, SettingsError> {
+        let mut value = Value::Table(toml::from_str(text).map_err(syntax)?);
+        for assignment in assignments {
+            assign(&mut value, assignment)?;
+        }
+        if let Some(key) = not_finite(&value) {
+            return Err(SettingsError::NotFinite { key });
+        }
         // without assignments from the text itself, so that messages point at its lines
-        let settings: Settings = if assignments.is_empty() {
-            toml::from_str(text).map_err(syntax)?
-        } else {
-            let mut value = Value::Table(toml::from_str(text).map_err(syntax)?);
-            for assignment in assignments {
-                assign(&mut value, assignment)?;
-            }
-            value.try_into().map_err(syntax)?
-        };
+        let settings: Settings =
+            if assignments.is_empty() { toml::from_str(text) } else { value.try_into() }.map_err(syntax)?;
         settings.checked()
     }
 
@@ -140,6 +140,12 @@ impl Settings {
         self.write.check(&self.models, self.divide.is_some())?;
         self.report.check()?;
         self.select.check(&self.models, self.divide.is_some())?;
+        for filter in &self.select.filters {
+            if let Filter::Metadata(bounds) = &filter.filter {
+                let table = format!("select.step `{}`", filter.name);
+                bounds.check(&table, self.read.samples != SampleContents::Text)?;
+            }
+        }
         Ok(self)
     }
 
@@ -171,6 +177,22 @@ fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), SettingsError> {
     match sizes.iter().find(|(_, size)| !(1..=SIZE_MAX).contains(size)) {
         Some((key, size)) => Err(out_of_range(key, size, "between 1 and 16777216")),
         None => Ok(()),
+    }
+}
+
+/// The key of a number that is none, or infinite, which no setting takes.
+fn not_finite(value: &Value) -> Option<String> {
+    let below = |key: &str, value| {
+        let rest = not_finite(value)?;
+        Some(if rest.is_empty() { key.to_owned() } else { format!("{key}.{rest}") })
+    };
+    match value {
+        Value::Float(number) if !number.is_finite() => Some(String::new()),
+        Value::Table(table) => table.iter().find_map(|(key, value)| below(key, value)),
+        Value::Array(values) => {
+            values.iter().enumerate().find_map(|(position, value)| below(&position.to_string(), value))
+        }
+        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::embed::image::JpegDecoding;
-use crate::embed::{ModelChoice, Variant};
+use crate::embed::{LogitBias, LogitScale, ModelChoice, Variant};
 
 use super::SettingsError;
 
@@ -69,7 +69,9 @@ impl FromStr for ModelRole {
     type Err = String;
 
     fn from_str(text: &str) -> Result<ModelRole, String> {
+        // as it is written: not with a sign or leading zeros
         let expert = text.strip_prefix("expert_").and_then(|cluster| cluster.parse().ok());
+        let expert = expert.filter(|cluster: &u32| text == format!("expert_{cluster}"));
         let named = ModelRole::NAMED.iter().find_map(|(role, name)| (*name == text).then_some(*role));
         named.or(expert.map(ModelRole::Expert)).ok_or_else(|| {
             format!(
@@ -195,11 +197,11 @@ impl ModelSettings {
             Some(given) if given.image.is_none() && given.text.is_none() => {
                 "has `precomputed` embeddings neither of images nor of captions"
             }
-            Some(given) if given.logit_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) => {
-                "has a `precomputed.logit_scale` that is not above 0"
+            Some(given) if given.logit_scale.is_some_and(|scale| LogitScale::linear(scale).is_err()) => {
+                "has a `precomputed.logit_scale` that is not above 0 and at most a million"
             }
-            Some(given) if given.logit_bias.is_some_and(|bias| !bias.is_finite()) => {
-                "has a `precomputed.logit_bias` that is no number"
+            Some(given) if given.logit_bias.is_some_and(|bias| LogitBias::new(bias).is_err()) => {
+                "has a `precomputed.logit_bias` that is not within a million of 0"
             }
             Some(_) if self.choice() != ModelChoice::default() => {
                 "has `precomputed` embeddings, which no `variant`, `image_size_px` or `jpeg_decoding` changes"

@@ -95,6 +95,7 @@ impl ReadSettings {
                 return Err(out_of_range(key, ratio, "between 0 and 1"));
             }
         }
+        self.bounds.check("read.bounds", self.samples != SampleContents::Text)?;
         if self.label_field.is_some() && self.samples != SampleContents::ImageClass {
             return Err(SettingsError::NoLabels);
         }

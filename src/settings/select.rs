@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::select::{Objective, Precision};
 
 use super::draw::{Draw, POOL_METHODS, PoolDraw, SUPER_BATCH_METHODS, SuperBatches};
-use super::filter::{Filter, NamedFilter};
+use super::filter::{FILTER_METHODS, Filter, NamedFilter};
 use super::{ModelRole, ModelSettings, Models, SettingsError, check_sizes};
 
 /// What is filtered out, and how the rest is drawn.
@@ -143,6 +143,16 @@ impl TryFrom<RawSelect> for SelectSettings {
             }
             None => Draw::Keep,
         };
+        for step in &steps {
+            let method = step.get("method").and_then(Value::as_str).unwrap_or_default();
+            if !FILTER_METHODS.contains(&method) && !is_draw(step) {
+                let draws = [&SUPER_BATCH_METHODS[..], &POOL_METHODS].concat().join(", ");
+                return Err(format!(
+                    "unknown method `{method}`: a filter is one of {}; a draw, as the last step, one of {draws}",
+                    FILTER_METHODS.join(", ")
+                ));
+            }
+        }
         let filters = steps.into_iter().enumerate().map(|(step_idx, step)| {
             NamedFilter::parse(step).map_err(|error| format!("`select.step.{step_idx}`: {error}"))
         });
@@ -263,8 +273,9 @@ pub(super) fn check_column(
             false => Err(SettingsError::NoClusters { what: "a column of `divide`" }),
         };
     }
-    let is_score =
-        |filter: &NamedFilter| filter.name == column && !matches!(filter.filter, Filter::Metadata(_));
+    let is_score = |filter: &NamedFilter| {
+        filter.name == column && !matches!(filter.filter, Filter::Metadata(_) | Filter::Semdedup(_))
+    };
     match filters.iter().any(is_score) {
         true => Ok(()),
         false => Err(SettingsError::NoSuchColumn { column: column.to_owned() }),

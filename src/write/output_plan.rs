@@ -119,7 +119,8 @@ pub fn plan_outputs(run: &RunFolder, tasks: &[usize]) -> Result<OutputPlan, Erro
 fn blocks_of_super_batches(run: &RunFolder, n_passes: usize) -> Result<Vec<u64>, Error> {
     let stage = run.select("select.draw");
     let plans: Option<DrawPlans> = run.stage_plan_if_present(&stage)?;
-    let n_groups = plans.expect("drawn before it is written").groups.len();
+    let plans = plans.ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task: 0 })?;
+    let n_groups = plans.groups.len();
     let mut passes = vec![Vec::new(); n_passes];
     for group in 0..n_groups {
         for counts in run.committed_counts::<DrawCounts>(&stage, group)?.super_batches {

@@ -30,9 +30,9 @@ pub enum ModelError {
     MissingSetting { setting: &'static str },
     #[error("{setting} `{value}` is not supported")]
     Unsupported { setting: &'static str, value: String },
-    #[error("a logit scale must be finite and above 0, not {value}")]
+    #[error("a logit scale must be above 0 and at most a million, not {value}")]
     InvalidLogitScale { value: f64 },
-    #[error("a logit bias must be finite, not {value}")]
+    #[error("a logit bias must be within a million of 0, not {value}")]
     InvalidLogitBias { value: f64 },
     #[error("cannot use the tokenizer: {reason}")]
     Tokenizer { reason: String },

@@ -11,10 +11,13 @@ use super::manifest::{MANIFEST, Manifest};
 #[serde(transparent)]
 pub struct LogitScale(f64);
 
+/// Far above any use, and so low that sums of losses are numbers.
+const LOGIT_MAX: f64 = 1e6;
+
 impl LogitScale {
     /// Takes the linear value.
     pub fn linear(value: f64) -> Result<LogitScale, ModelError> {
-        if value > 0.0 && value <= f64::from(f32::MAX) {
+        if value > 0.0 && value <= LOGIT_MAX {
             Ok(LogitScale(value))
         } else {
             Err(ModelError::InvalidLogitScale { value })
@@ -39,7 +42,11 @@ pub struct LogitBias(f64);
 
 impl LogitBias {
     pub fn new(value: f64) -> Result<LogitBias, ModelError> {
-        if value.is_finite() { Ok(LogitBias(value)) } else { Err(ModelError::InvalidLogitBias { value }) }
+        if value.abs() <= LOGIT_MAX {
+            Ok(LogitBias(value))
+        } else {
+            Err(ModelError::InvalidLogitBias { value })
+        }
     }
 
     pub fn get(self) -> f64 {

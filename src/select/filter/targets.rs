@@ -10,7 +10,7 @@ use crate::matrix::Matrix;
 use crate::npy;
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
-use crate::select::nearest::{NearestEvaluation, nearest_evaluation, norm_sim};
+use crate::select::nearest::{NearestEvaluation, moments_for, nearest_evaluation, norm_sim_by};
 use crate::settings::{Filter, ModelRole, Norm};
 use crate::storage::FileRecord;
 
@@ -22,6 +22,8 @@ pub struct Targets {
     norm: Norm,
     /// Their names, and their embeddings `[n, d]`.
     sets: Vec<(String, Matrix)>,
+    /// Of the first set, where its norm needs no more.
+    moments: Option<Matrix>,
 }
 
 /// The evaluation set that comes closest to a sample.
@@ -60,7 +62,9 @@ impl Targets {
         };
         let dim = run.plan().models.get(model).expect("checked with the settings").embedding_dim;
         let sets = files.into_iter().map(|(name, path)| Ok((name.to_owned(), read_targets(path, dim)?)));
-        Ok(Some(Targets { model, norm, sets: sets.collect::<Result<_, Error>>()? }))
+        let sets: Vec<(String, Matrix)> = sets.collect::<Result<_, Error>>()?;
+        let moments = moments_for(&sets[0].1, norm);
+        Ok(Some(Targets { model, norm, sets, moments }))
     }
 
     /// The samples' NormSim against all targets.
@@ -73,7 +77,8 @@ impl Targets {
     ) -> Result<Vec<Option<f64>>, Error> {
         let images = self.images(run, task, samples, read)?;
         let (_, targets) = &self.sets[0];
-        Ok(norm_sim(&images, targets, self.norm).into_iter().map(Some).collect())
+        let norms = norm_sim_by(&images, targets, self.norm, self.moments.as_ref());
+        Ok(norms.into_iter().map(Some).collect())
     }
 
     /// The evaluation set that comes closest to each sample.
