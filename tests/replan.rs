@@ -2,8 +2,9 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use assert_cmd::assert::OutputAssertExt;
 use support::{
@@ -174,4 +175,42 @@ fn a_replan_with_other_limits_reads_again() {
         2,
     );
     assert!(error.contains("holds the samples of another pool") && error.contains("hint: "), "{error}");
+}
+
+/// Two shards of one size; what the first holds comes with the second's name where they are exchanged.
+fn two_shards(folder: &Path, exchanged: bool) {
+    let read = |number: u64| {
+        let mut bytes = fs::read(root().join(format!("fixtures/pool/shard-0000{number}.tar"))).unwrap();
+        bytes.resize(400_000, 0);
+        bytes
+    };
+    let numbers = if exchanged { [2, 1] } else { [1, 2] };
+    for (name, number) in ["a.tar", "b.tar"].into_iter().zip(numbers) {
+        fs::write(folder.join(name), read(number)).unwrap();
+        // files that are written at once may have one time
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + number);
+        File::options().write(true).open(folder.join(name)).unwrap().set_modified(time).unwrap();
+    }
+}
+
+#[test]
+fn shards_of_the_same_names_and_sizes_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    for (name, exchanged) in [("pool", false), ("other", true)] {
+        fs::create_dir(place(name)).unwrap();
+        two_shards(&place(name), exchanged);
+    }
+    let of = |pool: &str| Pipeline::of_shards(&place(pool).join("*.tar").display().to_string());
+    of("pool").with_store(&place("store")).run(&place("stored"));
+    let error = error_of(&mut of("other").with_store(&place("store")).command("run", &place("refused")), 2);
+    assert!(error.contains("another shard `a.tar`"), "{error}");
+
+    of("pool").run(&place("run"));
+    two_shards(&place("pool"), true);
+    error_of(&mut of("pool").command("run", &place("run")), 2);
+    of("pool").command("run", &place("run")).arg("--replan").assert().success();
+    of("other").run(&place("fresh"));
+    assert_same_bytes(&place("run"), &place("fresh"), &["samples", "select", "curated"]);
+    assert_verified(&place("run"));
 }
