@@ -48,8 +48,11 @@ impl Matrix {
         self.values.extend_from_slice(row);
     }
 
-    /// Adds the rows of another matrix after these.
+    /// Adds the rows of another matrix after these. One that is empty by default takes the other's width.
     pub fn append(&mut self, other: &Matrix) {
+        if self.n_cols == 0 {
+            self.n_cols = other.n_cols;
+        }
         assert_eq!(other.n_cols, self.n_cols);
         self.values.extend_from_slice(&other.values);
     }

@@ -108,7 +108,7 @@ def peer(pool, output, n_threads):
         return np.maximum(l, 0) + np.log1p(np.exp(-np.abs(l)))
 
     def select():
-        losses, rng, kept = [], np.random.default_rng(1), []
+        rng, kept = np.random.default_rng(1), []
         embedded = [[np.concatenate(parts) for parts in model[3]] for model in models]
         order = rng.permutation(len(rows))
         for start in range(0, len(rows), SUPER_BATCH):

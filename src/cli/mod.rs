@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::executor::{Executor, Part};
 use crate::plan::{Plan, Pool};
 use crate::rejection::Rejection;
-use crate::run_folder::{OtherPlan, RunFolder};
+use crate::run_folder::{OtherPlan, PLAN, RunFolder};
 use crate::runtime::Device;
 use crate::settings::{
     DEFAULT_MEMORY_LIMIT_BYTES, EmbedSettings, ModelRole, ModelSettings, ReadSettings, Settings,
@@ -176,14 +176,7 @@ fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
     let Ok(ModelName { folder, variant }) = learner.parse();
     let base = RunFolder::open(Storage::new(run))?;
     let former = base.plan().models.get(ModelRole::Learner).ok_or(Error::NoLearner)?;
-    let learner = ModelSettings {
-        folder,
-        variant,
-        image_size_px: former.image_size_px,
-        jpeg_decoding: former.jpeg_decoding,
-        calibrate: former.calibrate,
-        precomputed: None,
-    };
+    let learner = ModelSettings { folder, variant, precomputed: None, ..former.settings() };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run =
         pipeline::open_round(&base, &learner, &SessionSettings { place: device.places()?[0], n_threads })?;
@@ -212,7 +205,7 @@ fn open(stage: &StageArgs, settings: &Settings, device: Device) -> Result<(RunFo
     let plan = Plan::new(settings, device)?;
     let storage = Storage::new(&stage.output);
     // a run that goes on has used its room already
-    if storage.size_bytes("plan.json")?.is_none() {
+    if storage.size_bytes(PLAN)?.is_none() {
         let estimate = estimate::Estimate::of(&plan, settings);
         estimate.check_disk(&plan, &storage)?;
         diagnostic(&estimate.text(&plan));

@@ -117,19 +117,18 @@ fn points_of_fit(
 ) -> Result<(Matrix, Vec<FileRecord>), Error> {
     let n = settings.fit_samples_per_cluster * settings.n_clusters;
     let by_task = smallest_by_hash(run, settings.model, tasks, Purpose::Fit, n)?;
-    let mut points: Option<Matrix> = None;
+    let mut points = Matrix::default();
     let mut read = Vec::new();
     for (task, samples) in by_task {
         let (embedded, file) = read_embeddings(run, settings.model, task)?;
         read.push(file);
         let images = embedded.rows.images().expect("the plan checked that the model embeds images");
-        let of_task = images.gather(&embedded.rows_of(&samples));
-        match &mut points {
-            Some(points) => points.append(&of_task),
-            None => points = Some(of_task),
-        }
+        points.append(&images.gather(&embedded.rows_of(&samples)));
     }
-    Ok((points.ok_or(Error::NothingEmbedded)?, read))
+    if points.n_rows() == 0 {
+        return Err(Error::NothingEmbedded);
+    }
+    Ok((points, read))
 }
 
 /// The committed centroids, and the file that they came from.

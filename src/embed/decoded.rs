@@ -60,14 +60,20 @@ pub struct ModelInputs {
 /// Preprocessing and tokenizer of each model.
 pub struct Encoders {
     preprocessings: Vec<Preprocessing>,
-    tokenizers: Vec<Tokenizer>,
-    /// What each tokenizer was made of: its file and how captions are prepared for it.
-    texts: Vec<(Arc<[u8]>, TextPreparation)>,
+    tokenizers: Vec<OpenTokenizer>,
     /// By model, which of these it takes.
     taken: Arc<[Taken]>,
     limits: Limits,
     /// What a sample must be within to be embedded.
     bounds: MetadataFilter,
+}
+
+/// A tokenizer with what it was made of.
+struct OpenTokenizer {
+    tokenizer: Tokenizer,
+    /// The bytes of its `tokenizer.json`.
+    file: Arc<[u8]>,
+    preparation: TextPreparation,
 }
 
 /// Positions among the distinct preprocessings, and among the tokenizers.
@@ -83,7 +89,6 @@ impl Encoders {
         let mut encoders = Encoders {
             preprocessings: Vec::new(),
             tokenizers: Vec::new(),
-            texts: Vec::new(),
             taken: Arc::new([]),
             limits,
             bounds: MetadataFilter::default(),
@@ -121,14 +126,16 @@ impl Encoders {
 
     /// The position of a tokenizer, which models may share.
     fn tokenizer(&mut self, model: &Model, side: &TextSide) -> Result<usize, Error> {
-        let is_same = |(bytes, preparation): &(Arc<[u8]>, TextPreparation)| {
-            *bytes == side.tokenizer && *preparation == side.preparation
-        };
-        if let Some(known) = self.texts.iter().position(is_same) {
+        let is_same =
+            |open: &OpenTokenizer| open.file == side.tokenizer && open.preparation == side.preparation;
+        if let Some(known) = self.tokenizers.iter().position(is_same) {
             return Ok(known);
         }
-        self.tokenizers.push(Tokenizer::open(&model.folder, side)?);
-        self.texts.push((side.tokenizer.clone(), side.preparation.clone()));
+        self.tokenizers.push(OpenTokenizer {
+            tokenizer: Tokenizer::open(&model.folder, side)?,
+            file: side.tokenizer.clone(),
+            preparation: side.preparation.clone(),
+        });
         Ok(self.tokenizers.len() - 1)
     }
 
@@ -190,7 +197,7 @@ impl Encoders {
         });
         let mut inputs =
             ModelInputs { taken: self.taken.clone(), pixels: pixels.collect(), tokens: Vec::new(), label };
-        for tokenizer in &self.tokenizers {
+        for OpenTokenizer { tokenizer, .. } in &self.tokenizers {
             let caption = caption.expect("models of captions are planned where every sample has one");
             let mut tokens = Tokens::new(tokenizer.context_length());
             tokenizer.encode(caption, &mut tokens)?;

@@ -32,7 +32,7 @@ pub enum Event<S> {
     },
     Samples(Block<S>),
     End {
-        times: Vec<ShardRead>,
+        reads: Vec<ShardRead>,
     },
     /// The task's shards cannot be read.
     Failed {
@@ -66,7 +66,7 @@ impl<S> Event<S> {
         match self {
             Event::Start { work_idx } => Event::Start { work_idx },
             Event::Samples(block) => map(block).map_or_else(|error| Event::Broken { error }, Event::Samples),
-            Event::End { times } => Event::End { times },
+            Event::End { reads } => Event::End { reads },
             Event::Failed { task, error } => Event::Failed { task, error },
             Event::Broken { error } => Event::Broken { error },
         }
@@ -87,7 +87,7 @@ pub fn read_tasks(run: &RunFolder, work: &[TaskWork], sender: &SyncSender<Event<
             read_task(&plan.pool, work.task, &plan.read, sender)
         };
         let event = match with_retries("embed", work.task, attempt) {
-            Ok(Ok(times)) => Event::End { times },
+            Ok(Ok(reads)) => Event::End { reads },
             Ok(Err(Stopped)) => return,
             Err(error) => Event::Failed { task: work.task, error },
         };
@@ -103,7 +103,7 @@ fn read_task(
     read: &ReadSettings,
     sender: &SyncSender<Event<ReadSample>>,
 ) -> Result<Result<Vec<ShardRead>, Stopped>, Error> {
-    let mut times = Vec::new();
+    let mut reads = Vec::new();
     for (position, shard) in pool.shards_of(task).iter().enumerate() {
         let shard_idx = pool.first_shard_idx(task) + position;
         let start_secs = now_secs();
@@ -127,9 +127,9 @@ fn read_task(
         if sender.send(Event::Samples(block)).is_err() {
             return Ok(Err(Stopped));
         }
-        times.push(ShardRead { start_secs, end_secs: now_secs(), fingerprint: pool.fingerprint(shard)? });
+        reads.push(ShardRead { start_secs, end_secs: now_secs(), fingerprint: pool.fingerprint(shard)? });
     }
-    Ok(Ok(times))
+    Ok(Ok(reads))
 }
 
 /// Opens a shard, if it is still the one that the plan saw.

@@ -111,28 +111,32 @@ impl Worker {
         sharing: Sharing,
         inference_batch_size: usize,
     ) -> Result<Vec<Worker>, Error> {
-        let probe = encoders.probe()?;
         let open = |place: Place| {
             let settings = SessionSettings { place, n_threads: sharing.n_threads };
             let rows = rows_at_once(place.provider, inference_batch_size);
-            let loaded = models.iter().enumerate().map(|(model_idx, model)| {
-                let mut loaded = LoadedModel::load(model.clone(), &settings)?;
-                loaded.find_padding(model_idx, &probe)?;
-                Ok(loaded)
-            });
+            let loaded = models.iter().map(|model| LoadedModel::load(model.clone(), &settings));
             Ok(Worker {
                 place,
                 models: loaded.collect::<Result<_, Error>>()?,
                 rows_max: vec![rows; models.len()],
             })
         };
-        std::thread::scope(|scope| {
+        let mut workers: Vec<Worker> = std::thread::scope(|scope| {
             let opening: Vec<_> = (0..sharing.n_sessions)
                 .flat_map(|_| places)
                 .map(|&place| scope.spawn(move || open(place)))
                 .collect();
-            opening.into_iter().map(|worker| worker.join().expect("opening does not panic")).collect()
-        })
+            opening
+                .into_iter()
+                .map(|worker| worker.join().expect("opening does not panic"))
+                .collect::<Result<_, Error>>()
+        })?;
+        let probe = encoders.probe()?;
+        for model_idx in 0..models.len() {
+            let sessions = workers.iter_mut().map(|worker| &mut worker.models[model_idx]);
+            LoadedModel::share_padding(sessions, model_idx, &probe)?;
+        }
+        Ok(workers)
     }
 
     /// Does jobs until no more come.
@@ -211,7 +215,7 @@ pub enum Step {
     /// The embeddings of the next samples, by model of the task, once they are there.
     Inferred(Receiver<Result<Vec<InferredRows>, Error>>),
     End {
-        times: Vec<ShardRead>,
+        reads: Vec<ShardRead>,
     },
     Failed {
         task: usize,
@@ -258,8 +262,8 @@ impl Cutter<'_> {
                             .try_for_each(|inputs| self.push(&mut current, inputs, jobs, steps))
                     })
                 }
-                Event::End { times } => {
-                    current.flush(jobs, steps).and_then(|()| send(steps, Step::End { times }))
+                Event::End { reads } => {
+                    current.flush(jobs, steps).and_then(|()| send(steps, Step::End { reads }))
                 }
                 Event::Failed { task, error } => send(steps, Step::Failed { task, error }),
                 Event::Broken { error } => send(steps, Step::Broken { error }),

@@ -50,6 +50,19 @@ impl LoadedModel {
         Ok(LoadedModel { model, towers, embedding_dim, padding: Padding::ContextLength })
     }
 
+    /// Finds the padding for one session of a model and gives it to all; they are of one model.
+    pub fn share_padding<'a>(
+        sessions: impl IntoIterator<Item = &'a mut LoadedModel>,
+        model_idx: usize,
+        probe: &[ModelInputs],
+    ) -> Result<(), Error> {
+        let mut sessions = sessions.into_iter();
+        let Some(first) = sessions.next() else { return Ok(()) };
+        first.find_padding(model_idx, probe)?;
+        sessions.for_each(|session| session.padding = first.padding);
+        Ok(())
+    }
+
     /// Pads captions no further than a batch needs where `probe` is embedded the same way then. A model that pools the
     /// end token after causal attention, or that masks what is no token, gives the same; one that attends to padding or
     /// pools the last position, as SigLIP does, gives something else. `model_idx` is the model's position in the

@@ -65,7 +65,7 @@ fn read_task(run: &RunFolder, task: usize, encoders: &Encoders) -> Result<Embedd
             read.push_rows(pool.first_shard_idx(task) + position, rows);
         }
         let fingerprint = pool.fingerprint(shard)?;
-        read.times.push(ShardRead { start_secs, end_secs: now_secs(), fingerprint });
+        read.reads.push(ShardRead { start_secs, end_secs: now_secs(), fingerprint });
     }
     Ok(read)
 }

@@ -53,7 +53,7 @@ impl Sessions {
 
     /// As [`LoadedModel::find_padding`] does.
     pub fn find_padding(&mut self, model_idx: usize, probe: &[ModelInputs]) -> Result<(), Error> {
-        self.sessions.iter_mut().try_for_each(|loaded| loaded.find_padding(model_idx, probe))
+        LoadedModel::share_padding(&mut self.sessions, model_idx, probe)
     }
 
     pub fn model(&self) -> &LoadedModel {

@@ -249,9 +249,9 @@ fn assemble_tasks(
                 n_embedded += task.push_embeddings(&inferred);
                 progress.message(format!("{:.0} images/s", n_embedded as f64 / progress.elapsed_secs()));
             }
-            Step::End { times } => {
+            Step::End { reads } => {
                 let mut task = current.take().expect(STARTED);
-                task.times = times;
+                task.reads = reads;
                 if sender.send(task).is_err() {
                     break; // the writer failed and says why
                 }

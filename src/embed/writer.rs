@@ -75,7 +75,7 @@ pub struct EmbeddingsCounts {
 /// A task with everything that its files hold.
 pub struct EmbeddedTask {
     pub work: TaskWork,
-    pub times: Vec<ShardRead>,
+    pub reads: Vec<ShardRead>,
     /// All samples, with the position of their shard in the pool.
     rows: Vec<(usize, SampleRow)>,
     /// One for each of `work.models`.
@@ -100,7 +100,7 @@ impl EmbeddedTask {
             rows_at_once: usize::MAX,
             numerics: facts.numerics,
         });
-        EmbeddedTask { work, times: Vec::new(), rows: Vec::new(), models: models.collect() }
+        EmbeddedTask { work, reads: Vec::new(), rows: Vec::new(), models: models.collect() }
     }
 
     /// Takes the next samples of one shard.
@@ -262,17 +262,17 @@ fn samples_table(run: &RunFolder, rows: &[(usize, SampleRow)]) -> RecordBatch {
 fn samples_counts(run: &RunFolder, task: &EmbeddedTask) -> SamplesCounts {
     let pool = &run.plan().pool;
     let first = pool.first_shard_idx(task.work.task);
-    let shards = pool.shards_of(task.work.task).iter().zip(&task.times);
+    let shards = pool.shards_of(task.work.task).iter().zip(&task.reads);
     let mut counts: Vec<ShardCounts> = shards
-        .map(|(shard, times)| ShardCounts {
+        .map(|(shard, read)| ShardCounts {
             shard: shard.id.clone(),
             read: 0,
             rejected: BTreeMap::new(),
             image_bytes: 0,
-            start_secs: times.start_secs,
-            end_secs: times.end_secs,
+            start_secs: read.start_secs,
+            end_secs: read.end_secs,
             modified_ns: shard.modified_ns,
-            fingerprint: times.fingerprint.clone(),
+            fingerprint: read.fingerprint.clone(),
         })
         .collect();
     for (shard_idx, row) in &task.rows {

@@ -86,24 +86,7 @@ impl Plan {
             select: &settings.select,
             write: &settings.write,
         };
-        let mut planned = Vec::new();
-        for (role, model) in settings.models.iter() {
-            let (model, initial_logit_scale) = match &model.precomputed {
-                Some(precomputed) => {
-                    (PlannedModel::of_vectors(precomputed, model.calibrate, &pool, &settings.embed)?, None)
-                }
-                None => {
-                    let session =
-                        SessionSettings { place: device.places()?[0], n_threads: settings.n_threads() };
-                    let loaded = open(model, &session)?;
-                    let initial = loaded.model.initial_logit_scale;
-                    (PlannedModel::new(&loaded, model, &settings.embed), initial)
-                }
-            };
-            model::check(&wants, role, &model, initial_logit_scale)?;
-            planned.push((role, model));
-        }
-        let models: Models<PlannedModel> = planned.into_iter().collect();
+        let models = planned_models(settings, device, &pool, &wants)?;
         warn_of_equal_models(&models);
         let mut divide = settings.divide.clone();
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
@@ -225,6 +208,37 @@ impl Plan {
         }
         lines
     }
+}
+
+/// Opens every model, or finds its embeddings, and checks that it can do what the settings want of it.
+fn planned_models(
+    settings: &Settings,
+    device: Device,
+    pool: &Pool,
+    wants: &Wants,
+) -> Result<Models<PlannedModel>, Error> {
+    let mut place = None;
+    let mut planned = Vec::new();
+    for (role, model) in settings.models.iter() {
+        let (model, initial_logit_scale) = match &model.precomputed {
+            Some(precomputed) => {
+                (PlannedModel::of_vectors(precomputed, model.calibrate, pool, &settings.embed)?, None)
+            }
+            None => {
+                // only where a model runs is there a need for the runtime
+                let place = match place {
+                    Some(place) => place,
+                    None => *place.insert(device.places()?[0]),
+                };
+                let loaded = open(model, &SessionSettings { place, n_threads: settings.n_threads() })?;
+                let initial = loaded.model.initial_logit_scale;
+                (PlannedModel::new(&loaded, model, &settings.embed), initial)
+            }
+        };
+        model::check(wants, role, &model, initial_logit_scale)?;
+        planned.push((role, model));
+    }
+    Ok(planned.into_iter().collect())
 }
 
 /// Two equal models are a control, and hardly ever meant.

@@ -49,6 +49,22 @@ pub struct PlannedModel {
 const CALIBRATED: &str = "calibrated on the pool";
 
 impl PlannedModel {
+    /// What a pipeline file says of the model.
+    pub fn settings(&self) -> ModelSettings {
+        let (folder, precomputed) = match &self.vectors {
+            Some(vectors) => (PathBuf::new(), Some(vectors.settings.clone())),
+            None => (self.folder.clone(), None),
+        };
+        ModelSettings {
+            folder,
+            precomputed,
+            variant: self.variant,
+            image_size_px: self.image_size_px,
+            jpeg_decoding: self.jpeg_decoding,
+            calibrate: self.calibrate,
+        }
+    }
+
     pub(super) fn new(loaded: &LoadedModel, model: &ModelSettings, embed: &EmbedSettings) -> PlannedModel {
         let stated = &loaded.model.logits;
         let source = |stated: Option<&String>| match stated {

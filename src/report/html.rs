@@ -11,11 +11,9 @@ use serde::Serialize;
 
 use crate::divide::FitCounts;
 use crate::embed::Variant;
-use crate::embed::image::JpegDecoding;
-use crate::plan::{Plan, PlannedModel};
+use crate::plan::Plan;
 use crate::settings::{
-    DivideSettings, EmbedSettings, PrecomputedSettings, ReadSettings, ReportSettings, SelectSettings,
-    WriteSettings,
+    DivideSettings, EmbedSettings, ModelSettings, ReadSettings, ReportSettings, SelectSettings, WriteSettings,
 };
 use crate::write::Distribution;
 
@@ -307,41 +305,19 @@ fn pipeline(plan: &Plan) -> String {
         seed: u64,
         store: &'a Option<PathBuf>,
         read: &'a ReadSettings,
-        models: BTreeMap<String, ModelTable<'a>>,
+        models: BTreeMap<String, ModelSettings>,
         embed: &'a EmbedSettings,
         divide: &'a Option<DivideSettings>,
         select: &'a SelectSettings,
         write: &'a WriteSettings,
         report: &'a ReportSettings,
     }
-    #[derive(Serialize)]
-    struct ModelTable<'a> {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        folder: Option<&'a PathBuf>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        variant: Option<Variant>,
-        image_size_px: Option<u32>,
-        jpeg_decoding: JpegDecoding,
-        calibrate: bool,
-        precomputed: Option<&'a PrecomputedSettings>,
-    }
-    fn table(model: &PlannedModel) -> ModelTable<'_> {
-        let runs = model.vectors.is_none();
-        ModelTable {
-            folder: runs.then_some(&model.folder),
-            variant: runs.then_some(model.variant),
-            image_size_px: model.image_size_px,
-            jpeg_decoding: model.jpeg_decoding,
-            calibrate: model.calibrate,
-            precomputed: model.vectors.as_ref().map(|vectors| &vectors.settings),
-        }
-    }
     let models = plan.models.iter();
     let pipeline = Pipeline {
         seed: plan.seed,
         store: &plan.store,
         read: &plan.read,
-        models: models.map(|(role, model)| (role.to_string(), table(model))).collect(),
+        models: models.map(|(role, model)| (role.to_string(), model.settings())).collect(),
         embed: &plan.embed,
         divide: &plan.divide,
         select: &plan.select,

@@ -40,7 +40,8 @@ pub enum OtherPlan {
     Replace,
 }
 
-const PLAN: &str = "plan.json";
+/// The file of a run's plan in its folder.
+pub const PLAN: &str = "plan.json";
 
 impl RunFolder {
     /// Opens a run folder for a plan, which it takes as its own if it has none.
@@ -49,7 +50,7 @@ impl RunFolder {
     ///
     /// [`Error::OtherPlan`] unless `other_plan` allows it, and a store that holds another pool's samples.
     pub fn create(run: Storage, plan: Plan, other_plan: OtherPlan) -> Result<RunFolder, Error> {
-        let folder = RunFolder::new(run, plan)?;
+        let folder = RunFolder::new(run, plan);
         let text = serde_json::to_vec_pretty(&folder.plan).expect("a plan is representable as JSON");
         if folder.run.size_bytes(PLAN)?.is_none() {
             folder.check_store()?;
@@ -79,17 +80,17 @@ impl RunFolder {
     /// Opens a run folder by the plan that it holds.
     pub fn open(run: Storage) -> Result<RunFolder, Error> {
         let plan = read_plan(&run)?;
-        RunFolder::new(run, plan)?.stamped()
+        RunFolder::new(run, plan).stamped()
     }
 
-    fn new(run: Storage, plan: Plan) -> Result<RunFolder, Error> {
+    fn new(run: Storage, plan: Plan) -> RunFolder {
         // relative folders, which a round has, are so to its own
         let other = |folder: &Option<PathBuf>| {
             folder.as_ref().map_or_else(|| run.clone(), |at| Storage::new(run.root().join(at)))
         };
         let (store, base) = (other(&plan.store), other(&plan.base));
         let plan_digest = Digest::of_json(&plan);
-        Ok(RunFolder { run, store, base, plan, plan_digest, stamp: None })
+        RunFolder { run, store, base, plan, plan_digest, stamp: None }
     }
 
     /// Remembers the file of the plan as it is now.
@@ -168,14 +169,12 @@ impl RunFolder {
     /// store.
     fn drop_stale(&self, all: bool) -> Result<(), Error> {
         let stages = self.stages()?;
-        let absent = |name: &String| Stage {
-            name: name.clone(),
-            digest: Digest::of_bytes(b"no stage"),
-            place: Place::Run,
-        };
-        let planned = |name: &String| stages.iter().all(|stage| stage.name != *name);
-        let committed = self.committed_stages(&stages)?;
-        let others = committed.iter().filter(|name| planned(name)).map(absent);
+        let others = self
+            .committed_stages()?
+            .into_iter()
+            .filter(|name| stages.iter().all(|stage| stage.name != *name));
+        let others =
+            others.map(|name| Stage { name, digest: Digest::of_bytes(b"no stage"), place: Place::Run });
         for stage in others.chain(stages.iter().rev().cloned()) {
             if stage.place == Place::Base && self.plan.base.is_some() {
                 continue;
@@ -192,13 +191,12 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The names of the stages that have markers in the run folder, and of those that the plan has.
-    fn committed_stages(&self, of_plan: &[Stage]) -> Result<BTreeSet<String>, Error> {
+    /// The names of the stages that have markers in the run folder.
+    fn committed_stages(&self) -> Result<BTreeSet<String>, Error> {
         let markers = self.run.list_all("_done")?;
         let folders = markers.iter().filter_map(|name| name.strip_prefix("_done/")?.rsplit_once('/'));
-        let of_run = folders.map(|(stage, _)| stage.to_owned());
-        let of_run = of_run.filter(|stage| !stage.starts_with("embeddings/"));
-        Ok(of_run.chain(of_plan.iter().map(|stage| stage.name.clone())).collect())
+        let stages = folders.map(|(stage, _)| stage.to_owned());
+        Ok(stages.filter(|stage| !stage.starts_with("embeddings/")).collect())
     }
 
     /// A shared store belongs to one pool with one set of read limits.

@@ -25,24 +25,19 @@ pub fn commit_calibration(
 ) -> Result<(), Error> {
     let plan = run.plan();
     let by_task = smallest_by_hash(run, role, tasks, Purpose::Calibrate, PAIRS_MAX)?;
-    let mut towers: Option<(Matrix, Matrix)> = None;
+    let (mut images, mut captions) = (Matrix::default(), Matrix::default());
     let mut read = Vec::new();
     for (task, samples) in by_task {
         let (embedded, file) = read_embeddings(run, role, task)?;
         read.push(file);
         let rows = embedded.rows_of(&samples);
-        let (images, captions) = embedded.pairs().expect("checked with the plan: a model of pairs");
-        let (images, captions) = (images.gather(&rows), captions.gather(&rows));
-        match &mut towers {
-            None => towers = Some((images, captions)),
-            Some((all_images, all_captions)) => {
-                all_images.append(&images);
-                all_captions.append(&captions);
-            }
-        }
+        let (of_images, of_captions) = embedded.pairs().expect("checked with the plan: a model of pairs");
+        images.append(&of_images.gather(&rows));
+        captions.append(&of_captions.gather(&rows));
     }
-    let (images, captions) =
-        towers.filter(|(images, _)| images.n_rows() > 1).ok_or(Error::NothingEmbedded)?;
+    if images.n_rows() < 2 {
+        return Err(Error::NothingEmbedded);
+    }
     let sub_batch_size = match plan.select.draw.deal() {
         Some(deal) => deal.filter_ratio.kept(deal.super_batch_size as u64).max(2),
         None => SUB_BATCH_SIZE,

@@ -1,7 +1,5 @@
 //! The golden files, and the samples that they are about.
 
-use std::collections::BTreeSet;
-
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use superbatch::matrix::Matrix;
@@ -137,15 +135,9 @@ impl Pool {
         sample_ids(&self.ids)
     }
 
-    /// The same as the kernels take them: shards by the order of their names here.
+    /// The same as the kernels take them.
     pub fn refs(&self, all: &Pool) -> Vec<SampleRef> {
-        let shards: BTreeSet<&String> = all.ids.iter().map(|(shard, _)| shard).collect();
-        let shards: Vec<&String> = shards.into_iter().collect();
-        let of = |(shard, sample_idx): &(String, u64)| {
-            let shard_idx = shards.binary_search(&shard).expect("a shard of the pool") as u32;
-            SampleRef { shard_idx, sample_idx: *sample_idx }
-        };
-        self.ids.iter().map(of).collect()
+        super::support::sample_refs(&self.ids, &all.ids)
     }
 
     pub fn scoring(&self, by: &Scored) -> Scoring<'_> {

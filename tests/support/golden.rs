@@ -20,6 +20,17 @@ pub fn golden<T: DeserializeOwned>(path: &str) -> T {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
+/// Samples as the kernels take them: shards by the order of their names in the whole pool.
+pub fn sample_refs(ids: &[(String, u64)], all: &[(String, u64)]) -> Vec<SampleRef> {
+    let shards: BTreeSet<&String> = all.iter().map(|(shard, _)| shard).collect();
+    let shards: Vec<&String> = shards.into_iter().collect();
+    let of = |(shard, sample_idx): &(String, u64)| {
+        let shard_idx = shards.binary_search(&shard).expect("a shard of the pool") as u32;
+        SampleRef { shard_idx, sample_idx: *sample_idx }
+    };
+    ids.iter().map(of).collect()
+}
+
 #[track_caller]
 pub fn assert_close(found: f64, expected: f64, bound: f64) {
     assert!((found - expected).abs() <= bound, "{found} is not {expected} within {bound:e}");
@@ -95,15 +106,9 @@ impl Pool {
         self.ids.iter().map(|(shard, sample_idx)| SampleId { shard, sample_idx: *sample_idx }).collect()
     }
 
-    /// The same as the kernels take them: shards by the order of their names here.
+    /// The same as the kernels take them.
     pub fn refs(&self, all: &Pool) -> Vec<SampleRef> {
-        let shards: BTreeSet<&String> = all.ids.iter().map(|(shard, _)| shard).collect();
-        let shards: Vec<&String> = shards.into_iter().collect();
-        let of = |(shard, sample_idx): &(String, u64)| {
-            let shard_idx = shards.binary_search(&shard).expect("a shard of the pool") as u32;
-            SampleRef { shard_idx, sample_idx: *sample_idx }
-        };
-        self.ids.iter().map(of).collect()
+        sample_refs(&self.ids, &all.ids)
     }
 
     pub fn scoring(&self, name: &str) -> Scoring<'_> {

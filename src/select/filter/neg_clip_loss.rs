@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::exchange::{self, Index, Source};
 use crate::executor::Executor;
+use crate::matrix::Matrix;
 use crate::noise::Purpose;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
@@ -47,22 +48,16 @@ fn commit(
     group: usize,
 ) -> Result<(), Error> {
     let mut samples: Vec<SampleRef> = Vec::new();
-    let mut pairs = None;
+    let (mut images, mut captions) = (Matrix::default(), Matrix::default());
     let mut read = Vec::new();
     for &task in tasks {
         let (of_task, file) = reaching(run, position, task)?;
         read.push(file);
-        let (images, captions) = read_pairs(run, filter.model, task, &of_task, &mut read)?;
+        let (of_images, of_captions) = read_pairs(run, filter.model, task, &of_task, &mut read)?;
         samples.extend(of_task);
-        match &mut pairs {
-            None => pairs = Some((images, captions)),
-            Some((all_images, all_captions)) => {
-                all_images.append(&images);
-                all_captions.append(&captions);
-            }
-        }
+        images.append(&of_images);
+        captions.append(&of_captions);
     }
-    let (images, captions) = pairs.expect("a group has tasks");
     let precision = run.plan().select.precision;
     let mut sums = vec![0.0; samples.len()];
     for partition in 0..filter.n_partitions as u64 {
