@@ -30,7 +30,7 @@ pub use digests::Digests;
 pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;
-pub use pool::{Pool, Shard};
+pub use pool::{Pool, Shard, shards_per_task};
 pub use vectors::{PlannedVectors, VectorFile, VectorFiles};
 
 /// Version of the run folder: files, columns, markers.
@@ -156,6 +156,30 @@ impl Plan {
         plan.store.get_or_insert_with(|| PathBuf::from(BASE));
         plan.digests = Digests::of(&plan, self.digests.divide.clone())?;
         Ok(plan)
+    }
+
+    /// The plan if its models' embeddings had these widths.
+    ///
+    /// # Errors
+    ///
+    /// A memory limit that does not do for them.
+    pub fn with_widths(
+        mut self,
+        settings: &Settings,
+        width_of: impl Fn(ModelRole) -> usize,
+    ) -> Result<Plan, Error> {
+        let widened = self
+            .models
+            .iter()
+            .map(|(role, model)| (role, PlannedModel { embedding_dim: width_of(role), ..model.clone() }));
+        self.models = widened.collect();
+        if let (Some(divide), Some(asked)) = (&mut self.divide, &settings.divide) {
+            divide.bank_size = asked.bank_size;
+            divide.fit_samples_per_cluster = asked.fit_samples_per_cluster;
+        }
+        self.select.super_batches_per_group = settings.select.super_batches_per_group;
+        fit_to_memory(settings, &self.models, &mut self.divide, &mut self.select)?;
+        Ok(self)
     }
 
     /// What pairs are scored by in `hard_learnability` and in batch learnability.

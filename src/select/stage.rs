@@ -77,7 +77,7 @@ fn score(run: &RunFolder, executor: &Executor, tasks: &[usize]) -> Result<(), Er
     executor.run(run, &run.score("select.calibrate"), &models, 1, |model| {
         commit_calibration(run, tasks, model, calibrated[model])
     })?;
-    if needs_bank(run) {
+    if needs_bank(run.plan()) {
         executor.run(run, &run.score("select.bank"), &[0], 1, |_| commit_bank(run, tasks))?;
     }
     let stage = run.score("select.score");

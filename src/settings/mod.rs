@@ -21,7 +21,9 @@ mod filter;
 mod draw;
 mod select;
 mod write;
+mod assumed;
 
+pub use assumed::{AssumedModel, AssumedPool, Assumptions, Node};
 pub use divide::{DivideSettings, FitKind};
 pub use draw::{
     ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw, Random,
