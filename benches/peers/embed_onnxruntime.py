@@ -1,9 +1,10 @@
 """The bare loop over ONNX Runtime in Python: how many images and captions a second with so many rows at once and threads
-inside operators, by wall clock and by CPU time.
+inside operators, by wall clock and by CPU time; a line of JSON each.
 
 python3 benches/peers/embed_onnxruntime.py fixtures/models/learner          (needs numpy, onnxruntime)
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -35,7 +36,8 @@ def main():
         for n_threads in [1, 2]:
             for n_rows in [1, 4, 8, 16, 64]:
                 by_wall, by_cpu = rate(Path(sys.argv[1]) / f"onnx/{name}.onnx", n_threads, n_rows)
-                print(f"{name} {n_threads} threads, {n_rows:2} rows: {by_wall:.0f} a second, {by_cpu:.0f} a CPU-second")
+                found = {"graph": name, "threads": n_threads, "rows": n_rows, "a_second": by_wall, "a_cpu_second": by_cpu}
+                print(json.dumps(found))
 
 
 main()
