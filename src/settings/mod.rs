@@ -26,8 +26,8 @@ mod assumed;
 pub use assumed::{AssumedModel, AssumedPool, Assumptions, Node};
 pub use divide::{DivideSettings, FitKind};
 pub use draw::{
-    ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw, Random,
-    Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
+    ActiveClip, ActiveClipScore, Balanced, ClassAct, Dbp, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw,
+    Random, Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
 };
 pub use embed::{EmbedSettings, EmbeddingDtype};
 pub use error::SettingsError;
