@@ -84,16 +84,7 @@ impl Estimate {
             n_drawn: n_passes * (n_of_pass / n_super_batches),
             rates: rates.as_ref(),
         };
-        if let Some(divide) = &plan.divide
-            && divide.n_clusters as u64 > n_samples
-        {
-            let n_clusters = divide.n_clusters;
-            tracing::warn!(
-                n_clusters,
-                n_samples,
-                "more clusters than the pool has samples, by this estimate"
-            );
-        }
+        warn_of_clusters(plan, n_samples);
         let scorer =
             rates.as_ref().and_then(|rates| rates.relative_cost(ModelRole::Learner, ModelRole::FullLearner));
         Estimate {
@@ -174,6 +165,14 @@ impl Estimate {
         }
         let _ = write!(text, "\n{}", table::text(&self.stages));
         text
+    }
+}
+
+/// A fit wants a sample for each of its clusters; by an estimate nothing is refused.
+fn warn_of_clusters(plan: &Plan, n_samples: u64) {
+    let n_clusters = plan.divide.as_ref().map_or(0, |divide| divide.n_clusters as u64);
+    if plan.centroids.is_none() && n_clusters > n_samples {
+        tracing::warn!(n_clusters, n_samples, "more clusters than the pool has samples, by this estimate");
     }
 }
 
