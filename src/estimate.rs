@@ -15,7 +15,7 @@ use crate::cost::SelectionCost;
 use crate::embed::{Model, ModelKind, Sessions, open_shard};
 use crate::error::Error;
 use crate::plan::{Plan, PlannedModel};
-use crate::settings::{ModelRole, Settings};
+use crate::settings::{DivideSettings, ModelRole, Settings};
 use crate::storage::Storage;
 use crate::write::target_bytes;
 
@@ -152,7 +152,8 @@ impl Estimate {
             let _ = writeln!(text, "{:9} {}: {}", role.to_string(), model.folder.display(), describe(model));
         }
         if let Some(divide) = &plan.divide {
-            let _ = writeln!(text, "divide    {} clusters, banks of {}", divide.n_clusters, divide.bank_size);
+            let DivideSettings { n_clusters, bank_size, device, .. } = divide;
+            let _ = writeln!(text, "divide    {n_clusters} clusters on `{device}`, banks of {bank_size}");
         }
         let _ = writeln!(
             text,
