@@ -24,8 +24,8 @@ mod write;
 
 pub use divide::{DivideSettings, FitKind};
 pub use draw::{
-    ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw, Random,
-    Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
+    ActiveClip, ActiveClipScore, Balanced, ClassAct, Dbp, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw,
+    Random, Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
 };
 pub use embed::{EmbedSettings, EmbeddingDtype};
 pub use error::SettingsError;
