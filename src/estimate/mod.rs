@@ -16,7 +16,7 @@ use crate::cost::SelectionCost;
 use crate::embed::ModelKind;
 use crate::error::Error;
 use crate::plan::{Plan, PlannedModel};
-use crate::settings::{Assumptions, ModelRole, Settings};
+use crate::settings::{Assumptions, DivideSettings, ModelRole, Settings};
 use crate::write::target_bytes;
 
 pub use disk::free_bytes;
@@ -124,7 +124,8 @@ impl Estimate {
             let _ = writeln!(text, "{:9} {}: {}", role.to_string(), model.folder.display(), describe(model));
         }
         if let Some(divide) = &plan.divide {
-            let _ = writeln!(text, "divide    {} clusters, banks of {}", divide.n_clusters, divide.bank_size);
+            let DivideSettings { n_clusters, bank_size, device, .. } = divide;
+            let _ = writeln!(text, "divide    {n_clusters} clusters on `{device}`, banks of {bank_size}");
         }
         let _ = writeln!(
             text,

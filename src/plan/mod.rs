@@ -1,7 +1,7 @@
 //! Settings in, `plan.json` out: every input found and every setting resolved before any work.
 //!
 //! The plan names each stage's digest: its settings, the version of its algorithm and the digests of the stages
-//! that it reads. Threads, device, memory and output paths are in none of them.
+//! that it reads. Threads, memory, output paths and the device of models are in none of them.
 
 mod digests;
 mod pool;
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::divide::PlannedCentroids;
 use crate::embed::{Encoders, LoadedModel, SessionSettings, open_shard};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::read::{Limits, ShardFormat};
@@ -93,7 +94,7 @@ impl Plan {
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
         check_experts(&models, &divide)?;
-        check_device(&select)?;
+        check_engines(&divide, &select)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
@@ -355,14 +356,15 @@ fn fit_to_memory(
     Ok(())
 }
 
-/// Whether the device that a joint draw asks for is there, before any work.
-fn check_device(select: &SelectSettings) -> Result<(), Error> {
-    match &select.draw {
-        Draw::InSuperBatches(SuperBatchDraw { method: SuperBatchMethod::Jest(jest), .. }) => {
-            jest.device.places().map(|_| ())
-        }
-        _ => Ok(()),
+/// Whether the devices that clusters and a joint draw ask for are there, before any work.
+fn check_engines(divide: &Option<DivideSettings>, select: &SelectSettings) -> Result<(), Error> {
+    if let Some(divide) = divide {
+        Engine::of(divide.device, divide.products)?;
     }
+    if let Draw::InSuperBatches(SuperBatchDraw { method: SuperBatchMethod::Jest(jest), .. }) = &select.draw {
+        Engine::of(jest.device, jest.products)?;
+    }
+    Ok(())
 }
 
 fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<String>) {

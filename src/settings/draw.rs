@@ -8,7 +8,7 @@ use crate::select::{Chance, FilterRatio, Quota};
 
 use super::filter::NamedFilter;
 use super::select::{ScoreKind, check_column, check_score, parse, table_of};
-use super::{ModelSettings, Models, SettingsError, check_sizes, out_of_range};
+use super::{ModelSettings, Models, SettingsError, check_engine, check_sizes, out_of_range};
 
 /// The last step: what is kept of all that passed the filters.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,7 +112,7 @@ pub struct Jest {
     pub gain: f64,
     #[serde(default)]
     pub draw: Chance,
-    /// Where the pairs of different samples are added up: `cpu` by this program's own kernels, a GPU (`cuda:0`) through
+    /// Where the pairs of different samples are added up: `cpu` by this program's own kernels, one GPU (`cuda:0`) through
     /// the runtime. Scores differ in their last digits, so it is part of what makes a draw, and no machine chooses it.
     #[serde(default = "processor")]
     pub device: Device,
@@ -422,10 +422,7 @@ impl SuperBatchDraw {
             SuperBatchMethod::Jest(jest) => {
                 check_sizes(&[("select.step.n_chunks", jest.n_chunks)])?;
                 gain(jest.gain)?;
-                if matches!(jest.device, Device::Auto | Device::Cpus(_)) {
-                    let must = "`cpu` or a GPU by name, such as `cuda:0`";
-                    return Err(out_of_range("select.step.device", jest.device, must));
-                }
+                check_engine("select.step.device", jest.device)?;
                 check_score(jest.score, models)
             }
             SuperBatchMethod::ActiveClip(active_clip) => {
