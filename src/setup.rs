@@ -41,7 +41,7 @@ pub enum SetupError {
     Python { python: String, source: io::Error },
     #[error("pip cannot install {requirement}: {said}")]
     Pip { requirement: String, said: String },
-    #[error("{requirement} has no file `libonnxruntime.so.*`")]
+    #[error("{requirement} has no library of the runtime")]
     NoLibrary { requirement: &'static str },
     #[error("`{path}` has SHA-256 {found}, and not {expected} as pinned")]
     OtherHash { path: PathBuf, found: String, expected: &'static str },
@@ -87,12 +87,8 @@ fn install(build: Build, python: &str) -> Result<PathBuf, SetupError> {
     let data = library::data_folder().ok_or(SetupError::NoDataFolder)?;
     let runtime = build.pin();
     let package = runtime.requirement.split("==").next().expect("a name comes first");
-    let arch = std::env::consts::ARCH;
-    let expected = match std::env::consts::OS {
-        "linux" => runtime.sha256(arch),
-        _ => None,
-    };
-    let expected = expected.ok_or(SetupError::Platform { package, arch })?;
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    let expected = runtime.sha256(os, arch).ok_or(SetupError::Platform { package, arch })?;
     let packages = data.join(format!("{package}-{}", runtime.version()));
     if !packages.is_dir() {
         let unfinished = data.join(format!(".unfinished-{}-{package}", std::process::id()));
@@ -120,7 +116,6 @@ fn install(build: Build, python: &str) -> Result<PathBuf, SetupError> {
 /// Unpacks a package, and nothing that it depends on, into a folder. The wheel is chosen by platform and not by the
 /// interpreter's version, since only libraries are wanted.
 fn pip_install(python: &str, requirement: &str, folder: &Path) -> Result<(), SetupError> {
-    let arch = std::env::consts::ARCH;
     let mut command = Command::new(python);
     command.args([
         "-m",
@@ -132,8 +127,8 @@ fn pip_install(python: &str, requirement: &str, folder: &Path) -> Result<(), Set
         "--upgrade",
     ]);
     command.args(["--only-binary", ":all:", "--implementation", "cp", "--python-version", "3.12"]);
-    for glibc in ["2_27", "2_28"] {
-        command.arg("--platform").arg(format!("manylinux_{glibc}_{arch}"));
+    for platform in wheel_platforms(std::env::consts::OS, std::env::consts::ARCH) {
+        command.args(["--platform", &platform]);
     }
     command.arg("--target").arg(folder).arg(requirement).stdin(Stdio::null());
     tracing::info!(requirement, folder = %folder.display(), "fetching with pip");
@@ -147,6 +142,14 @@ fn pip_install(python: &str, requirement: &str, folder: &Path) -> Result<(), Set
         stderr.lines().filter(|line| !line.starts_with("WARNING")).map(str::trim).collect();
     let said = errors.last().map_or_else(|| output.status.to_string(), |line| (*line).to_owned());
     Err(SetupError::Pip { requirement: requirement.to_owned(), said })
+}
+
+/// What wheels call a system and a processor, as Rust names them.
+fn wheel_platforms(os: &str, arch: &str) -> Vec<String> {
+    match (os, arch) {
+        ("macos", "aarch64") => vec!["macosx_14_0_arm64".to_owned()],
+        _ => ["2_27", "2_28"].map(|glibc| format!("manylinux_{glibc}_{arch}")).to_vec(),
+    }
 }
 
 /// The runtime's library among some packages, if it is the pinned one.

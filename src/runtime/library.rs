@@ -128,8 +128,8 @@ pub(super) fn site_packages(root: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// The library itself, or the newest in a folder: wheels carry `libonnxruntime.so.1.32.0` without a shorter
-/// name.
+/// The library itself, or the newest in a folder: wheels carry `libonnxruntime.so.1.32.0`, or
+/// `libonnxruntime.1.32.0.dylib`, without a shorter name.
 pub fn library_in(place: &Path) -> Option<PathBuf> {
     if place.is_file() {
         return Some(place.to_owned());
@@ -137,16 +137,16 @@ pub fn library_in(place: &Path) -> Option<PathBuf> {
     let files = fs::read_dir(place).ok()?.flatten().map(|file| file.path());
     let libraries = files.filter(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_named = name == "libonnxruntime.dylib"
-            || name
-                .strip_prefix("libonnxruntime.so")
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let middle = name.strip_prefix("libonnxruntime.");
+        let is_named = middle.is_some_and(|rest| {
+            rest == "so" || rest.starts_with("so.") || rest == "dylib" || rest.ends_with(".dylib")
+        });
         is_named && path.is_file()
     });
     libraries.max_by_key(|path| version(path))
 }
 
-/// The numbers after `.so`, so that 1.32 counts as newer than 1.9.
+/// The numbers in its name, so that 1.32 counts as newer than 1.9.
 fn version(path: &Path) -> Vec<u32> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     name.split('.').filter_map(|part| part.parse().ok()).collect()
@@ -167,6 +167,13 @@ mod tests {
         let library = library_in(folder.path()).unwrap();
         assert!(library.ends_with("libonnxruntime.so.1.32.0"));
         assert_eq!(library_in(&library), Some(library.clone()));
+        let macos = tempfile::tempdir().unwrap();
+        for name in
+            ["libonnxruntime.1.9.0.dylib", "libonnxruntime.1.32.0.dylib", "libonnxruntime_providers.dylib"]
+        {
+            fs::write(macos.path().join(name), "").unwrap();
+        }
+        assert!(library_in(macos.path()).unwrap().ends_with("libonnxruntime.1.32.0.dylib"));
         assert_eq!(library_in(&folder.path().join("missing")), None);
     }
 }

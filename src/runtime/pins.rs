@@ -5,15 +5,15 @@
 pub struct Pin {
     /// `name==version`, as pip takes it.
     pub requirement: &'static str,
-    /// `processor=SHA-256` of the library in it, separated by spaces.
+    /// `system-processor=SHA-256` of the library in it, separated by spaces.
     hashes: &'static str,
 }
 
 impl Pin {
-    /// SHA-256, in hex, of the package's library for a processor, as Rust names it.
-    pub fn sha256(&self, arch: &str) -> Option<&'static str> {
+    /// SHA-256, in hex, of the package's library for a system and a processor, as Rust names them.
+    pub fn sha256(&self, os: &str, arch: &str) -> Option<&'static str> {
         let mut hashes = self.hashes.split_ascii_whitespace().filter_map(|hash| hash.split_once('='));
-        hashes.find(|(of, _)| *of == arch).map(|(_, hash)| hash)
+        hashes.find(|(of, _)| *of == format!("{os}-{arch}")).map(|(_, hash)| hash)
     }
 
     pub fn version(&self) -> &'static str {
@@ -44,11 +44,13 @@ mod tests {
     fn a_package_has_a_version_and_its_library_a_hash() {
         let runtime = pin("onnxruntime");
         assert_eq!(runtime.requirement, format!("onnxruntime=={}", runtime.version()));
-        for arch in ["x86_64", "aarch64"] {
-            assert_eq!(runtime.sha256(arch).map(str::len), Some(64), "{arch}");
-        }
-        assert_eq!(runtime.sha256("riscv64"), None);
-        assert_eq!(pin("cmake").sha256("x86_64"), None);
+        let platforms = [("linux", "x86_64"), ("linux", "aarch64"), ("macos", "aarch64")];
+        let hashes = platforms.map(|(os, arch)| runtime.sha256(os, arch));
+        assert!(hashes.iter().all(|hash| hash.map(str::len) == Some(64)), "{hashes:?}");
+        assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2], "{hashes:?}");
+        // the release has none
+        assert_eq!((runtime.sha256("macos", "x86_64"), runtime.sha256("linux", "riscv64")), (None, None));
+        assert_eq!(pin("cmake").sha256("linux", "x86_64"), None);
         // a name that begins another
         assert!(pin("onnxruntime-gpu").requirement.starts_with("onnxruntime-gpu=="));
     }
