@@ -14,9 +14,11 @@ use support::{
 };
 
 /// Shard, reason and number of good samples, as fixtures/faults/README.md says.
-const FAULTS: [(&str, &str, u64); 7] = [
+const FAULTS: [(&str, &str, u64); 9] = [
+    ("avif", "unsupported_avif", 6),
     ("cut_jpeg", "undecodable_image", 6),
     ("duplicate_key", "duplicate_key", 7),
+    ("jpeg_2000", "unsupported_jpeg_2000", 6),
     ("missing_caption", "missing_caption", 6),
     ("missing_image", "missing_image", 6),
     ("non_utf8_caption", "caption_not_utf8", 6),
@@ -59,7 +61,8 @@ fn every_fault_costs_one_sample_and_is_counted() {
         assert_eq!(stats["status_dict"], serde_json::json!({ "success": n_good, (*reason): 1 }), "{name}");
         let unreadable = ["missing_caption", "missing_image", "shard_broken", "empty_image"].contains(reason);
         assert_eq!(stats["failed_to_download"], u64::from(unreadable), "{name}");
-        assert_eq!(stats["failed_to_resize"], u64::from(*reason == "undecodable_image"), "{name}");
+        let undecodable = ["undecodable_image", "unsupported_avif", "unsupported_jpeg_2000"].contains(reason);
+        assert_eq!(stats["failed_to_resize"], u64::from(undecodable), "{name}");
         let n_kept = curated.iter().filter(|(shard, _)| *shard == format!("{name}.tar")).count() as u64;
         assert_eq!(n_kept, *n_good, "{name}: every good sample is there");
     }

@@ -89,9 +89,11 @@ fn every_fault_is_one_rejection() {
     // Key and reason of the faulty sample, and how many good ones there are, as fixtures/faults/README.md
     // says.
     let faults = [
+        ("avif", "009003", "unsupported_avif", 6),
         ("cut_jpeg", "000003", "undecodable_image", 6),
         ("duplicate_key", "005003", "duplicate_key", 7),
         ("invalid_label", "008003", "invalid_label", 6),
+        ("jpeg_2000", "010003", "unsupported_jpeg_2000", 6),
         ("missing_caption", "001003", "missing_caption", 6),
         ("missing_image", "002003", "missing_image", 6),
         ("missing_label", "007003", "missing_label", 6),

@@ -295,6 +295,18 @@ impl Group {
         Ok(())
     }
 
+    /// Why there is no image.
+    fn no_image(&self) -> Rejection {
+        let has = |extension: &str| self.extensions.iter().any(|own| own == extension);
+        if has("avif") {
+            Rejection::UnsupportedAvif
+        } else if has("jp2") || has("j2k") {
+            Rejection::UnsupportedJpeg2000
+        } else {
+            Rejection::MissingImage
+        }
+    }
+
     /// Takes what the members did not say from the file beside the tar.
     fn complete(&mut self, row: SidecarRow, limits: &Limits) {
         if self.json.is_none() {
@@ -322,7 +334,7 @@ impl Group {
         }
         match &self.image {
             _ if *kind == SampleKind::Text => {}
-            None => self.reject(Rejection::MissingImage),
+            None => self.reject(self.no_image()),
             Some(image) if image.size == 0 => self.reject(Rejection::EmptyImage),
             Some(_) => {}
         }

@@ -143,6 +143,24 @@ fn every_fault_of_a_sample_has_its_rejection() {
     assert_eq!(outcomes, expected(&all));
 }
 
+#[test]
+fn an_image_in_a_format_without_a_decoder_is_named() {
+    let bytes = tar(&[
+        ("0.avif", b"i"),
+        ("0.txt", b"a"),
+        ("1.jp2", b"i"),
+        ("1.txt", b"a"),
+        ("2.avif", b"i"),
+        ("2.jpg", b"i"),
+        ("2.txt", b"a"),
+        ("3.heic", b"i"),
+        ("3.txt", b"a"),
+    ]);
+    let all =
+        [("0", "unsupported_avif"), ("1", "unsupported_jpeg_2000"), ("2", "ok"), ("3", "missing_image")];
+    assert_eq!(outcomes(&bytes), expected(&all));
+}
+
 type LabelAndCaption = (Option<u32>, Option<String>);
 
 /// Key, label and caption of each sample, or its rejection.
