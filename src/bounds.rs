@@ -28,10 +28,12 @@ fn fits_caption(filter: &MetadataFilter, caption: &str) -> bool {
 
 fn fits_json(bounds: &[JsonBound], json: Option<&str>) -> bool {
     let Some(json) = json.and_then(|text| serde_json::from_str::<Value>(text).ok()) else { return false };
-    bounds.iter().all(|bound| {
-        let field = bound.field.split('.').try_fold(&json, |place, name| place.get(name));
-        field.is_some_and(|field| fits_bound(bound, field))
-    })
+    bounds.iter().all(|bound| field_of(&json, &bound.field).is_some_and(|field| fits_bound(bound, field)))
+}
+
+/// The value of a field; dots in its name go into objects.
+pub fn field_of<'a>(json: &'a Value, field: &str) -> Option<&'a Value> {
+    field.split('.').try_fold(json, |place, name| place.get(name))
 }
 
 fn fits_bound(bound: &JsonBound, field: &Value) -> bool {

@@ -47,6 +47,8 @@ pub enum Error {
     PathNotUtf8 { path: PathBuf },
     #[error("shard `{path}` is not the one that the plan saw: its size or time of modification differs")]
     ShardChanged { path: PathBuf },
+    #[error("model `{folder}` is not the one that the plan saw: a file that decides embeddings differs")]
+    ModelChanged { folder: PathBuf },
     #[error("cannot read shard `{shard}`")]
     Shard { shard: String, source: io::Error },
     #[error("shard `{shard}` gave other samples than the first time")]
@@ -92,6 +94,8 @@ pub enum Error {
     OtherPool { left: PathBuf, right: PathBuf },
     #[error("`{folder}` is not a run folder: it has no `plan.json`")]
     NotARun { folder: PathBuf },
+    #[error("`{folder}` is not a run folder, and no pool is named to compare two models on")]
+    ComparedWithoutPool { folder: PathBuf },
     #[error("{} shards have no embeddings: {}", shards.len(), first_of(shards))]
     NotEmbedded { shards: Vec<String> },
     #[error("task {task} of `{stage}` is not committed")]
@@ -197,6 +201,7 @@ impl Error {
                     .to_owned()
             }
             Error::ShardTwice { .. } => "take one of the patterns out of `read.shards`".to_owned(),
+            Error::ModelChanged { .. } => "run with `--replan` to take the model as it is now".to_owned(),
             Error::ShardChanged { .. } => "run with `--replan` to take the shards as they are now".to_owned(),
             Error::Shard { .. } => "fetch the shard again, or take it out of `read.shards`".to_owned(),
             Error::ModelKind { .. } => {
@@ -254,6 +259,9 @@ impl Error {
                 "divide by `reference` or by a `base` model in a run that is to have rounds".to_owned()
             }
             Error::RunIncomplete { .. } => "`superbatch run` goes on where it stopped".to_owned(),
+            Error::ComparedWithoutPool { .. } => {
+                "name the shards whose samples both models are to embed with `--pool SHARDS`".to_owned()
+            }
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
                 "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
@@ -356,6 +364,7 @@ impl Error {
                 | Error::StoreOfAnotherShard { .. }
                 | Error::OtherPool { .. }
                 | Error::NotARun { .. }
+                | Error::ComparedWithoutPool { .. }
                 | Error::NothingToShow { .. }
                 | Error::KeyMissing { .. }
         )

@@ -51,6 +51,14 @@ fn two_runs_share_what_both_kept() {
 }
 
 #[test]
+fn two_models_are_compared_on_a_pool() {
+    let models = ["fixtures/models/learner", "fixtures/models/reference"];
+    let error = error_of(superbatch(["compare"]).args(models), 2);
+    assert!(error.contains("`fixtures/models/learner` is not a run folder"), "{error}");
+    assert!(error.contains("\nhint: ") && error.contains("`--pool SHARDS`"), "{error}");
+}
+
+#[test]
 fn a_model_agrees_with_itself_and_less_with_another() {
     let (learner, reference) = ("fixtures/models/learner", "fixtures/models/reference");
     let pool = ["--pool", "fixtures/pool/shard-0000{0..1}.tar", "--samples", "150", "--device", "cpu"];

@@ -272,6 +272,7 @@ fn what_the_methods_cannot_do_is_named_before_any_work() {
         (quickstart("divide.model=base"), "`divide.model` is `base`"),
         (quickstart("select.objective=hinge"), "unknown variant `hinge`"),
         (quickstart("select.step.0.draw=dice"), "unknown variant `dice`"),
+        (quickstart("read.bounds.json=[['punsafe', 0.5]]"), "expected a map"),
         (steps(""), "0 steps"),
         (steps("{method='jset'}"), "unknown method `jset`"),
         (steps(&format!("{jest},{jest}")), "unknown variant `jest`"),

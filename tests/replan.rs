@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use assert_cmd::assert::OutputAssertExt;
 use support::{
     Pipeline, assert_same_bytes, assert_verified, copy_folder, embedded_store, error_of, json, names, root,
-    status,
+    status, superbatch,
 };
 
 /// The stages whose tasks this run's own plan has done.
@@ -86,6 +86,49 @@ fn another_learner_embeds_only_itself() {
     assert_eq!(status[&embeddings_stage(&other, "reference")], (3, 0, Some(3)));
     assert_eq!(status["samples"], (3, 0, Some(3)));
     assert_verified(&other);
+}
+
+#[test]
+fn stages_that_run_no_model_need_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, model, away) =
+        (folder.path().join("run"), folder.path().join("learner"), folder.path().join("away"));
+    copy_folder(&root().join("fixtures/models/learner"), &model);
+    let pipeline = Pipeline::embedded().with(&format!("models.learner.folder='{}'", model.display()));
+    pipeline.run(&run);
+    fs::rename(&model, &away).unwrap();
+    for stage in ["divide", "select", "write", "report"] {
+        pipeline.command(stage, &run).assert().success();
+    }
+    let error = error_of(&mut pipeline.with("seed=7").command("select", &run), 2);
+    assert!(error.contains("holds the run of another plan"), "{error}");
+    // these are to find out what the folder holds
+    let mut embed = pipeline.command("embed", &run);
+    let mut replan = pipeline.command("select", &run);
+    for command in [&mut embed, replan.arg("--replan")] {
+        let error = error_of(command, 2);
+        assert!(error.contains("cannot load model"), "{error}");
+    }
+}
+
+#[test]
+fn a_model_that_is_not_the_planned_one_embeds_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, model) = (folder.path().join("run"), folder.path().join("reference"));
+    copy_folder(&root().join("fixtures/models/reference"), &model);
+    let pipeline = Pipeline::of_shards("fixtures/pool/shard-00003.tar")
+        .with(&format!("models.reference.folder='{}'", model.display()));
+    pipeline.run(&run);
+    let embeddings = embeddings_stage(&run, "reference");
+    fs::remove_dir_all(run.join("_done").join(&embeddings)).unwrap();
+    let manifest = fs::read_to_string(model.join("model.toml")).unwrap();
+    fs::write(model.join("model.toml"), format!("{manifest}\nresample = \"bilinear\"\n")).unwrap();
+    // a round keeps the plan of every model but the learner
+    let mut round = superbatch([Path::new("round"), &run]);
+    let error = error_of(round.args(["--learner", "fixtures/models/learner"]), 1);
+    assert!(error.contains("is not the one that the plan saw"), "{error}");
+    assert!(error.contains("\nhint: ") && error.contains("`--replan`"), "{error}");
+    assert!(!run.join("_done").join(&embeddings).exists(), "nothing is embedded");
 }
 
 #[test]

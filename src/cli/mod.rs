@@ -68,14 +68,14 @@ fn run(command: Command) -> Result<Exit, Error> {
     match command {
         Command::Run(stage) => {
             let settings = settings_of(&stage.pipeline)?;
-            let (run, executor) = open(&stage, &settings, settings.device)?;
+            let (run, executor) = open(&stage, &settings, Embedding::On(settings.device))?;
             pipeline::run(&run, &executor, &settings.inference())?;
             finish(&run, &executor)
         }
         Command::Plan { pipeline, assume, json } => plan(&settings_of(&pipeline)?, assume.as_deref(), json),
         Command::Embed(stage) => {
             let settings = settings_of(&stage.pipeline)?;
-            let (run, executor) = open(&stage, &settings, settings.device)?;
+            let (run, executor) = open(&stage, &settings, Embedding::On(settings.device))?;
             pipeline::embed(&run, &executor, &settings.inference())?;
             Ok(Exit::Done)
         }
@@ -83,7 +83,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Select(stage) => stage_command(&stage, select::run),
         Command::Write(stage) => stage_command(&stage, write::run),
         Command::Report(stage) => {
-            let (run, executor) = open(&stage, &settings_of(&stage.pipeline)?, Device::Cpu)?;
+            let (run, executor) = open(&stage, &settings_of(&stage.pipeline)?, Embedding::None)?;
             finish(&run, &executor)
         }
         Command::Round { run, learner, device } => round(run, &learner, device),
@@ -154,7 +154,10 @@ fn plan(settings: &Settings, assume: Option<&Path>, json: bool) -> Result<Exit, 
 
 fn compare(args: &CompareArgs) -> Result<Exit, Error> {
     let (json, text) = if args.pool.is_empty() {
-        let open = |run: &str| RunFolder::open(Storage::new(run));
+        let open = |run: &str| match RunFolder::open(Storage::new(run)) {
+            Err(Error::NotARun { folder }) => Err(Error::ComparedWithoutPool { folder }),
+            opened => opened,
+        };
         let compared = compare::compare_runs(&open(&args.left)?, &open(&args.right)?)?;
         (serde_json::to_string_pretty(&compared), compared.text())
     } else {
@@ -203,7 +206,7 @@ fn stage_command(
     stage: &StageArgs,
     work: impl Fn(&RunFolder, &Executor) -> Result<(), Error>,
 ) -> Result<Exit, Error> {
-    let (run, executor) = open(stage, &settings_of(&stage.pipeline)?, Device::Cpu)?;
+    let (run, executor) = open(stage, &settings_of(&stage.pipeline)?, Embedding::None)?;
     work(&run, &executor)?;
     Ok(Exit::Done)
 }
@@ -212,10 +215,27 @@ fn settings_of(args: &PipelineArgs) -> Result<Settings, Error> {
     Settings::load(&args.pipeline, &args.set)
 }
 
-/// Plans, checks and opens a run folder; prints the plan. Models are checked on the device where the command runs them.
-fn open(stage: &StageArgs, settings: &Settings, device: Device) -> Result<(RunFolder, Executor), Error> {
-    let plan = Plan::new(settings, device)?;
+/// Whether a command embeds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Embedding {
+    On(Device),
+    None,
+}
+
+/// Plans, checks and opens a run folder; prints the plan. Models are opened on the device where the command runs them; one
+/// that runs none takes what the folder's plan says of them.
+fn open(
+    stage: &StageArgs,
+    settings: &Settings,
+    embedding: Embedding,
+) -> Result<(RunFolder, Executor), Error> {
     let storage = Storage::new(&stage.output);
+    let plan = match (embedding, RunFolder::open(storage.clone())) {
+        (Embedding::On(device), _) => Plan::new(settings, device)?,
+        (Embedding::None, Ok(run)) if !stage.replan => Plan::with_models_of(settings, run.plan())?,
+        (Embedding::None, Ok(_) | Err(Error::NotARun { .. })) => Plan::new(settings, Device::Cpu)?,
+        (Embedding::None, Err(error)) => return Err(error),
+    };
     // a run that goes on has used its room already
     if storage.size_bytes(PLAN)?.is_none() {
         let estimate = Estimate::of(&plan, settings);

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::executor::{Executor, with_retries};
-use crate::plan::PlannedVectors;
+use crate::plan::{PlannedModel, PlannedVectors};
 use crate::progress::Progress;
 use crate::read::ReadSample;
 use crate::run_folder::{RunFolder, Stage};
@@ -111,7 +111,11 @@ fn run_models(
     let mut models = Vec::with_capacity(needed.len());
     for model in &needed {
         let planned = run.plan().models.get(model.role).expect("the plan names the model");
-        models.push(Model::open(&planned.folder, planned.choice())?);
+        let opened = Model::open(&planned.folder, planned.choice())?;
+        if PlannedModel::digest_of(&opened, &run.plan().embed) != planned.digest {
+            return Err(Error::ModelChanged { folder: planned.folder.clone() });
+        }
+        models.push(opened);
     }
     let read = &run.plan().read;
     let encoders = Encoders::new(&models, read.limits.clone())?.within(&read.bounds);

@@ -8,6 +8,7 @@ mod pool;
 mod vectors;
 mod model;
 mod planted;
+mod fields;
 
 use std::path::PathBuf;
 
@@ -15,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::divide::PlannedCentroids;
-use crate::embed::{Encoders, LoadedModel, SessionSettings, open_shard};
+use crate::embed::{SessionSettings, open_shard};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
-use crate::read::{Limits, ShardFormat};
+use crate::read::ShardFormat;
 use crate::runtime::Device;
 use crate::select::pair_score;
 use crate::settings::{
@@ -74,6 +75,15 @@ impl Plan {
     ///
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
+        Plan::find(settings, device, None)
+    }
+
+    /// The same, but a model that an earlier plan has by the same settings is taken from there, and not opened.
+    pub fn with_models_of(settings: &Settings, earlier: &Plan) -> Result<Plan, Error> {
+        Plan::find(settings, Device::Cpu, Some(earlier))
+    }
+
+    fn find(settings: &Settings, device: Device, earlier: Option<&Plan>) -> Result<Plan, Error> {
         let pool = Pool::find(&settings.read)?;
         // a pool's tables are alike: what the first one lacks is found before any work
         if let Some(table) =
@@ -87,8 +97,11 @@ impl Plan {
             select: &settings.select,
             write: &settings.write,
         };
-        let models = planned_models(settings, device, &pool, &wants)?;
-        warn_of_equal_models(&models);
+        let models = model::planned_models(settings, device, earlier, &pool, &wants)?;
+        if earlier.is_none() {
+            warn_of_equal_models(&models);
+            fields::warn_of_missing(&pool, &settings.read, &settings.select);
+        }
         let mut divide = settings.divide.clone();
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
@@ -139,7 +152,7 @@ impl Plan {
         if self.divide.as_ref().is_some_and(|divide| divide.model == ModelRole::Learner) {
             return Err(Error::DividedByLearner);
         }
-        let loaded = open(learner, session)?;
+        let loaded = model::open(learner, session)?;
         let model = PlannedModel::new(&loaded, learner, &self.embed);
         let wants = Wants {
             read: &self.read,
@@ -235,37 +248,6 @@ impl Plan {
     }
 }
 
-/// Opens every model, or finds its embeddings, and checks that it can do what the settings want of it.
-fn planned_models(
-    settings: &Settings,
-    device: Device,
-    pool: &Pool,
-    wants: &Wants,
-) -> Result<Models<PlannedModel>, Error> {
-    let mut place = None;
-    let mut planned = Vec::new();
-    for (role, model) in settings.models.iter() {
-        let (model, initial_logit_scale) = match &model.precomputed {
-            Some(precomputed) => {
-                (PlannedModel::of_vectors(precomputed, model.calibrate, pool, &settings.embed)?, None)
-            }
-            None => {
-                // only where a model runs is there a need for the runtime
-                let place = match place {
-                    Some(place) => place,
-                    None => *place.insert(device.places()?[0]),
-                };
-                let loaded = open(model, &SessionSettings { place, n_threads: settings.n_threads() })?;
-                let initial = loaded.model.initial_logit_scale;
-                (PlannedModel::new(&loaded, model, &settings.embed), initial)
-            }
-        };
-        model::check(wants, role, &model, initial_logit_scale)?;
-        planned.push((role, model));
-    }
-    Ok(planned.into_iter().collect())
-}
-
 /// Two equal models are a control, and hardly ever meant.
 fn warn_of_equal_models(models: &Models<PlannedModel>) {
     let digest = |role| models.get(role).map(|model| &model.digest);
@@ -274,13 +256,6 @@ fn warn_of_equal_models(models: &Models<PlannedModel>) {
     {
         tracing::warn!("learner and reference are one model: learnability is 0 everywhere");
     }
-}
-
-/// Opens a model with everything that it needs, so that what cannot work fails before any work.
-fn open(model: &ModelSettings, session: &SessionSettings) -> Result<LoadedModel, Error> {
-    let loaded = LoadedModel::open(&model.folder, model.choice(), session)?;
-    Encoders::new([&loaded.model], Limits::default())?.probe()?;
-    Ok(loaded)
 }
 
 /// Whether every cluster has its expert, and all of them embed in spaces of one width.

@@ -7,15 +7,20 @@ use serde_json::json;
 
 use crate::digest::Digest;
 use crate::embed::image::JpegDecoding;
-use crate::embed::{LoadedModel, LogitScale, ModelChoice, ModelKind, Variant};
+use crate::embed::{
+    Encoders, LoadedModel, LogitScale, Model, ModelChoice, ModelKind, SessionSettings, Variant,
+};
 use crate::error::Error;
+use crate::read::Limits;
+use crate::runtime::Device;
 use crate::select::Objective;
 use crate::settings::{
     ActiveClipScore, DivideSettings, Draw, EmbedSettings, EmbeddingDtype, Filter, ModelRole, ModelSettings,
-    PoolDraw, PrecomputedSettings, ReadSettings, SampleContents, SelectSettings, SuperBatchMethod,
-    WriteSettings,
+    Models, PoolDraw, PrecomputedSettings, ReadSettings, SampleContents, SelectSettings, Settings,
+    SuperBatchMethod, WriteSettings,
 };
 
+use super::Plan;
 use super::pool::Pool;
 use super::vectors::PlannedVectors;
 
@@ -79,11 +84,7 @@ impl PlannedModel {
             image_size_px: model.image_size_px,
             jpeg_decoding: model.jpeg_decoding,
             kind: loaded.model.kind(),
-            digest: Digest::of_json(&json!({
-                "model": loaded.model.digest,
-                "inference_batch_size": embed.inference_batch_size,
-                "embedding_dtype": embed.embedding_dtype,
-            })),
+            digest: PlannedModel::digest_of(&loaded.model, embed),
             embedding_dim: loaded.embedding_dim,
             calibrate: model.calibrate,
             logit_scale: unless_calibrated(stated.scale.as_ref().map(|scale| scale.value.get())),
@@ -92,6 +93,15 @@ impl PlannedModel {
             logit_bias_source: source(stated.bias.as_ref().map(|bias| &bias.source)),
             vectors: None,
         }
+    }
+
+    /// What decides the embeddings that are stored of a model.
+    pub fn digest_of(model: &Model, embed: &EmbedSettings) -> Digest {
+        Digest::of_json(&json!({
+            "model": model.digest,
+            "inference_batch_size": embed.inference_batch_size,
+            "embedding_dtype": embed.embedding_dtype,
+        }))
     }
 
     /// Whether pairs have a loss under this objective: the sigmoid wants a scale and a bias, the softmax a scale.
@@ -160,6 +170,48 @@ pub(super) struct Wants<'a> {
     pub divide: Option<&'a DivideSettings>,
     pub select: &'a SelectSettings,
     pub write: &'a WriteSettings,
+}
+
+/// Opens every model, or finds its embeddings, and checks that it can do what the settings want of it.
+pub(super) fn planned_models(
+    settings: &Settings,
+    device: Device,
+    earlier: Option<&Plan>,
+    pool: &Pool,
+    wants: &Wants,
+) -> Result<Models<PlannedModel>, Error> {
+    let mut place = None;
+    let mut planned = Vec::new();
+    let earlier = earlier.filter(|plan| plan.embed == settings.embed);
+    for (role, model) in settings.models.iter() {
+        let known = earlier.and_then(|plan| plan.models.get(role)).filter(|known| known.settings() == *model);
+        let (model, initial_logit_scale) = match (&model.precomputed, known) {
+            (Some(precomputed), _) => {
+                (PlannedModel::of_vectors(precomputed, model.calibrate, pool, &settings.embed)?, None)
+            }
+            (None, Some(known)) => (known.clone(), None),
+            (None, None) => {
+                // only where a model runs is there a need for the runtime
+                let place = match place {
+                    Some(place) => place,
+                    None => *place.insert(device.places()?[0]),
+                };
+                let loaded = open(model, &SessionSettings { place, n_threads: settings.n_threads() })?;
+                let initial = loaded.model.initial_logit_scale;
+                (PlannedModel::new(&loaded, model, &settings.embed), initial)
+            }
+        };
+        check(wants, role, &model, initial_logit_scale)?;
+        planned.push((role, model));
+    }
+    Ok(planned.into_iter().collect())
+}
+
+/// Opens a model with everything that it needs, so that what cannot work fails before any work.
+pub(super) fn open(model: &ModelSettings, session: &SessionSettings) -> Result<LoadedModel, Error> {
+    let loaded = LoadedModel::open(&model.folder, model.choice(), session)?;
+    Encoders::new([&loaded.model], Limits::default())?.probe()?;
+    Ok(loaded)
 }
 
 /// Whether a model is of a kind that the pool and its role want, and states what its loss takes.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::bounds::field_of;
 use crate::rejection::Rejection;
 
 /// What a sample has beside its image.
@@ -42,8 +43,7 @@ pub(super) fn of_member(bytes: &[u8]) -> Result<u32, Rejection> {
 
 /// The class that a field of the JSON member names, which must be a whole number.
 pub(super) fn of_json(json: &Value, field: &str) -> Result<u32, Rejection> {
-    let value = field.split('.').try_fold(json, |value, name| value.get(name));
-    match value {
+    match field_of(json, field) {
         None | Some(Value::Null) => Err(Rejection::MissingLabel),
         Some(value) => {
             let label = value.as_u64().and_then(|label| u32::try_from(label).ok());

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::embed::DEFAULT_INFERENCE_BATCH_SIZE;
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmbedSettings {
     /// Samples that go through a model at once; part of the model digest.

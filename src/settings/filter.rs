@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::select::FilterRatio;
@@ -56,7 +57,7 @@ pub struct MetadataFilter {
     pub caption_words_min: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caption_words_max: Option<usize>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "tables")]
     pub json: Vec<JsonBound>,
 }
 
@@ -100,6 +101,12 @@ impl MetadataFilter {
     pub fn is_empty(&self) -> bool {
         *self == MetadataFilter::default()
     }
+}
+
+/// Settings of which each must be a table: serde would take an array's values by position.
+fn tables<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let tables = Vec::<toml::Table>::deserialize(deserializer)?;
+    tables.into_iter().map(|table| table.try_into().map_err(D::Error::custom)).collect()
 }
 
 /// A bound on a field of the JSON member. A sample without the field, or with one of another type, is taken out.
