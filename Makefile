@@ -2,7 +2,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: setup build quickstart test lint consumers
+.PHONY: setup build quickstart test lint consumers bench
 
 setup:
 	tools/setup
@@ -23,3 +23,6 @@ lint: setup
 consumers: build
 	tests/consumers/run
 	tests/consumers/parity
+
+bench: setup
+	benches/run

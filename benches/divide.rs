@@ -6,9 +6,8 @@
 //! SUPERBATCH_BENCH_THREADS=8 cargo bench --bench divide             on 8 threads; 1 if absent
 //! ```
 //!
-//! d = 512, 1,024 centroids, banks of 1,024. Times are CPU time. After Criterion's times come ratios: a kernel and its
-//! products run in turns, so that a machine with other work slows both sides down; the median of the turns' ratios is
-//! printed with its quartiles.
+//! d = 512, 1,024 centroids, banks of 1,024. Times are CPU time. After Criterion's times comes a Markdown table of ratios, of
+//! a kernel and its products that ran in turns.
 
 mod cpu_time;
 
@@ -16,9 +15,8 @@ use std::hint::black_box;
 use std::ops::Range;
 
 use criterion::Criterion;
-use criterion::measurement::Measurement;
 
-use cpu_time::CpuTime;
+use cpu_time::{CpuTime, ratio_of_turns};
 use superbatch::divide::{Bank, BankIndex, Banks, HardnessParams, Samples, assign, hardness};
 use superbatch::matrix::{Matrix, unit_rows};
 use superbatch::noise::SampleId;
@@ -160,17 +158,9 @@ fn time(criterion: &mut Criterion<CpuTime>, pairs: &[(Timed, Timed)]) {
 /// Prints how many times the products' time a kernel takes, run in turns.
 fn print_ratios(pairs: &[(Timed, Timed)]) {
     const N_TURNS: usize = 11;
-    println!("\ntime of                          over its products alone: median (quartiles)");
+    println!("\n| kernel | time over its products alone |\n|---|---|");
     for ((name, kernel), (_, floor)) in pairs {
-        let nanoseconds = |run: &dyn Fn()| {
-            let start = CpuTime.start();
-            run();
-            CpuTime.end(start) as f64
-        };
-        let mut ratios: Vec<f64> = (0..N_TURNS).map(|_| nanoseconds(kernel) / nanoseconds(floor)).collect();
-        ratios.sort_by(f64::total_cmp);
-        let [low, median, high] = [1, 2, 3].map(|quarter| ratios[quarter * (N_TURNS - 1) / 4]);
-        println!("{name:33}{median:.2} ({low:.2}–{high:.2})");
+        println!("| {name} | {} |", ratio_of_turns(N_TURNS, floor, kernel));
     }
 }
 

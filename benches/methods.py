@@ -204,13 +204,14 @@ def print_tables(pool, kept, controls):
 def main():
     parser = argparse.ArgumentParser(description="Every method of pipelines/ on the fixture pool, side by side.")
     parser.add_argument("--work", type=Path, help="where the runs go, and stay; a temporary folder by default")
+    parser.add_argument("--only", nargs="+", help="names of pipeline files; all by default")
     parser.add_argument("--binary", type=Path, default=BINARY)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="methods-") as temporary:
-        compare(options.binary.resolve(), options.work.resolve() if options.work else Path(temporary))
+        compare(options.binary.resolve(), options.work.resolve() if options.work else Path(temporary), options.only)
 
 
-def compare(binary, work):
+def compare(binary, work, only):
     work.mkdir(parents=True, exist_ok=True)
     common = [f"store={work / 'store'}"]
     clusters = work / "common-clusters"
@@ -221,6 +222,8 @@ def compare(binary, work):
     kept, controls, skipped = {}, {}, []
     for pipeline in sorted((ROOT / "pipelines").glob("*.toml")):
         name, settings = pipeline.stem, tomllib.loads(pipeline.read_text())
+        if only and name not in only:
+            continue
         reason = why_not(settings) or superbatch(binary, pipeline, work / name, common)
         if reason:
             skipped.append(f"- `{name}` is not here: {reason}")

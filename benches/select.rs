@@ -6,20 +6,19 @@
 //! SUPERBATCH_BENCH_THREADS=8 cargo bench --bench select             on 8 threads; 1 if absent
 //! ```
 //!
-//! Two models, d = 512. Times are CPU time of all threads. After Criterion's come ratios: what is compared runs in turns,
-//! so that a machine with other work slows both sides down; the median of the turns' ratios is printed with its quartiles.
+//! Two models, d = 512. Times are CPU time of all threads. After Criterion's comes a Markdown table of ratios, of what ran in
+//! turns.
 
 mod cpu_time;
 
 use std::hint::black_box;
 
 use criterion::Criterion;
-use criterion::measurement::Measurement;
 use gemm::Parallelism;
 use pulp::Simd;
 use rayon::prelude::*;
 
-use cpu_time::CpuTime;
+use cpu_time::{CpuTime, ratio_of_turns};
 use superbatch::fold::{Fold, PackedRows, Precision, Strip, lanes};
 use superbatch::matrix::Matrix;
 use superbatch::noise::{Purpose, SampleId, keyed_hash};
@@ -219,40 +218,26 @@ impl Bench {
         all.into_iter().filter(|(precision, _)| precision.check().is_ok()).collect()
     }
 
+    /// Speed of each draw relative to what it is set beside.
     fn print_ratios(&self) {
+        const N_TURNS: usize = 9;
         let draw = |objective, precision| move || self.draw(objective, precision, Chance::Gumbel);
-        println!("\nspeed of          relative to            median (quartiles)");
+        println!(
+            "\n| draw | its products alone | one big gemm in f32 | the draw in f32 |\n|---|---|---|---|"
+        );
         for (precision, name) in self.precisions() {
             for (objective, of) in [(Objective::Sigmoid, "sigmoid"), (Objective::Softmax, "softmax")] {
                 let fused = draw(objective, precision);
-                let label = format!("draw {of} {name}");
-                print_ratio(&label, "its products alone", &fused, &|| self.products(precision));
-                print_ratio(&label, "one big gemm in f32", &fused, &|| self.big_gemm());
-                if precision == Precision::Bf16 {
-                    print_ratio(&label, "the draw in f32", &fused, &draw(objective, Precision::F32));
-                }
+                let products = ratio_of_turns(N_TURNS, &fused, &|| self.products(precision));
+                let gemm = ratio_of_turns(N_TURNS, &fused, &|| self.big_gemm());
+                let in_f32 = match precision {
+                    Precision::F32 => "1".to_owned(),
+                    _ => ratio_of_turns(N_TURNS, &fused, &draw(objective, Precision::F32)),
+                };
+                println!("| {of}, {name} | {products} | {gemm} | {in_f32} |");
             }
         }
     }
-}
-
-/// Prints how many times faster the first is than the second, run in turns.
-fn print_ratio(first_name: &str, second_name: &str, first: &dyn Fn(), second: &dyn Fn()) {
-    const N_TURNS: usize = 9;
-    let time = |run: &dyn Fn()| {
-        let start = CpuTime.start();
-        run();
-        CpuTime.end(start) as f64
-    };
-    let mut ratios: Vec<f64> = (0..N_TURNS)
-        .map(|_| {
-            let first = time(first);
-            time(second) / first
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    let [low, median, high] = [1, 2, 3].map(|quarter| ratios[quarter * (N_TURNS - 1) / 4]);
-    println!("{first_name:18}{second_name:23}{median:.2} ({low:.2}–{high:.2})");
 }
 
 fn main() {

@@ -10,21 +10,24 @@
 //! wrong by up to 1e-3, mostly far less, and sums of n losses by about scale·1e-3·√n; the goal is 1e-2·(1 + |x|) a
 //! score and 98 % of the kept.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 
 use ort::memory::AllocationDevice;
+use ort::session::Session;
 use ort::value::{DynTensor, Tensor, TensorRef};
 
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::runtime::{
-    DeviceError, Element, GraphBytes, OpenSession, Operand, Place, Products, Provider, SessionOptions,
-    library, open_bytes,
+    DeviceError, Element, GraphBytes, NodeCounts, OpenSession, Operand, Place, Products, Provider,
+    SessionOptions, in_pieces, library, numerics, open_bytes,
 };
 
 /// Columns of a tile: with [`ROWS_TILE`] rows, 256 MiB of logits on the device.
 const COLUMNS_TILE: usize = 16_384;
+/// Fewer after the device's memory did not do.
 const ROWS_TILE: usize = 4_096;
 
 /// What is summed over the rows of each column.
@@ -41,16 +44,28 @@ pub enum PairSum {
 pub struct Nearest {
     pub centroid: u32,
     pub similarity: f32,
-    /// To the second nearest; the same where there is only one.
+    /// To the second nearest; minus infinity where there is only one.
     pub second_similarity: f32,
 }
 
-/// The graphs of the algebra, on one place.
+/// The graphs of the algebra, on one place. Each is opened when it is first run.
 pub struct Algebra {
     place: Place,
-    softplus: Mutex<OpenSession>,
-    log_sum_exp: Mutex<OpenSession>,
-    nearest: Mutex<OpenSession>,
+    products: Products,
+    softplus: Graph,
+    log_sum_exp: Graph,
+    nearest: Graph,
+}
+
+struct Graph {
+    name: &'static str,
+    bytes: Vec<u8>,
+    opened: Mutex<Option<Opened>>,
+}
+
+struct Opened {
+    session: OpenSession,
+    rows_max: usize,
 }
 
 /// Rows that lie on a place, in tiles.
@@ -61,32 +76,59 @@ pub struct Resident {
 }
 
 impl Algebra {
-    /// Opens the graphs.
+    /// The algebra on a place, of which nothing is opened yet.
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] if they cannot run there; those of [`library::load`].
+    /// Those of [`library::load`].
     pub fn open(place: Place, products: Products) -> Result<Algebra, Error> {
         library::load()?;
-        let open = |graph: Vec<u8>| {
-            let options = SessionOptions { products, ..SessionOptions::on(place) };
-            open_bytes(&graph, &options).map(Mutex::new).map_err(|source| fault(place, source))
-        };
+        let graph = |name, bytes| Graph { name, bytes, opened: Mutex::new(None) };
         Ok(Algebra {
             place,
-            softplus: open(pair_sum_graph(PairSum::Softplus))?,
-            log_sum_exp: open(pair_sum_graph(PairSum::LogSumExp))?,
-            nearest: open(nearest_graph())?,
+            products,
+            softplus: graph("sums of softplus", pair_sum_graph(PairSum::Softplus)),
+            log_sum_exp: graph("sums of exponentials", pair_sum_graph(PairSum::LogSumExp)),
+            nearest: graph("nearest centroids", nearest_graph()),
         })
     }
 
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// What the numbers of the graphs that ran so far depend on beside their inputs.
+    pub fn numerics(&self) -> BTreeMap<String, String> {
+        let mut nodes = NodeCounts::default();
+        let mut rows_at_once = ROWS_TILE;
+        for graph in [&self.softplus, &self.log_sum_exp, &self.nearest] {
+            if let Some(opened) = &*graph.opened.lock().expect("no holder panics") {
+                nodes.extend(&opened.session.nodes);
+                rows_at_once = rows_at_once.min(opened.rows_max);
+            }
+        }
+        let mut numerics = numerics(self.place, &nodes);
+        numerics.insert("rows_at_once".to_owned(), rows_at_once.to_string());
+        let products = serde_json::to_value(self.products).expect("a name is representable as JSON");
+        numerics.insert("products".to_owned(), products.as_str().expect("it is a name").to_owned());
+        numerics
+    }
+
     /// Brings rows to the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`], say where its memory has no room for them.
     pub fn keep(&self, rows: &Matrix) -> Result<Resident, Error> {
+        self.keep_some(rows, 0..rows.n_rows())
+    }
+
+    fn keep_some(&self, rows: &Matrix, some: Range<usize>) -> Result<Resident, Error> {
         let tiles =
-            ranges(rows.n_rows(), COLUMNS_TILE).map(|range| self.tile(rows, range)).collect::<Result<_, _>>();
+            ranges(some.clone(), COLUMNS_TILE).map(|range| self.tile(rows, range)).collect::<Result<_, _>>();
         Ok(Resident {
-            tiles: tiles.map_err(|source| fault(self.place, source))?,
-            n_rows: rows.n_rows(),
+            tiles: tiles.map_err(|source| self.fault(DeviceError::Run(source)))?,
+            n_rows: some.len(),
             n_cols: rows.n_cols(),
         })
     }
@@ -103,12 +145,48 @@ impl Algebra {
         }
     }
 
+    /// Runs a graph on as many rows at once as the device's memory has room for. `work` must leave no trace of rows on
+    /// which it fails: they come again, fewer at once.
+    fn run(
+        &self,
+        graph: &Graph,
+        rows: &Matrix,
+        mut work: impl FnMut(&mut Session, DynTensor, Range<usize>) -> ort::Result<()>,
+    ) -> Result<(), Error> {
+        let mut slot = graph.opened.lock().expect("no holder panics");
+        let Opened { session, rows_max } = match &mut *slot {
+            Some(opened) => opened,
+            closed => closed.insert(self.open_graph(graph)?),
+        };
+        let run = |range: Range<usize>| work(&mut session.session, self.tile(rows, range.clone())?, range);
+        in_pieces(rows.n_rows(), rows_max, |source: &ort::Error| Some(source), run)
+            .map_err(|source| self.fault(DeviceError::Run(source)))?;
+        Ok(())
+    }
+
+    fn open_graph(&self, graph: &Graph) -> Result<Opened, Error> {
+        let options = SessionOptions { products: self.products, ..SessionOptions::on(self.place) };
+        let session =
+            open_bytes(&graph.bytes, &options).map_err(|source| self.fault(DeviceError::Session(source)))?;
+        session.tell(graph.name);
+        Ok(Opened { session, rows_max: ROWS_TILE })
+    }
+
+    fn fault(&self, source: DeviceError) -> Error {
+        Error::Device { device: self.place.to_string(), source: Box::new(source) }
+    }
+
     /// Adds up what each column's pairs with the rows give.
     ///
     /// # Shapes
     ///
     /// `rows` is `[n_rows, d]`, `columns` `[n_columns, d]`; the result `[n_columns]`, in nats, added up in f32 over at
-    /// most 4,096 rows and in f64 from there. Work: 2·n_rows·n_columns·d FLOPs.
+    /// most 4,096 rows and in f64 from there. Work: 2·n_rows·n_columns·d FLOPs; memory on the device: 256 MiB, less
+    /// where that does not fit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where the graph cannot be opened there, or fails.
     pub fn pair_sums(
         &self,
         sum: PairSum,
@@ -118,36 +196,30 @@ impl Algebra {
         logit_bias: f64,
     ) -> Result<Vec<f64>, Error> {
         assert_eq!(rows.n_cols(), columns.n_cols, "embeddings of different sizes");
-        let session = match sum {
+        let graph = match sum {
             PairSum::Softplus => &self.softplus,
             PairSum::LogSumExp => &self.log_sum_exp,
         };
-        let mut session = session.lock().expect("no holder panics");
         let mut totals = vec![sum.nothing(); columns.n_rows];
         // the scale goes into the rows, which are few
         let scaled = Matrix::new(
             rows.values().iter().map(|value| value * logit_scale as f32).collect(),
             rows.n_cols(),
         );
-        let mut run = || -> ort::Result<()> {
-            let bias = [logit_bias as f32];
-            for range in ranges(scaled.n_rows(), ROWS_TILE) {
-                let rows = self.tile(&scaled, range)?;
-                for (tile_idx, columns) in columns.tiles.iter().enumerate() {
-                    let bias = TensorRef::from_array_view(([1usize], &bias[..]))?;
-                    let inputs =
-                        ort::inputs!["rows" => rows.view(), "columns" => columns.view(), "bias" => bias];
-                    let outputs = session.session.run(inputs)?;
-                    let (_, sums) = outputs["sums"].try_extract_tensor::<f32>()?;
-                    let totals = &mut totals[tile_idx * COLUMNS_TILE..];
-                    for (total, added) in totals.iter_mut().zip(sums) {
-                        *total = sum.merge(*total, f64::from(*added));
-                    }
-                }
+        let bias = [logit_bias as f32];
+        self.run(graph, &scaled, |session, rows, _| {
+            let mut added = Vec::with_capacity(columns.n_rows);
+            for columns in &columns.tiles {
+                let bias = TensorRef::from_array_view(([1usize], &bias[..]))?;
+                let inputs = ort::inputs!["rows" => rows.view(), "columns" => columns.view(), "bias" => bias];
+                let outputs = session.run(inputs)?;
+                added.extend_from_slice(outputs["sums"].try_extract_tensor::<f32>()?.1);
+            }
+            for (total, added) in totals.iter_mut().zip(added) {
+                *total = sum.merge(*total, f64::from(added));
             }
             Ok(())
-        };
-        run().map_err(|source| fault(self.place, source))?;
+        })?;
         Ok(totals)
     }
 
@@ -155,36 +227,64 @@ impl Algebra {
     ///
     /// # Shapes
     ///
-    /// `points` is `[n, d]`, `centroids` `[k, d]`, unit rows. Work: 2·n·k·d FLOPs; memory on the device: 64 KiB a
-    /// centroid.
+    /// `points` is `[n, d]`, `centroids` `[k, d]`, unit rows, at least one. Work: 2·n·k·d FLOPs; memory on the device:
+    /// 256 MiB, less where that does not fit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where the graph cannot be opened there, or fails.
     pub fn nearest(&self, points: &Resident, centroids: &Matrix) -> Result<Vec<Nearest>, Error> {
         assert_eq!(points.n_cols, centroids.n_cols(), "embeddings of different sizes");
-        let mut session = self.nearest.lock().expect("no holder panics");
-        let n_best = centroids.n_rows().min(2);
-        let mut nearest = Vec::with_capacity(points.n_rows);
-        let mut run = || -> ort::Result<()> {
-            let centroids = self.tile(centroids, 0..centroids.n_rows())?;
-            let (n_best, n_best_tensor) = (n_best, [n_best as i64]);
-            for tile in &points.tiles {
+        assert!(centroids.n_rows() > 0, "no centroid to be near to");
+        let mut nearest = vec![Nearest::NONE; points.n_rows];
+        self.run(&self.nearest, centroids, |session, centroids, range| {
+            let n_best = range.len().min(2);
+            let mut found = Vec::with_capacity(points.n_rows);
+            for points in &points.tiles {
+                let n_best_tensor = [n_best as i64];
                 let n_best_tensor = TensorRef::from_array_view(([1usize], &n_best_tensor[..]))?;
                 let inputs = ort::inputs![
-                    "points" => tile.view(), "centroids" => centroids.view(), "n_best" => n_best_tensor
+                    "points" => points.view(), "centroids" => centroids.view(), "n_best" => n_best_tensor
                 ];
-                let outputs = session.session.run(inputs)?;
+                let outputs = session.run(inputs)?;
                 let (_, similarities) = outputs["similarities"].try_extract_tensor::<f32>()?;
                 let (_, numbers) = outputs["numbers"].try_extract_tensor::<i64>()?;
-                for (similarities, numbers) in similarities.chunks(n_best).zip(numbers.chunks(n_best)) {
-                    nearest.push(Nearest {
-                        centroid: numbers[0] as u32,
-                        similarity: similarities[0],
-                        second_similarity: similarities[n_best - 1],
-                    });
-                }
+                let best = similarities.chunks(n_best).zip(numbers.chunks(n_best));
+                found.extend(best.map(|(similarities, numbers)| Nearest {
+                    centroid: (range.start + numbers[0] as usize) as u32,
+                    similarity: similarities[0],
+                    second_similarity: similarities.get(1).copied().unwrap_or(f32::NEG_INFINITY),
+                }));
             }
+            nearest.iter_mut().zip(found).for_each(|(nearest, found)| nearest.see(found));
             Ok(())
-        };
-        run().map_err(|source| fault(self.place, source))?;
+        })?;
         Ok(nearest)
+    }
+
+    /// [`Algebra::nearest`] of points that are asked for once: a tile of them is on the device at a time.
+    pub fn nearest_once(&self, points: &Matrix, centroids: &Matrix) -> Result<Vec<Nearest>, Error> {
+        let mut nearest = Vec::with_capacity(points.n_rows());
+        for range in ranges(0..points.n_rows(), COLUMNS_TILE) {
+            nearest.extend(self.nearest(&self.keep_some(points, range)?, centroids)?);
+        }
+        Ok(nearest)
+    }
+}
+
+impl Nearest {
+    /// Before any centroid was seen.
+    const NONE: Nearest =
+        Nearest { centroid: 0, similarity: f32::NEG_INFINITY, second_similarity: f32::NEG_INFINITY };
+
+    /// Takes in the nearest of centroids of higher numbers.
+    fn see(&mut self, later: Nearest) {
+        if later.similarity > self.similarity {
+            let second_similarity = self.similarity.max(later.second_similarity);
+            *self = Nearest { second_similarity, ..later };
+        } else {
+            self.second_similarity = self.second_similarity.max(later.similarity);
+        }
     }
 }
 
@@ -207,12 +307,9 @@ impl PairSum {
     }
 }
 
-fn ranges(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..n).step_by(size).map(move |start| start..n.min(start + size))
-}
-
-fn fault(place: Place, source: ort::Error) -> Error {
-    Error::Device { device: place.to_string(), source: Box::new(DeviceError::Session(source)) }
+fn ranges(all: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = all.end;
+    all.step_by(size).map(move |start| start..end.min(start + size))
 }
 
 /// `reduce over rows of f(rows · columnsᵀ + bias)`.
@@ -251,65 +348,4 @@ fn nearest_graph() -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::divide::assign;
-    use crate::matrix::dot;
-    use crate::tile::random_unit_rows;
-
-    fn on_cpu() -> Algebra {
-        Algebra::open(Place::CPU, Products::Exact).unwrap()
-    }
-
-    /// The definition, in f64.
-    fn dense(sum: PairSum, rows: &Matrix, column: &[f32], scale: f64, bias: f64) -> f64 {
-        let logits = (0..rows.n_rows()).map(|row| scale * f64::from(dot(rows.row(row), column)) + bias);
-        match sum {
-            PairSum::Softplus => logits.map(|logit| logit.max(0.0) + (-logit.abs()).exp().ln_1p()).sum(),
-            PairSum::LogSumExp => logits.map(f64::exp).sum::<f64>().ln(),
-        }
-    }
-
-    #[test]
-    fn pair_sums_are_their_definition_over_every_tile() {
-        let algebra = on_cpu();
-        // more rows and more columns than a tile has
-        for (n_rows, n_columns, d) in [(3, 7, 5), (ROWS_TILE + 100, 300, 8), (50, COLUMNS_TILE + 3, 6)] {
-            let (rows, columns) = (random_unit_rows(n_rows, d, 1), random_unit_rows(n_columns, d, 2));
-            let resident = algebra.keep(&columns).unwrap();
-            for sum in [PairSum::Softplus, PairSum::LogSumExp] {
-                for (scale, bias) in [(10.0, -10.0), (100.0, 0.0)] {
-                    let sums = algebra.pair_sums(sum, &rows, &resident, scale, bias).unwrap();
-                    assert_eq!(sums.len(), n_columns);
-                    for column in (0..n_columns).step_by(n_columns.div_ceil(40)).chain([n_columns - 1]) {
-                        let expected = dense(sum, &rows, columns.row(column), scale, bias);
-                        let error = (sums[column] - expected).abs();
-                        assert!(error < 2e-5 * (1.0 + expected.abs()), "{} {expected}", sums[column]);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_nearest_centroids_are_those_of_the_processors_kernel() {
-        let algebra = on_cpu();
-        let points = random_unit_rows(COLUMNS_TILE + 500, 12, 1);
-        for n_centroids in [1, 2, 37] {
-            let centroids = random_unit_rows(n_centroids, 12, 2);
-            let nearest = algebra.nearest(&algebra.keep(&points).unwrap(), &centroids).unwrap();
-            let expected = assign(&points, &centroids);
-            assert_eq!(nearest.len(), expected.len());
-            for (nearest, expected) in nearest.iter().zip(&expected) {
-                let margin = nearest.similarity - nearest.second_similarity;
-                assert!((nearest.similarity - expected.centroid_similarity).abs() < 1e-6);
-                assert!((margin - expected.centroid_margin.unwrap_or(0.0)).abs() < 1e-6);
-                // where two are as near, rounding decides
-                assert!(nearest.centroid == expected.cluster || margin < 1e-6);
-            }
-        }
-        let twice = Matrix::new(vec![0.6, 0.8, 0.6, 0.8], 2);
-        let point = algebra.keep(&Matrix::new(vec![1.0, 0.0], 2)).unwrap();
-        assert_eq!(algebra.nearest(&point, &twice).unwrap()[0].centroid, 0);
-    }
-}
+mod tests;

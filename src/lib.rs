@@ -34,6 +34,7 @@ pub mod executor;
 pub mod exchange;
 pub mod runtime;
 pub mod algebra;
+pub mod engine;
 
 // the stages
 pub mod read;

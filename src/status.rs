@@ -76,7 +76,7 @@ fn is_used(run: &RunFolder, stage: &Stage) -> bool {
     let draw = &run.plan().select.draw;
     match stage.name.as_str() {
         "select.calibrate" => !calibrated_models(run.plan()).is_empty(),
-        "select.bank" => needs_bank(run),
+        "select.bank" => needs_bank(run.plan()),
         "select.draw" => draw.deal().is_some(),
         "select.deal" => draw.deal().is_some_and(|deal| deal.super_batches == SuperBatches::WithinClusters),
         _ => true,

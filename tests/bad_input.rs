@@ -178,6 +178,13 @@ fn mistakes_in_settings_are_named_before_any_work() {
         ("memory_limit_bytes=1000", "more than `memory_limit_bytes` = 1000 allows"),
         ("memory_limit_bytes=100000", "more than `memory_limit_bytes` = 100000 allows"),
         ("device=cuda:7", "cannot use device `cuda:7`"),
+        ("divide.device=cuda:7", "cannot use device `cuda:7`"),
+        ("divide.device=auto", "must be `cpu` or one GPU by its number"),
+        ("divide.device=cuda", "must be `cpu` or one GPU by its number"),
+        ("divide.device='cuda:0,1'", "must be `cpu` or one GPU by its number"),
+        ("divide.device=gpu", "a device is `auto`, `cpu`"),
+        ("divide.products=bf16", "unknown variant `bf16`"),
+        ("select.step.0.device='tensorrt:0'", "must be `cpu` or one GPU by its number"),
     ];
     for (assignment, what) in mistakes {
         let error = error_of(&mut Pipeline::embedded().with(assignment).command("run", &run), 2);

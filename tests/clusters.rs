@@ -6,6 +6,7 @@ mod support;
 
 use serde::Deserialize;
 use superbatch::divide::{ClusterTree, FitMethod, FitParams, Seeding, fit, refine};
+use superbatch::engine::Engine;
 use superbatch::matrix::{Matrix, unit_rows};
 use superbatch::noise::SampleId;
 use superbatch::select::{
@@ -138,7 +139,8 @@ impl KMeans {
     /// threads that wait for each other take longer than the work.
     fn ten_fits(&self, params: FitParams) -> Vec<f64> {
         let points = self.points.matrix();
-        let fit_from = |seed| fit(&points, &FitParams { seed, ..params }).unwrap().objective;
+        let fit_from =
+            |seed| fit(&Engine::Kernels, &points, &FitParams { seed, ..params }).unwrap().objective;
         let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         alone.install(|| (0..10).map(fit_from).collect())
     }
@@ -158,7 +160,8 @@ fn variance_of_mean(values: &[f64]) -> f64 {
 fn k_means_goes_the_way_of_numpy_and_faiss() {
     let golden = clusters().k_means;
     let points = golden.points.matrix();
-    let found = refine(&points, points.gather(&golden.start), &golden.params());
+    let start = points.gather(&golden.start);
+    let found = refine(&Engine::Kernels, &points, start, &golden.params()).unwrap();
     assert_eq!(found.history.len(), golden.history.len());
     for (found, expected) in found.history.iter().zip(&golden.history) {
         assert_close(*found, *expected, 1e-4 * expected);

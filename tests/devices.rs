@@ -8,7 +8,7 @@ use std::path::Path;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::Value;
-use support::{Pipeline, error_of, json, names};
+use support::{Pipeline, error_of, json, names, superbatch};
 
 /// Embeds two shards and returns the files of embeddings with their bytes, without the attempt in their names, and the
 /// samples.
@@ -61,11 +61,14 @@ fn what_ran_the_models_is_in_the_files_and_their_markers() {
     let nodes: u32 =
         numerics["nodes"].as_str().unwrap().strip_prefix("CPUExecutionProvider ").unwrap().parse().unwrap();
     assert!(nodes > 40, "{nodes}");
-    let file = run.join(marker["data"][0]["name"].as_str().unwrap());
+    assert_eq!(&numerics_of(&run.join(marker["data"][0]["name"].as_str().unwrap())), numerics);
+}
+
+fn numerics_of(file: &Path) -> Value {
     let reader = SerializedFileReader::new(File::open(file).unwrap()).unwrap();
     let metadata = reader.metadata().file_metadata().key_value_metadata().unwrap();
     let stored = metadata.iter().find(|pair| pair.key == "numerics").unwrap().value.clone().unwrap();
-    assert_eq!(&serde_json::from_str::<Value>(&stored).unwrap(), numerics);
+    serde_json::from_str(&stored).unwrap()
 }
 
 #[test]
@@ -80,6 +83,16 @@ fn the_report_says_what_ran_the_models() {
         assert_eq!(ways[0]["n_tasks"], 2);
         assert_eq!(ways[0]["numerics"]["provider"], "CPUExecutionProvider");
     }
+    // the kernels are no provider's
+    let by_kernels = serde_json::json!({"device": "cpu"});
+    assert_eq!(
+        report["divide"]["assignment"],
+        serde_json::json!([{"numerics": by_kernels.clone(), "n_tasks": 2}])
+    );
+    assert_eq!(json(&run.join("_done/divide.fit/00000.json"))["numerics"], by_kernels);
+    for file in ["divide/centroids.parquet", "divide/00000.parquet"] {
+        assert_eq!(numerics_of(&run.join(file)), by_kernels, "{file}");
+    }
 }
 
 #[test]
@@ -92,6 +105,15 @@ fn a_gpu_that_is_not_there_says_what_to_install() {
         assert!(error.starts_with(&format!("error: cannot use device `{device}`")), "{error}");
         assert!(error.contains("\n  caused by: ") && error.contains("\nhint: "), "{error}");
     }
+    // where clusters are found, too; `plan` looks as `run` does
+    let setting = "divide.device='cuda:63'";
+    let plan = superbatch(["plan", "pipelines/quickstart.toml", "--set", setting]);
+    let divide = Pipeline::small().with(setting).command("divide", &folder.path().join("run"));
+    for mut command in [plan, divide] {
+        let error = error_of(&mut command, 2);
+        assert!(error.starts_with("error: cannot use device `cuda:63`"), "{error}");
+    }
+    assert!(!folder.path().join("run").exists(), "nothing is begun");
     let error =
         error_of(&mut Pipeline::small().with("device='gpu'").command("embed", &folder.path().join("run")), 2);
     assert!(error.contains("`cuda:0,3`"), "{error}");

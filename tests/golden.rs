@@ -8,6 +8,7 @@ use serde::Deserialize;
 use superbatch::divide::{
     Bank, BankIndex, Banks, FitParams, HardnessParams, Samples, assign, exclusions, hardness, refine,
 };
+use superbatch::engine::Engine;
 use superbatch::noise::{DrawKey, Purpose, gumbel, keyed_hash};
 use superbatch::sample::SampleRef;
 use superbatch::select::{
@@ -188,7 +189,7 @@ fn k_means_from_given_centroids() {
         tolerance: 0.0,
         ..FitParams::default()
     };
-    let fit = refine(&points, points.gather(&k_means.start), &params);
+    let fit = refine(&Engine::Kernels, &points, points.gather(&k_means.start), &params).unwrap();
     assert_close(fit.objective, k_means.objective, 1e-5);
     for (point, assignment) in assign(&points, &fit.centroids).iter().enumerate() {
         assert_eq!(assignment.cluster, k_means.clusters[point]);

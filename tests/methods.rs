@@ -297,6 +297,8 @@ fn what_the_methods_cannot_do_is_named_before_any_work() {
             ),
             "n_per_turn",
         ),
+        (steps("{method='dbp',filter_ratio=0.5,temperature=0}"), "select.step.temperature"),
+        (steps("{method='dbp',filter_ratio=0.5,n_neighbours=0}"), "n_neighbours"),
         (steps("{method='class_act',filter_ratio=0.5,super_batch_size=60}"), "a classifier"),
     ];
     for (pipeline, what) in mistakes {

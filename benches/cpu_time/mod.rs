@@ -39,6 +39,26 @@ impl Measurement for CpuTime {
     }
 }
 
+/// How many times the first's CPU time the second takes, run in turns, so that a machine with other work slows both sides
+/// down: the median of the turns' ratios with its quartiles, as a cell of a table.
+#[allow(dead_code, reason = "each bench takes what it needs")]
+pub fn ratio_of_turns(n_turns: usize, first: &dyn Fn(), second: &dyn Fn()) -> String {
+    let time = |run: &dyn Fn()| {
+        let start = CpuTime.start();
+        run();
+        CpuTime.end(start) as f64
+    };
+    let mut ratios: Vec<f64> = (0..n_turns)
+        .map(|_| {
+            let first = time(first);
+            time(second) / first
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    let [low, median, high] = [1, 2, 3].map(|quarter| ratios[quarter * (n_turns - 1) / 4]);
+    format!("{median:.2} ({low:.2}–{high:.2})")
+}
+
 /// Wall time's, whose values are nanoseconds too.
 struct Formatter;
 

@@ -8,15 +8,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use superbatch::algebra::Algebra;
+use superbatch::divide::{FitParams, assign, assign_on, refine};
 use superbatch::embed::{
     BatchOutputs, Encoders, InferenceSettings, Model, ModelChoice, ModelInputs, Sessions, open_shard,
 };
+use superbatch::engine::Engine;
 use superbatch::error::Error;
 use superbatch::matrix::{Matrix, dot};
 use superbatch::noise::SampleId;
 use superbatch::plan::Pool;
 use superbatch::rank::Overlap;
-use superbatch::runtime::{Device, Place, Products};
+use superbatch::runtime::{Device, Products};
 use superbatch::select::{
     Chance, DrawPlan, JointDraw, Learner, Objective, PairLoss, PairModel, PassKey, Reference, Scoring, draw,
     draw_remaining_on,
@@ -42,8 +44,9 @@ fn device() -> Device {
     env::var("DEVICE").map_or("cuda:0".parse().unwrap(), |name| name.parse().unwrap())
 }
 
-fn place() -> Result<Place, Error> {
-    Ok(device().places()?[0])
+/// The graphs of the algebra, on the processor too.
+fn engine(products: Products) -> Result<Engine, Error> {
+    Ok(Engine::Device(Box::new(Algebra::open(device().places()?[0], products)?)))
 }
 
 fn scaled(size: usize) -> usize {
@@ -153,11 +156,11 @@ fn ids(n: usize) -> Vec<SampleId<'static>> {
 fn select() -> Result<(), Error> {
     let d = 768;
     for products in [Products::Exact, Products::Tf32] {
-        let algebra = Algebra::open(place()?, products)?;
+        let engine = engine(products)?;
         let (n, size) = (scaled(16_384), scaled(3_277));
         let (models, ids) = (super_batch(n, d), ids(n));
         let expected = draw(&ids, &scoring(&models), &plan(size));
-        let found = draw_remaining_on(&algebra, &ids, &scoring(&models), &vec![false; n], &plan(size))?;
+        let found = draw_remaining_on(&engine, &ids, &scoring(&models), &vec![false; n], &plan(size))?;
         let overlap = Overlap::of_sorted(&kept(&found), &kept(&expected)).share().unwrap_or(1.0);
         let error = found.drawn.iter().filter_map(|drawn| {
             let same = expected.drawn.iter().find(|of| (of.row, of.chunk) == (drawn.row, drawn.chunk))?;
@@ -173,11 +176,11 @@ fn select() -> Result<(), Error> {
     let (n, size) = (scaled(163_840), scaled(32_768));
     let (models, ids) = timed("making the embeddings", || (super_batch(n, d), ids(n)));
     for products in [Products::Exact, Products::Tf32] {
-        let algebra = Algebra::open(place()?, products)?;
+        let engine = engine(products)?;
         for attempt in ["first", "second"] {
             let what = format!("{products:?}, B = {n}, b = {size}, {attempt} draw");
             timed(&what, || {
-                draw_remaining_on(&algebra, &ids, &scoring(&models), &vec![false; n], &plan(size))
+                draw_remaining_on(&engine, &ids, &scoring(&models), &vec![false; n], &plan(size))
             })?;
         }
     }
@@ -190,29 +193,47 @@ fn kept(draw: &JointDraw) -> Vec<usize> {
     rows
 }
 
-/// Ten passes of k-means: the nearest centroids on the device, the new centroids on the processor.
+/// k-means from given starts: a sixteenth of the size against the processor's kernels, then ten passes and an assignment
+/// at full size for their times.
 fn kmeans() -> Result<(), Error> {
     let (n, k, d) = (scaled(1_000_000), scaled(10_000), 768);
+    let params = |n_clusters, n_iterations_max| FitParams {
+        n_clusters,
+        n_iterations_max,
+        // no iteration is left out, whatever it brings
+        tolerance: f64::NEG_INFINITY,
+        ..FitParams::default()
+    };
     let points = timed("making the points", || embeddings(n, d, 5, 1.0));
-    let algebra = Algebra::open(place()?, Products::Tf32)?;
-    let resident = timed("to the device", || algebra.keep(&points))?;
-    let mut centroids = points.gather(&(0..k).map(|i| i * (n / k)).collect::<Vec<_>>());
-    for pass in 0..10 {
-        let nearest = timed(&format!("pass {pass}, assignment"), || algebra.nearest(&resident, &centroids))?;
-        let objective: f64 = nearest.iter().map(|nearest| 1.0 - f64::from(nearest.similarity)).sum();
-        println!("pass {pass}, Σ(1 − cos) = {objective:.1}");
-        let mut sums = Matrix::zeros(k, d);
-        for (row, nearest) in nearest.iter().enumerate() {
-            let sum = sums.row_mut(nearest.centroid as usize);
-            sum.iter_mut().zip(points.row(row)).for_each(|(sum, value)| *sum += value);
+    let starts = |n: usize, k: usize| points.gather(&(0..k).map(|i| i * (n / k)).collect::<Vec<_>>());
+    let (n_few, k_few) = (n / 16, (k / 16).max(2));
+    let few = points.gather(&(0..n_few).collect::<Vec<_>>());
+    let expected = refine(&Engine::Kernels, &few, starts(n_few, k_few), &params(k_few, 10))?;
+    for products in [Products::Exact, Products::Tf32] {
+        let engine = engine(products)?;
+        let found = refine(&engine, &few, starts(n_few, k_few), &params(k_few, 10))?;
+        let error = (found.objective / expected.objective - 1.0).abs();
+        let clusters = assign(&few, &expected.centroids).into_iter().map(|assignment| assignment.cluster);
+        let on_device = assign_on(&engine, &few, &expected.centroids)?.into_iter();
+        let n_same = on_device.zip(clusters).filter(|(found, cluster)| found.cluster == *cluster).count();
+        let share = n_same as f64 / n_few as f64;
+        println!(
+            "{products:?}, n = {n_few}, k = {k_few}: objective within {error:.2e}, {share:.5} in the same cluster"
+        );
+        let bound = if products == Products::Exact { 1e-4 } else { 1e-2 };
+        assert!(error <= bound && share >= 0.98, "the device clusters otherwise");
+        // what ran it, and on which nodes
+        println!("{:?}", engine.numerics());
+    }
+    for products in [Products::Exact, Products::Tf32] {
+        let engine = engine(products)?;
+        for n_passes in [1, 11] {
+            let what = format!("{products:?}, n = {n}, k = {k}: bringing the points and {n_passes} passes");
+            let fit = timed(&what, || refine(&engine, &points, starts(n, k), &params(k, n_passes - 1)))?;
+            println!("Σ(1 − cos) = {:.1} after {} moves", fit.objective, fit.n_iterations);
         }
-        for cluster in 0..k {
-            let length = dot(sums.row(cluster), sums.row(cluster)).sqrt();
-            if length > 0.0 {
-                let direction: Vec<f32> = sums.row(cluster).iter().map(|value| value / length).collect();
-                centroids.row_mut(cluster).copy_from_slice(&direction);
-            }
-        }
+        let what = format!("{products:?}, n = {n}, k = {k}: assignment of points that come from memory");
+        timed(&what, || assign_on(&engine, &points, &starts(n, k)))?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 """Decodes, resizes and normalises the benchmark's images as users do, with Pillow and NumPy, or torchvision's steps on
-them: images a CPU-second on one thread.
+them: images a CPU-second on one thread, of each of five turns, as JSON.
 
 python3 benches/peers/decode_pil.py target/bench-data          (needs numpy, Pillow)
 """
 
 import io
+import json
 import sys
 import tarfile
 import time
@@ -37,15 +38,16 @@ def images(path):
         return [tar.extractfile(member).read() for member, _ in zip(members, range(50))]
 
 
+def rate(data):
+    start = time.process_time()
+    for image in data:
+        preprocess(image)
+    return len(data) / (time.process_time() - start)
+
+
 def main():
-    for name in ["small", "large"]:
-        data, best = images(Path(sys.argv[1]) / f"{name}.tar"), 0.0
-        for _ in range(5):
-            start = time.process_time()
-            for image in data:
-                preprocess(image)
-            best = max(best, len(data) / (time.process_time() - start))
-        print(f"decode/{name} {best:.0f} images a CPU-second")
+    data = {f"decode/{name}": images(Path(sys.argv[1]) / f"{name}.tar") for name in ["small", "large"]}
+    print(json.dumps({name: [rate(of_tar) for _ in range(5)] for name, of_tar in data.items()}))
 
 
 main()

@@ -1,18 +1,22 @@
-"""The whole job as one would write it in Python, beside `superbatch run pipelines/jest.toml`: shards to curated Parquet.
+"""The whole job as one would write it in Python, beside `superbatch run pipelines/jest.toml` without its
+clusters: shards to curated Parquet.
 
 cargo build --release --locked
-python3 benches/peers/job.py [--turns 5] [--times 1] [--threads 2]
+python3 benches/peers/job.py [--turns 5] [--times 1,4] [--threads 2]
                                         (needs numpy, Pillow, tokenizers, onnxruntime, webdataset, pyarrow)
 
 The peer reads with webdataset, decodes and resizes with Pillow on a pool of threads while the models run, tokenizes and
 embeds in batches of 64 with all threads inside an operator, draws super-batches of 400 by NumPy and writes Parquet with the
-images and scores. Both sides take the fixture pool, `--times` over under other shard names, and run in turns; of each turn
+images and scores. Both sides take the fixture pool, so many times over under other shard names, and run in turns; of each turn
 the ratio of wall clocks counts. Decoding and models overlap on both sides, so the phases of the peer are what its
-main thread waits for.
+main thread waits for. Prints Markdown tables: both sides; the seconds of the peer's phases and of superbatch's stages, by its
+own log; and, where `perf` is installed, superbatch's CPU time by what it does, of one run more.
 """
 
 import argparse
 import io
+import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -24,6 +28,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, SUPER_BATCH, N_CHUNKS, FILTER_RATIO, GAIN = 64, 400, 16, 0.8, 6.0
+# what a sample of CPU time is in, by library and function, in this order
+DOES = [
+    ("the models (ONNX Runtime)", r"^libonnxruntime"),
+    ("the kernel: files, pages, waiting", r"^\[kernel"),
+    ("decoding, resizing, normalising", r"embed::image|image_webp|jpe?g|jsimd|jinit|decode_mcu|h2v[12]|ycc_|fdeflate|png|gif|tiff"),
+    ("tokenizing", r"tokeniz|regex|aho_corasick|unicode"),
+    ("Parquet, compression, digests, tars", r"parquet|arrow|ZSTD|HUF_|FSE_|XXH|blake3|\btar::|superbatch::(read|storage|table|exchange)"),
+    ("clusters, scores, draws", r"gemm|pulp|superbatch::(fold|tile|matrix|vector|divide|select|noise)"),
+    ("copies and allocations (libc)", r"^libc\.|^libstdc"),
+    ("the rest", r""),
+]
 
 
 class Clock(dict):
@@ -78,9 +93,10 @@ def peer(pool, output, n_threads):
     def embed(batch):
         pixels = np.ascontiguousarray(np.stack([sample[3] for sample in batch]))
         for _, tokenizer, (vision, text), (images, captions) in models:
-            ids = np.array([e.ids for e in tokenizer.encode_batch([sample[2].lower() for sample in batch])], np.int64)
-            images.append(unit(vision.run(None, {vision.get_inputs()[0].name: pixels})[0]))
-            captions.append(unit(text.run(None, {text.get_inputs()[0].name: ids})[0]))
+            encoded = clock("tokenize", tokenizer.encode_batch, [sample[2].lower() for sample in batch])
+            ids = np.array([e.ids for e in encoded], np.int64)
+            images.append(unit(clock("models", vision.run, None, {vision.get_inputs()[0].name: pixels})[0]))
+            captions.append(unit(clock("models", text.run, None, {text.get_inputs()[0].name: ids})[0]))
 
     rows, batch = [], []
     urls = [str(path) for path in sorted(pool.glob("*.tar"))]
@@ -101,7 +117,7 @@ def peer(pool, output, n_threads):
                 batch.append(decoded)
                 rows.append(decoded[:3])
             if len(batch) == BATCH or (batch and not waiting and reader is None):
-                clock("tokenize and embed", embed, batch)
+                embed(batch)
                 batch = []
 
     def softplus(l):
@@ -144,42 +160,105 @@ def peer(pool, output, n_threads):
     return len(rows), len(kept), clock
 
 
+def median(values):
+    """The median and the quartiles, or the values' own where there is one."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def shares(title, seconds, total):
+    """A table of parts of a total, the largest first."""
+    print(f"\n| {title} | seconds | share |\n|---|---|---|")
+    parts = sorted(seconds.items(), key=lambda part: -part[1])
+    for name, value in [*parts, ("what is left: start, imports, the rest", total - sum(seconds.values()))]:
+        print(f"| {name} | {value:.2f} | {100 * value / total:.0f} % |")
+
+
+def stage_seconds(log):
+    """Of each stage, its steps together, by the run's log."""
+    seconds = {}
+    for line in log.splitlines():
+        fields = json.loads(line)["fields"] if line.startswith("{") else {}
+        if fields.get("message") == "stage done":
+            stage = fields["stage"].split(".")[0]
+            seconds[stage] = seconds.get(stage, 0.0) + fields["secs"]
+    return seconds
+
+
+def cpu_shares(command, scratch):
+    """Shares of a run's CPU time by what it does, by sampling."""
+    record = scratch / "perf.data"
+    perf = ["perf", "record", "--quiet", "--output", record, "--freq", "499", "--event", "cpu-clock"]
+    subprocess.run([*perf, *command], cwd=ROOT, capture_output=True, check=True)
+    report = ["perf", "report", "--input", record, "--stdio", "--no-children", "--sort", "dso,symbol", "--field-separator", ";"]
+    lines = subprocess.run(report, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = {name: 0.0 for name, _ in DOES}
+    for line in lines:
+        if line.strip() and not line.startswith("#"):
+            share, library, function = (part.strip() for part in line.split(";", 2))
+            name = next(name for name, pattern in DOES if re.search(pattern, f"{library} {function}"))
+            found[name] += float(share.rstrip("%"))
+    print("\n| superbatch's CPU time, by sampling | share |\n|---|---|")
+    for name, share in found.items():
+        print(f"| {name} | {share:.1f} % |")
+
+
+def measure(times, options, scratch):
+    """Runs both sides in turns over the pool, so many times over; prints a row, and returns the medians of where time went."""
+    pool, seconds, stages, phases = scratch / f"pool{times}", [], [], []
+    pool.mkdir()
+    for copy in range(times):
+        for shard in sorted((ROOT / "fixtures/pool").glob("*.tar")):
+            shutil.copy(shard, pool / f"{copy:03}-{shard.name}")
+    pipeline = scratch / "jest.toml"
+    # the peer finds no clusters
+    pipeline.write_text(re.sub(r"(?m)^\[divide\]\n(?!\[)(?:.*\n)*?(?=\[)", "", (ROOT / "pipelines/jest.toml").read_text()))
+    ours = [ROOT / "target/release/superbatch", "run", pipeline, "--log-json",
+            "--set", f"read.shards=['{pool}/*.tar']", "--set", "report={}", "--set", f"threads={options.threads}"]
+    for _ in range(options.turns):
+        output = scratch / "out"
+        output.mkdir()
+        theirs = [sys.executable, __file__, "--threads", str(options.threads), "--peer", pool, output]
+        turn = []
+        for command in ([*ours, "-o", output / "run"], theirs):
+            start = time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            turn.append(time.perf_counter() - start)
+            if command is not theirs:
+                stages.append(stage_seconds(done.stderr))
+        said = json.loads(done.stdout)
+        phases.append(said["phases"])
+        seconds.append(turn)
+        shutil.rmtree(output)
+    of_ours, of_theirs = ([turn[side] for turn in seconds] for side in (0, 1))
+    ratios = [theirs / ours for ours, theirs in seconds]
+    print(f"| {said['n_read']:,} | {median(of_ours)} | {median(of_theirs)} | {median(ratios)} |", flush=True)
+    middle = lambda turns: {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+    return [*ours, "-o", scratch / "sampled"], middle(stages), statistics.median(of_ours), middle(phases), statistics.median(of_theirs)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in [("turns", 5), ("times", 1), ("threads", 2)]:
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--times", default="1,4")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
         pool, output = map(Path, options.peer)
         n_read, n_kept, clock = peer(pool, output, options.threads)
-        phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in clock.items())
-        print(f"{n_kept} of {n_read} kept; {phases}")
+        print(json.dumps({"n_read": n_read, "n_kept": n_kept, "phases": clock}))
         return
-    ratios = []
+    print("| pairs read | superbatch, s | Python, s | Python over superbatch |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
-        pool = Path(scratch) / "pool"
-        pool.mkdir()
-        for copy in range(options.times):
-            for shard in sorted((ROOT / "fixtures/pool").glob("*.tar")):
-                shutil.copy(shard, pool / f"{copy:03}-{shard.name}")
-        for turn in range(options.turns):
-            output = Path(scratch) / f"out{turn}"
-            output.mkdir()
-            ours = [ROOT / "target/release/superbatch", "run", ROOT / "pipelines/jest.toml", "-o", output / "run",
-                    "--set", f"read.shards=['{pool}/*.tar']", "--set", "report={}", "--set", f"threads={options.threads}"]
-            theirs = [sys.executable, __file__, "--threads", str(options.threads), "--peer", pool, output]
-            seconds = []
-            for command in (ours, theirs):
-                start = time.perf_counter()
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-                seconds.append(time.perf_counter() - start)
-            embedded = next(line for line in done.stdout.splitlines() if "kept" in line)
-            ratios.append(seconds[1] / seconds[0])
-            print(f"superbatch {seconds[0]:.2f} s, Python {seconds[1]:.2f} s ({embedded})", flush=True)
-            shutil.rmtree(output)
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    print(f"Python / superbatch: {quartiles[1]:.2f} ({quartiles[0]:.2f} to {quartiles[2]:.2f})")
+        for times in map(int, options.times.split(",")):
+            command, stages, of_ours, phases, of_theirs = measure(times, options, Path(scratch))
+        shares("what Python's main thread waits for", phases, of_theirs)
+        shares("superbatch's stages", stages, of_ours)
+        if shutil.which("perf"):
+            cpu_shares(command, Path(scratch))
+        else:
+            print("perf is not installed: no shares of CPU time", file=sys.stderr)
 
 
 main()

@@ -6,7 +6,7 @@
                                   [--objective sigmoid] [--precision f32] [--threads 1] [--turns 5]
 
 Needs numpy. Both sides read the same seeded embeddings (a coarse learner and a finer reference) and run in turns on as
-many threads; the median of the turns' ratios is printed with its quartiles. Peak memory is the whole process's, embeddings
+many threads; a Markdown table has the medians, and the turns' ratios with their quartiles. Peak memory is the whole process's, embeddings
 included. First both draw without noise, and the overlap of what they drew is printed.
 """
 
@@ -69,20 +69,21 @@ def main():
         ours, theirs = both("top_k")
         overlap = len(set(ours["rows"]) & set(theirs["rows"])) / a.sub_batch_size
         turns = [both("noise") for _ in range(a.turns)]
-    print(f"B = {a.n_samples}, b = {a.sub_batch_size}, {a.n_chunks} chunks, d = {a.d}, two models, {a.objective}, {a.precision}, {a.threads} thread(s)")
-    print(f"drawn by both without noise: {100 * overlap:.2f} %")
+    print(f"B = {a.n_samples:,}, b = {a.sub_batch_size:,}, {a.n_chunks} chunks, d = {a.d}, two models, {a.objective}, {a.precision}, "
+          f"{a.threads} thread{'s' * (a.threads > 1)}; drawn by both without noise: {100 * overlap:.2f} %\n")
+    print("| | here | dense, NumPy | NumPy over here |\n|---|---|---|---|")
 
     def show(name, of_turn, unit_of_one):
-        ratios = sorted(of_turn(theirs) / of_turn(ours) for ours, theirs in turns)
+        ratios = [of_turn(theirs) / of_turn(ours) for ours, theirs in turns]
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        sides = [statistics.median(of_turn(turn[side]) for turn in turns) for side in (0, 1)]
-        print(f"{name}: {middle:.1f} times less ({low:.1f}–{high:.1f}); {unit_of_one(sides[0])} against {unit_of_one(sides[1])}")
+        sides = [unit_of_one(statistics.median(of_turn(turn[side]) for turn in turns)) for side in (0, 1)]
+        print(f"| {name} | {sides[0]} | {sides[1]} | {middle:.1f} ({low:.1f}–{high:.1f}) |")
 
     show("time", lambda turn: turn["seconds"], lambda seconds: f"{seconds:.2f} s")
     show("CPU time", lambda turn: turn["cpu_seconds"], lambda seconds: f"{seconds:.2f} s")
-    show("peak memory", lambda turn: turn["peak_bytes"], lambda n: f"{n / 2**20:.0f} MiB")
+    show("peak memory", lambda turn: turn["peak_bytes"], lambda n: f"{n / 2**20:,.0f} MiB")
     beyond = lambda turn: max(turn["peak_bytes"] - turn["embeddings_bytes"], 2**20)
-    show("peak memory beyond the embeddings", beyond, lambda n: f"{n / 2**20:.0f} MiB")
+    show("peak memory beyond the embeddings", beyond, lambda n: f"{n / 2**20:,.0f} MiB")
 
 
 main()

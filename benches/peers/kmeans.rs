@@ -9,6 +9,7 @@
 use std::time::Instant;
 
 use superbatch::divide::{FitParams, refine};
+use superbatch::engine::Engine;
 use superbatch::matrix::Matrix;
 
 fn read(path: &str, dim: usize) -> Matrix {
@@ -33,7 +34,7 @@ fn main() {
         ..FitParams::default()
     };
     let begin = Instant::now();
-    let fit = refine(&points, start, &params);
+    let fit = refine(&Engine::Kernels, &points, start, &params).expect("the kernels do not fail");
     let seconds = begin.elapsed().as_secs_f64();
     println!(
         r#"{{"seconds": {seconds}, "objective": {}, "n_iterations": {}}}"#,

@@ -90,13 +90,13 @@ def main():
             for name, found in [("ours", by_ours(args, folder)), ("faiss", by_faiss(args, x, start))]:
                 times[name].append(found[0])
                 objectives[name] = found[1]
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"n = {args.n}, d = {args.d}, k = {args.k}, {args.iterations} iterations, {args.threads} threads")
+    print(f"n = {args.n:,}, d = {args.d}, k = {args.k:,}, {args.iterations} iterations, {args.threads} threads\n")
+    print("| k-means | seconds, median (range) | objective |\n|---|---|---|")
     for name, values in times.items():
-        spread = f"{min(values):.2f}–{max(values):.2f}"
-        print(f"{name:6} median {medians[name]:8.2f} s ({spread})   objective {objectives[name]:.2f}")
-    print(f"speed, ours over faiss: {medians['faiss'] / medians['ours']:.2f}")
-    print(f"objective, ours over faiss: {objectives['ours'] / objectives['faiss']:.5f}")
+        print(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f}) | {objectives[name]:,.2f} |")
+    ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["faiss"])]
+    print(f"| faiss over ours | {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | "
+          f"{objectives['faiss'] / objectives['ours']:.5f} |")
 
 
 if __name__ == "__main__":

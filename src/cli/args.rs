@@ -28,10 +28,13 @@ pub struct Args {
 pub enum Command {
     /// Does every stage of a pipeline; goes on where an earlier run stopped.
     Run(StageArgs),
-    /// Checks everything and does nothing: shards, models, sizes, memory, disk.
+    /// Checks everything and does nothing: shards, models, sizes, memory, disk; bytes, operations and seconds of each stage.
     Plan {
         #[command(flatten)]
         pipeline: PipelineArgs,
+        /// Take the size of the pool and the speed of models and nodes from a file, such as `benches/billion.toml`.
+        #[arg(long, value_name = "FILE")]
+        assume: Option<PathBuf>,
         #[arg(long)]
         json: bool,
     },

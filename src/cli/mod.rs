@@ -4,7 +4,7 @@ mod args;
 mod output;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,18 +14,19 @@ use crate::compare::{self, ModelName, ModelsRequest};
 use crate::doctor::{Bench, ExaminedModel};
 use crate::embed::{InferenceSettings, SessionSettings};
 use crate::error::Error;
+use crate::estimate::Estimate;
 use crate::executor::{Executor, Part};
 use crate::plan::{Plan, Pool};
 use crate::rejection::Rejection;
 use crate::run_folder::{OtherPlan, PLAN, RunFolder};
 use crate::runtime::Device;
 use crate::settings::{
-    DEFAULT_MEMORY_LIMIT_BYTES, EmbedSettings, ModelRole, ModelSettings, ReadSettings, Settings,
+    Assumptions, DEFAULT_MEMORY_LIMIT_BYTES, EmbedSettings, ModelRole, ModelSettings, ReadSettings, Settings,
 };
 use crate::setup::{self, Build};
 use crate::storage::Storage;
 use crate::{divide, select, write};
-use crate::{doctor, estimate, export, inspect, pipeline, report, status, verify};
+use crate::{doctor, export, inspect, pipeline, report, status, verify};
 
 use args::{Args, Command, CompareArgs, PipelineArgs, StageArgs};
 use output::{Output, diagnostic};
@@ -71,14 +72,7 @@ fn run(command: Command) -> Result<Exit, Error> {
             pipeline::run(&run, &executor, &settings.inference())?;
             finish(&run, &executor)
         }
-        Command::Plan { pipeline, json } => {
-            let settings = settings_of(&pipeline)?;
-            let plan = Plan::new(&settings, settings.device)?;
-            let mut estimate = estimate::Estimate::of(&plan, &settings);
-            estimate.measure_inference(&plan, &settings)?;
-            let text = if json { estimate.json(&plan) } else { estimate.text(&plan) };
-            Output::stdout().line(&text)
-        }
+        Command::Plan { pipeline, assume, json } => plan(&settings_of(&pipeline)?, assume.as_deref(), json),
         Command::Embed(stage) => {
             let settings = settings_of(&stage.pipeline)?;
             let (run, executor) = open(&stage, &settings, settings.device)?;
@@ -138,6 +132,24 @@ fn run(command: Command) -> Result<Exit, Error> {
             Ok(if is_well { Exit::Done } else { Exit::Failed })
         }
     }
+}
+
+fn plan(settings: &Settings, assume: Option<&Path>, json: bool) -> Result<Exit, Error> {
+    let plan = Plan::new(settings, settings.device)?;
+    let (plan, estimate) = match assume {
+        None => {
+            let estimate = Estimate::measured(&plan, settings)?;
+            (plan, estimate)
+        }
+        Some(path) => {
+            let assumed = Assumptions::load(path, plan.models.iter().map(|(role, _)| role))?;
+            let width_of = |role| assumed.models.get(role).expect("checked with the file").embedding_dim;
+            let plan = plan.with_widths(settings, width_of)?;
+            let estimate = Estimate::assumed(&plan, settings, &assumed);
+            (plan, estimate)
+        }
+    };
+    Output::stdout().line(&if json { estimate.json(&plan) } else { estimate.text(&plan) })
 }
 
 fn compare(args: &CompareArgs) -> Result<Exit, Error> {
@@ -206,7 +218,7 @@ fn open(stage: &StageArgs, settings: &Settings, device: Device) -> Result<(RunFo
     let storage = Storage::new(&stage.output);
     // a run that goes on has used its room already
     if storage.size_bytes(PLAN)?.is_none() {
-        let estimate = estimate::Estimate::of(&plan, settings);
+        let estimate = Estimate::of(&plan, settings);
         estimate.check_disk(&plan, &storage)?;
         diagnostic(&estimate.text(&plan));
     }

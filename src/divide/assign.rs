@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::embed::read_embeddings;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::run_folder::{Done, RunFolder};
 use crate::settings::ModelRole;
 use crate::table::{self, Columns};
 
 use super::fit::Centroids;
-use super::kmeans::assign;
+use super::kmeans::assign_on;
 
 /// Counts of one task of `divide.assign`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,7 @@ pub struct AssignCounts {
 /// Assigns and commits one task.
 pub fn commit_assignments(
     run: &RunFolder,
+    engine: &Engine,
     model: ModelRole,
     task: usize,
     centroids: &Centroids,
@@ -31,7 +33,7 @@ pub fn commit_assignments(
     let (embedded, file) = read_embeddings(run, model, task)?;
     let rows: Vec<usize> = (0..embedded.samples.len()).filter(|&row| embedded.is_present(row)).collect();
     let images = embedded.rows.images().expect("the plan checked that the model embeds images");
-    let assignments = assign(&images.gather(&rows), &centroids.rows);
+    let assignments = assign_on(engine, &images.gather(&rows), &centroids.rows)?;
     let mut clusters = BTreeMap::new();
     for assignment in &assignments {
         *clusters.entry(assignment.cluster).or_default() += 1;
@@ -48,6 +50,7 @@ pub fn commit_assignments(
     let name = crate::exchange::file_name(&stage, task);
     let written = table::write(run.storage(&stage), &name, &columns.build(), &[])?;
     let counts = AssignCounts { rows: rows.len() as u64, clusters };
-    run.commit(&stage, task, Done::new(vec![written], vec![file, centroids.file.clone()], counts))?;
+    let (read, numerics) = (vec![file, centroids.file.clone()], engine.numerics());
+    run.commit(&stage, task, Done { data: vec![written], read, counts, numerics })?;
     Ok(())
 }

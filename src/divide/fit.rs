@@ -1,8 +1,12 @@
 //! A seeded sample of the pool's embeddings in, committed centroids out.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::embed::{EmbeddingsCounts, read_embeddings, smallest_by_hash};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::noise::Purpose;
@@ -75,38 +79,46 @@ pub fn check_n_samples(run: &RunFolder, settings: &DivideSettings, tasks: &[usiz
 
 /// Commits the centroids: those of another run, or else fitted ones.
 pub fn commit_centroids(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -> Result<(), Error> {
-    let (rows, tree, read, counts) = match &run.plan().centroids {
+    let Found { rows, tree, read, counts, numerics } = match &run.plan().centroids {
         Some(planned) => {
             let SavedCentroids { rows, tree, .. } = planned.read()?;
-            (rows, tree, Vec::new(), FitCounts::Taken(planned.clone()))
+            let counts = FitCounts::Taken(planned.clone());
+            Found { rows, tree, read: Vec::new(), counts, numerics: BTreeMap::new() }
         }
         None => fit_to_pool(run, settings, tasks)?,
     };
     let model = run.plan().models.get(settings.model).expect("checked with the settings");
     let (table, description) = centroids_table(&rows, &tree, &model.digest);
     let stage = run.divide("divide.fit").expect("the plan has the stage");
-    let description: Vec<_> =
-        [("divide_digest", stage.digest.to_string())].into_iter().chain(description).collect();
+    let made = [("divide_digest", stage.digest.to_string()), ("numerics", json!(numerics).to_string())];
+    let description: Vec<_> = made.into_iter().chain(description).collect();
     let file = table::write(run.storage(&stage), CENTROIDS, &table, &description)?;
-    run.commit(&stage, 0, Done::new(vec![file], read, counts))?;
+    run.commit(&stage, 0, Done { data: vec![file], read, counts, numerics })?;
     Ok(())
 }
 
-type Found = (Matrix, ClusterTree, Vec<FileRecord>, FitCounts);
+/// Centroids that are to be committed.
+struct Found {
+    rows: Matrix,
+    tree: ClusterTree,
+    read: Vec<FileRecord>,
+    counts: FitCounts,
+    numerics: BTreeMap<String, String>,
+}
 
 /// Fits centroids and levels on the samples of smallest keyed hash.
 fn fit_to_pool(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -> Result<Found, Error> {
     let (points, read) = points_of_fit(run, settings, tasks)?;
     let params = FitParams::of(settings, run.plan().seed);
-    let fitted = fit(&points, &params).map_err(|source| Error::Fit { source })?;
-    let tree = fit_levels(&fitted.centroids, &settings.parent_levels, &params);
-    let tree = tree.map_err(|source| Error::Fit { source })?;
+    let engine = Engine::of(settings.device, settings.products)?;
+    let fitted = fit(&engine, &points, &params)?;
+    let tree = fit_levels(&engine, &fitted.centroids, &settings.parent_levels, &params)?;
     let counts = FitCounts::Fitted {
         n_points: points.n_rows() as u64,
         objective: fitted.objective,
         n_iterations: fitted.n_iterations,
     };
-    Ok((fitted.centroids, tree, read, counts))
+    Ok(Found { rows: fitted.centroids, tree, read, counts, numerics: engine.numerics() })
 }
 
 /// The embeddings of the samples of smallest keyed hash, in pool order, and the files that they came from.

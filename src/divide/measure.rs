@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use arrow::array::RecordBatch;
 use rayon::prelude::*;
+use serde_json::json;
 
 use crate::embed::read_embeddings;
 use crate::error::Error;
@@ -72,8 +73,9 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
         measured.into_iter().map(|measured| measured.expect("every sample has a cluster")).collect();
     let table = hardness_table(run, measure, &rows, &measured);
     let stage = run.divide("divide").expect("the plan has the stage");
-    let digest = [("divide_digest", stage.digest.to_string())];
-    let file = table::write(run.storage(&stage), &format!("divide/{task:05}.parquet"), &table, &digest)?;
+    let made =
+        [("divide_digest", stage.digest.to_string()), ("numerics", json!(marker.numerics).to_string())];
+    let file = table::write(run.storage(&stage), &format!("divide/{task:05}.parquet"), &table, &made)?;
     let read = vec![marker.file().clone(), embeddings_file, texts.file.clone(), measure.banks.file.clone()];
     run.commit(&stage, task, Done::new(vec![file], read, samples.len() as u64))?;
     Ok(())

@@ -8,8 +8,8 @@ pub use hardness::{
     Bank, BankIndex, Banks, Exclusions, Hardness, HardnessParams, Negatives, Samples, exclusions, hardness,
 };
 pub use kmeans::{
-    Assignment, Fit, FitError, FitMethod, FitParams, Seeding, assign, fit, fit_levels, merge_small, refine,
-    starting_points,
+    Assignment, Fit, FitError, FitMethod, FitParams, Seeding, assign, assign_on, fit, fit_levels,
+    merge_small, refine, starting_points,
 };
 pub use tree::ClusterTree;
 

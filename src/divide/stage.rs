@@ -8,6 +8,7 @@
 //! ```
 
 use crate::embed::complete_tasks;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::run_folder::RunFolder;
@@ -33,8 +34,13 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
         return Ok(());
     }
     let centroids = read_centroids(run)?;
-    executor.run(run, &step("divide.assign"), &tasks, executor.n_threads, |task| {
-        commit_assignments(run, settings.model, task, &centroids)
+    let assign = step("divide.assign");
+    let engine = match executor.todo(run, &assign, &tasks)?.is_empty() {
+        true => Engine::Kernels,
+        false => Engine::of(settings.device, settings.products)?,
+    };
+    executor.run(run, &assign, &tasks, executor.n_threads, |task| {
+        commit_assignments(run, &engine, settings.model, task, &centroids)
     })?;
     executor.run(run, &step("divide.bank"), &[0], 1, |_| commit_banks(run, settings, &tasks))?;
     if !executor.todo(run, &step("divide"), &tasks)?.is_empty() {

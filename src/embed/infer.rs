@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use crate::error::Error;
-use crate::runtime::{Place, Provider, is_out_of_memory};
+use crate::runtime::{Place, Provider, in_pieces};
 
 use super::decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow, embed_batch};
 use super::feed::{Event, ShardRead, TaskWork};
@@ -156,36 +156,17 @@ impl Worker {
 
     fn run(&mut self, model_idx: usize, inputs: &[ModelInputs]) -> Result<InferredRows, Error> {
         let (model, rows_max) = (&mut self.models[model_idx], &mut self.rows_max[model_idx]);
-        let pieces = in_pieces(inputs.len(), rows_max, |rows| embed_batch(model, model_idx, &inputs[rows]))?;
+        let embed = |rows: Range<usize>| embed_batch(model, model_idx, &inputs[rows]);
+        let pieces = in_pieces(inputs.len(), rows_max, runtime_fault, embed)?;
         Ok(InferredRows { pieces, rows_at_once: *rows_max })
     }
 }
 
-/// Calls `run` on runs of at most `rows_max` of `n` rows, in order. Where a device's memory does not do for a run, the
-/// run is halved, and later runs are no longer than that; a single row that does not fit is an error.
-fn in_pieces<T>(
-    n: usize,
-    rows_max: &mut usize,
-    mut run: impl FnMut(Range<usize>) -> Result<T, Error>,
-) -> Result<Vec<T>, Error> {
-    let mut pieces = Vec::with_capacity(n.div_ceil(*rows_max));
-    let mut start = 0;
-    while start < n {
-        let rows = start..n.min(start + *rows_max);
-        let n_rows = rows.len();
-        match run(rows.clone()) {
-            Ok(piece) => {
-                pieces.push(piece);
-                start = rows.end;
-            }
-            Err(Error::Inference { source, .. }) if n_rows > 1 && is_out_of_memory(&source) => {
-                *rows_max = n_rows.div_ceil(2);
-                tracing::warn!(n_rows, rows_max, error = %source, "the device's memory does not do: halving the batch");
-            }
-            Err(error) => return Err(error),
-        }
+fn runtime_fault(error: &Error) -> Option<&ort::Error> {
+    match error {
+        Error::Inference { source, .. } => Some(source),
+        _ => None,
     }
-    Ok(pieces)
 }
 
 /// Adjacent samples that some models are to embed.
@@ -322,46 +303,6 @@ fn send<T>(sender: &SyncSender<T>, value: T) -> Result<(), Stopped> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::library;
-
-    fn out_of_memory() -> Error {
-        let source = ort::Error::new("Failed to allocate memory for requested buffer of size 8589934592");
-        Error::Inference { tower: "image", folder: "m".into(), source }
-    }
-
-    #[test]
-    fn want_of_memory_halves_the_batch_and_loses_no_row() {
-        library::load().unwrap();
-        let (mut rows_max, mut tried) = (64, Vec::new());
-        let pieces = in_pieces(100, &mut rows_max, |rows| {
-            tried.push(rows.len());
-            if rows.len() > 20 { Err(out_of_memory()) } else { Ok(rows) }
-        });
-        assert_eq!(pieces.unwrap(), [0..16, 16..32, 32..48, 48..64, 64..80, 80..96, 96..100]);
-        assert_eq!(tried[..3], [64, 32, 16]);
-        // what did not fit once is not tried again
-        assert_eq!(rows_max, 16);
-    }
-
-    #[test]
-    fn a_row_that_does_not_fit_and_other_faults_are_errors() {
-        library::load().unwrap();
-        let mut rows_max = 8;
-        let mut n_tried = 0;
-        let failed: Result<Vec<()>, Error> = in_pieces(8, &mut rows_max, |_| {
-            n_tried += 1;
-            Err(out_of_memory())
-        });
-        assert!(matches!(failed, Err(Error::Inference { .. })));
-        assert_eq!((n_tried, rows_max), (4, 1));
-        let mut rows_max = 8;
-        let failed: Result<Vec<()>, Error> = in_pieces(8, &mut rows_max, |_| {
-            let source = ort::Error::new("Got invalid dimensions for input");
-            Err(Error::Inference { tower: "image", folder: "m".into(), source })
-        });
-        assert!(failed.is_err());
-        assert_eq!(rows_max, 8);
-    }
 
     #[test]
     fn sessions_fill_the_threads_as_far_as_memory_goes() {

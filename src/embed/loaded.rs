@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::Error;
-use crate::runtime::Driver;
+use crate::runtime::numerics;
 
 use super::decoded::{EmbeddedBatch, ModelInputs, embed_batch};
 use super::model::{Model, ModelChoice};
@@ -96,21 +96,8 @@ impl LoadedModel {
 
     /// What the embeddings depend on beside the model and its inputs.
     pub fn numerics(&self) -> BTreeMap<String, String> {
-        let place = self.towers.place();
-        let entries = [
-            ("runtime", crate::runtime::library::build_info().to_owned()),
-            ("provider", place.provider.name().to_owned()),
-            ("nodes", self.towers.nodes().to_string()),
-            ("instruction_set", instruction_set().to_owned()),
-            ("caption_padding", self.padding.name().to_owned()),
-        ];
-        let mut numerics: BTreeMap<String, String> =
-            entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        if let (true, Ok(driver)) = (place.is_gpu(), Driver::find())
-            && let Some(gpu) = driver.gpus.get(place.number as usize)
-        {
-            numerics.insert("gpu".to_owned(), gpu.name.clone());
-        }
+        let mut numerics = numerics(self.towers.place(), &self.towers.nodes());
+        numerics.insert("caption_padding".to_owned(), self.padding.name().to_owned());
         numerics
     }
 }
@@ -133,17 +120,4 @@ fn are_same(left: &EmbeddedBatch, right: &EmbeddedBatch) -> bool {
         1.0 - cosine < PADDING_CHANGE_MAX
     };
     (0..left.rows.n_rows()).all(is_near)
-}
-
-fn instruction_set() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if is_x86_feature_detected!("avx2") {
-            return "avx2";
-        }
-    }
-    std::env::consts::ARCH
 }

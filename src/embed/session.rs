@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::model::{Model, ModelError};
 use crate::error::Error;
-use crate::runtime::{self, DeviceError, OpenSession, Place, SessionOptions};
+use crate::runtime::{self, DeviceError, OpenSession, Place, Provider, SessionOptions};
 
 /// How a graph is run; nothing of this changes what an embedding means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +22,13 @@ pub struct SessionSettings {
 /// graph.
 pub(super) fn open(model: &Model, graph: &Path, settings: &SessionSettings) -> Result<OpenSession, Error> {
     let place = settings.place;
-    let open_on = |place| {
-        runtime::open(graph, &SessionOptions { n_threads: settings.n_threads, ..SessionOptions::on(place) })
+    let engine_folder = match place.provider {
+        Provider::TensorRt => runtime::engine_folder(&model.digest)?,
+        Provider::Cpu | Provider::Cuda => None,
     };
+    let options =
+        SessionOptions { n_threads: settings.n_threads, engine_folder, ..SessionOptions::on(place) };
+    let open_on = |place| runtime::open(graph, &SessionOptions { place, ..options.clone() });
     let in_model = |source| Error::Model {
         folder: model.folder.clone(),
         source: ModelError::Graph { graph: graph.to_owned(), source },

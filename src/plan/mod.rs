@@ -1,7 +1,7 @@
 //! Settings in, `plan.json` out: every input found and every setting resolved before any work.
 //!
 //! The plan names each stage's digest: its settings, the version of its algorithm and the digests of the stages
-//! that it reads. Threads, device, memory and output paths are in none of them.
+//! that it reads. Threads, memory, output paths and the device of models are in none of them.
 
 mod digests;
 mod pool;
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::divide::PlannedCentroids;
 use crate::embed::{Encoders, LoadedModel, SessionSettings, open_shard};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::read::{Limits, ShardFormat};
@@ -31,7 +32,7 @@ pub use digests::Digests;
 pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;
-pub use pool::{Pool, Shard};
+pub use pool::{Pool, Shard, shards_per_task};
 pub use vectors::{PlannedVectors, VectorFile, VectorFiles};
 
 /// Version of the run folder: files, columns, markers.
@@ -95,7 +96,7 @@ impl Plan {
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
         check_filters_memory(settings, &models)?;
         check_experts(&models, &divide)?;
-        check_device(&select)?;
+        check_engines(&divide, &select)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });
@@ -158,6 +159,30 @@ impl Plan {
         plan.store.get_or_insert_with(|| PathBuf::from(BASE));
         plan.digests = Digests::of(&plan, self.digests.divide.clone())?;
         Ok(plan)
+    }
+
+    /// The plan if its models' embeddings had these widths.
+    ///
+    /// # Errors
+    ///
+    /// A memory limit that does not do for them.
+    pub fn with_widths(
+        mut self,
+        settings: &Settings,
+        width_of: impl Fn(ModelRole) -> usize,
+    ) -> Result<Plan, Error> {
+        let widened = self
+            .models
+            .iter()
+            .map(|(role, model)| (role, PlannedModel { embedding_dim: width_of(role), ..model.clone() }));
+        self.models = widened.collect();
+        if let (Some(divide), Some(asked)) = (&mut self.divide, &settings.divide) {
+            divide.bank_size = asked.bank_size;
+            divide.fit_samples_per_cluster = asked.fit_samples_per_cluster;
+        }
+        self.select.super_batches_per_group = settings.select.super_batches_per_group;
+        fit_to_memory(settings, &self.models, &mut self.divide, &mut self.select)?;
+        Ok(self)
     }
 
     /// What pairs are scored by in `hard_learnability` and in batch learnability.
@@ -350,14 +375,15 @@ fn check_filters_memory(settings: &Settings, models: &Models<PlannedModel>) -> R
     Ok(())
 }
 
-/// Whether the device that a joint draw asks for is there, before any work.
-fn check_device(select: &SelectSettings) -> Result<(), Error> {
-    match &select.draw {
-        Draw::InSuperBatches(SuperBatchDraw { method: SuperBatchMethod::Jest(jest), .. }) => {
-            jest.device.places().map(|_| ())
-        }
-        _ => Ok(()),
+/// Whether the devices that clusters and a joint draw ask for are there, before any work.
+fn check_engines(divide: &Option<DivideSettings>, select: &SelectSettings) -> Result<(), Error> {
+    if let Some(divide) = divide {
+        Engine::of(divide.device, divide.products)?;
     }
+    if let Draw::InSuperBatches(SuperBatchDraw { method: SuperBatchMethod::Jest(jest), .. }) = &select.draw {
+        Engine::of(jest.device, jest.products)?;
+    }
+    Ok(())
 }
 
 fn collect_differences(path: &str, here: &Value, there: &Value, lines: &mut Vec<String>) {

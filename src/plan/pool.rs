@@ -88,7 +88,7 @@ impl Pool {
         }
         // as text, so that the order is the same on every system
         shards.sort_by(|left, right| left.id.cmp(&right.id));
-        let shards_per_task = settings.shards_per_task.unwrap_or(shards.len().div_ceil(TASKS_MAX));
+        let shards_per_task = settings.shards_per_task.unwrap_or(shards_per_task(shards.len()));
         Ok(Pool { root, shards, shards_per_task })
     }
 
@@ -133,6 +133,11 @@ impl Pool {
     pub fn size_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.size_bytes).sum()
     }
+}
+
+/// Shards of a task where the settings do not say.
+pub fn shards_per_task(n_shards: usize) -> usize {
+    n_shards.div_ceil(TASKS_MAX)
 }
 
 fn sidecar_of(storage: &Storage, shard: &str) -> Result<Option<SidecarFile>, Error> {

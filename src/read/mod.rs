@@ -25,7 +25,7 @@ pub use shard::{ReadRules, ShardError, ShardFormat, ShardSamples};
 pub use sidecar::Sidecar;
 pub(crate) use stored_file::StoredFile;
 pub(crate) use table_shard::{Fault, guarded};
-pub use table_shard::{TableSamples, extension_of};
+pub use table_shard::{TableSamples, extension_of, n_rows};
 
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,13 @@
 //! A Parquet shard in, its samples out: a row is a sample, in the order of the file.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::ParquetMetaDataReader;
 
 use super::columns::{
     ColumnNames, Columns, NoColumn, caption_of, image_of, json_of, plain, text_of, value_of,
@@ -226,6 +228,13 @@ impl Batch {
             None => value_of(column, row).map(|value| value.to_string()),
         }
     }
+}
+
+/// How many rows a Parquet file says that it has; none where it cannot be read.
+pub fn n_rows(file: File) -> Option<u64> {
+    let file = StoredFile::new(file).ok()?;
+    let metadata = guarded(&file, || ParquetMetaDataReader::new().parse_and_finish(&file)).ok()?;
+    metadata.file_metadata().num_rows().try_into().ok()
 }
 
 /// The extension of what the bytes are, lower case without the dot, for a path in the output.

@@ -103,6 +103,8 @@ struct Model<'a> {
 #[derive(Serialize)]
 struct Divide {
     model: String,
+    /// Where clusters were found.
+    device: String,
     n_clusters: usize,
     bank_size: String,
     is_hardness_exact: bool,
@@ -242,6 +244,7 @@ impl Divide {
         });
         Divide {
             model: settings.model.to_string(),
+            device: settings.device.to_string(),
             n_clusters: settings.n_clusters,
             bank_size: whole(settings.bank_size as u64),
             is_hardness_exact: report.is_hardness_exact,

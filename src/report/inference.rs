@@ -1,19 +1,18 @@
-//! The markers of the embeddings in, what ran each model out.
+//! Markers in, what their tasks ran on out: each model, and what found the clusters.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::embed::EmbeddingsCounts;
 use crate::error::Error;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{RunFolder, Stage};
 
-/// One way in which a model ran: the runtime, the provider, how many nodes of its graphs each provider took, the rows
+/// One way in which tasks ran: the runtime, the provider, how many nodes of their graphs each provider took, the rows
 /// at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inference {
     pub numerics: BTreeMap<String, String>,
-    /// Tasks that were embedded so; a run that moves between kinds of machines has several ways.
+    /// Tasks that ran so; a run that moves between kinds of machines has several ways.
     pub n_tasks: usize,
 }
 
@@ -22,13 +21,19 @@ pub fn inference(run: &RunFolder, tasks: &[usize]) -> Result<BTreeMap<String, Ve
     let mut by_role = BTreeMap::new();
     for (role, _) in run.plan().models.iter() {
         let stage = run.embeddings(role).expect("a model of the plan");
-        let mut ways: BTreeMap<BTreeMap<String, String>, usize> = BTreeMap::new();
         let of_model = run.plan().tasks_of(role);
-        for &task in tasks.iter().filter(|task| of_model.binary_search(task).is_ok()) {
-            *ways.entry(run.committed::<EmbeddingsCounts>(&stage, task)?.numerics).or_default() += 1;
-        }
-        let ways = ways.into_iter().map(|(numerics, n_tasks)| Inference { numerics, n_tasks });
-        by_role.insert(role.to_string(), ways.collect());
+        let tasks: Vec<usize> =
+            tasks.iter().copied().filter(|task| of_model.binary_search(task).is_ok()).collect();
+        by_role.insert(role.to_string(), ways(run, &stage, &tasks)?);
     }
     Ok(by_role)
+}
+
+/// Of one step.
+pub fn ways(run: &RunFolder, stage: &Stage, tasks: &[usize]) -> Result<Vec<Inference>, Error> {
+    let mut ways: BTreeMap<BTreeMap<String, String>, usize> = BTreeMap::new();
+    for &task in tasks {
+        *ways.entry(run.committed_numerics(stage, task)?).or_default() += 1;
+    }
+    Ok(ways.into_iter().map(|(numerics, n_tasks)| Inference { numerics, n_tasks }).collect())
 }

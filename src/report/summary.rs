@@ -23,7 +23,7 @@ use crate::smallest::Smallest;
 use crate::table::{self, Rows};
 use crate::write::{Distribution, rows_by_shard, score_columns};
 
-use super::inference::{Inference, inference};
+use super::inference::{Inference, inference, ways};
 use super::planted::{Planted, PlantedCounts};
 
 /// Samples from which deciles are taken at most: those of smallest keyed hash.
@@ -86,6 +86,8 @@ pub struct Counts {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DivideReport {
     pub fit: FitCounts,
+    /// What found each sample's cluster.
+    pub assignment: Vec<Inference>,
     pub cluster_sizes: BTreeMap<u32, u64>,
     pub kept_cluster_sizes: BTreeMap<u32, u64>,
     /// `exp(entropy)` of the clusters, over the pool and over what was kept.
@@ -320,6 +322,7 @@ fn divide_report(
     let gain = columns.columns.get(&("hardness_gain".to_owned(), false));
     Ok(Some(DivideReport {
         fit: fit.counts,
+        assignment: ways(run, &assign, &complete.tasks)?,
         effective_clusters: effective(&columns.cluster_sizes),
         effective_clusters_kept: effective(&columns.kept_cluster_sizes),
         cluster_sizes: columns.cluster_sizes.clone(),

@@ -103,6 +103,15 @@ impl RunFolder {
             .ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
     }
 
+    /// What the numbers of a committed task depend on beside its inputs, whether or not its exchange file was cleaned
+    /// away.
+    pub fn committed_numerics(&self, stage: &Stage, task: usize) -> Result<BTreeMap<String, String>, Error> {
+        let marker = self.marker_alone::<IgnoredAny>(stage, task)?;
+        marker
+            .map(|marker| marker.numerics)
+            .ok_or_else(|| Error::NotCommitted { stage: stage.name.clone(), task })
+    }
+
     /// Whether every one of these tasks has counts, whether or not their exchange files were cleaned away.
     pub fn are_counted(&self, stage: &Stage, tasks: &[usize]) -> Result<bool, Error> {
         for &task in tasks {

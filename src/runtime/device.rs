@@ -113,6 +113,8 @@ pub enum DeviceError {
     LibrariesMissing { provider: Provider, libraries: Vec<CudaLibrary> },
     #[error("no session can be opened on it")]
     Session(#[source] ort::Error),
+    #[error("a graph failed on it")]
+    Run(#[source] ort::Error),
 }
 
 fn names(libraries: &[CudaLibrary]) -> String {
@@ -135,7 +137,14 @@ impl DeviceError {
             DeviceError::LibrariesMissing { libraries, .. } => {
                 format!("`superbatch setup --cuda` fetches them, or: pip install {}", requirements(libraries))
             }
-            DeviceError::Session(_) => "`superbatch doctor` shows driver and libraries".to_owned(),
+            DeviceError::Run(source) if session::is_out_of_memory(source) => {
+                "free the device's memory, put less on it (`divide.fit_samples_per_cluster`, `super_batch_size`), or leave \
+                 the step to the processor (its `device = \"cpu\"`)"
+                    .to_owned()
+            }
+            DeviceError::Session(_) | DeviceError::Run(_) => {
+                "`superbatch doctor` shows driver and libraries".to_owned()
+            }
         }
     }
 }

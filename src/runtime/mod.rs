@@ -9,11 +9,15 @@ mod device;
 mod assignment;
 mod graph;
 mod session;
+mod pieces;
+mod numerics;
 
 pub use assignment::NodeCounts;
 pub use cuda::{CudaLibrary, missing_libraries};
 pub use device::{Device, DeviceError, GpuSet, Gpus, Place, Provider, UnknownDevice, requirements};
 pub use driver::{Driver, DriverError, Gpu};
 pub use graph::{Element, GraphBytes, Operand};
+pub use numerics::numerics;
+pub use pieces::in_pieces;
 pub use pins::{Pin, pin};
-pub use session::{OpenSession, Products, SessionOptions, is_out_of_memory, open, open_bytes};
+pub use session::{OpenSession, Products, SessionOptions, engine_folder, open, open_bytes};

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::embed::complete_tasks;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::noise::Purpose;
 use crate::rank::{Overlap, spearman};
@@ -14,7 +15,6 @@ use crate::settings::{Draw, ModelRole, SuperBatchDraw};
 use super::counts::{kept_in, super_batch_sizes};
 use super::draw::Passes;
 use super::draw_plan::{group_size_max, group_tasks, ordered};
-use super::engine::Engine;
 use super::group::{GroupRows, read_rows};
 use super::reach::{decided_reaching, reach_counts};
 use super::usable::read_full;

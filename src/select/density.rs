@@ -11,13 +11,6 @@ pub struct DensityParams {
     pub n_neighbours: usize,
 }
 
-impl Default for DensityParams {
-    /// The paper's.
-    fn default() -> DensityParams {
-        DensityParams { temperature: 0.1, n_neighbours: 20 }
-    }
-}
-
 /// Shares out what is kept by the complexity of clusters: density-based pruning (DBP).
 ///
 /// ```text
@@ -145,12 +138,12 @@ mod tests {
     use crate::tile::random_unit_rows;
     use proptest::prelude::*;
 
+    const PARAMS: DensityParams = DensityParams { temperature: 0.1, n_neighbours: 20 };
+
     #[test]
     fn the_example_by_hand() {
         let centroids = random_unit_rows(2, 3, 1);
-        let of = |sizes: &[u64], n_kept| {
-            density_quotas(&centroids, &[0.3, 0.3], sizes, n_kept, &DensityParams::default())
-        };
+        let of = |sizes: &[u64], n_kept| density_quotas(&centroids, &[0.3, 0.3], sizes, n_kept, &PARAMS);
         assert_eq!(of(&[50, 90], 60), [30, 30]);
         assert_eq!(of(&[20, 90], 60), [20, 40]);
         assert_eq!(of(&[20, 0], 7), [7, 0]);
@@ -161,12 +154,11 @@ mod tests {
         // three centroids at right angles: d_inter is 1 for all
         let centroids = Matrix::new(vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], 3);
         let distances = [0.1, 0.2, 0.3];
-        let kept = density_quotas(&centroids, &distances, &[1000; 3], 1000, &DensityParams::default());
+        let kept = density_quotas(&centroids, &distances, &[1000; 3], 1000, &PARAMS);
         // softmax of 1, 2, 3
         assert_eq!(kept, [90, 245, 665]);
         // the last has only 200: what is over goes in equal parts to the others
-        let kept =
-            density_quotas(&centroids, &distances, &[1000, 1000, 200], 1000, &DensityParams::default());
+        let kept = density_quotas(&centroids, &distances, &[1000, 1000, 200], 1000, &PARAMS);
         assert_eq!(kept, [323, 477, 200]);
     }
 

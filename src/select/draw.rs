@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::exchange::{self, ExchangeWriter, Index};
 use crate::noise::{Purpose, SampleId};
@@ -15,12 +16,11 @@ use crate::settings::{
 use crate::table;
 
 use super::draw_plan::{Dealt, DrawPlans, SuperBatch, ordered};
-use super::engine::Engine;
 use super::group::{GroupRows, read_group};
 use super::independent::{
     DistanceToBest, EffectiveSamples, IndependentPlan, SoftCapPlan, draw_independent, draw_soft_cap,
 };
-use super::joint::{Chance, DrawPlan, Drawn, PassKey, draw_uniform};
+use super::joint::{Chance, DrawPlan, Drawn, PassKey, draw_remaining_on, draw_uniform};
 use super::outcome::{Outcome, draws_table, outcome_table};
 use super::score::batch_learnability;
 use super::share::{SeededNegatives, contrastive_scores, full_loss_scores};
@@ -134,7 +134,8 @@ impl Drawer<'_> {
             data.push(table::write(run.run(), &name, &draws_table(run, &outcomes), &entries)?);
         }
         let counts = DrawCounts { super_batches: counts, index: written.index };
-        run.commit(&stage, group_idx, Done::new(data, rows.read, counts))?;
+        let numerics = self.engine.numerics();
+        run.commit(&stage, group_idx, Done { data, read: rows.read, counts, numerics })?;
         Ok(())
     }
 
@@ -260,7 +261,7 @@ impl<'a> Passes<'a> {
             key: self.key(pass_idx),
         };
         let scoring = self.rows.models.scoring(jest.score, Measure::Objective);
-        let drawn = self.engine.draw(&self.ids, &scoring, is_taken, &plan)?;
+        let drawn = draw_remaining_on(self.engine, &self.ids, &scoring, is_taken, &plan)?;
         let gain = gain_of(jest.gain, jest.draw);
         Ok(Pass { scores: drawn.scores, drawn: once(drawn.drawn), gain })
     }

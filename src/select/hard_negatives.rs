@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::divide::{Gathered, HardnessParams, LoadedBank, Texts, exclusions, read_banks};
 use crate::embed::read_embeddings;
 use crate::error::Error;
+use crate::plan::Plan;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::settings::{DivideSettings, ScoreKind};
@@ -64,14 +65,13 @@ pub fn read_among(rows: &Rows, role: &str) -> Vec<Option<AmongNegatives>> {
 }
 
 /// Whether the run has the `hard_learnability` column: clusters, and pairs with a loss.
-pub fn needs_bank(run: &RunFolder) -> bool {
-    let plan = run.plan();
+pub fn needs_bank(plan: &Plan) -> bool {
     plan.divide.is_some() && OwnLoss::of(&plan.select) == OwnLoss::Pair && plan.pair_score().is_some()
 }
 
 impl HardNegatives {
     pub fn open_if_needed(run: &RunFolder) -> Result<Option<HardNegatives>, Error> {
-        if !needs_bank(run) {
+        if !needs_bank(run.plan()) {
             return Ok(None);
         }
         let plan = run.plan();

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::algebra::Algebra;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::noise::{DrawKey, SampleId, gumbel};
 
@@ -117,24 +117,29 @@ pub fn draw_remaining(ids: &[SampleId], scoring: &Scoring, is_taken: &[bool], pl
     drawn
 }
 
-/// [`draw_remaining`] with the pairs of different samples on a device of the runtime. The same draw but for rounding:
-/// see [`Algebra`].
+/// [`draw_remaining`] with the pairs of different samples on an engine. The same draw but for rounding: see
+/// [`algebra`](crate::algebra).
 ///
 /// # Memory
 ///
-/// The embeddings of the super-batch under each model on the device, and 256 MiB.
+/// On a device the embeddings of the super-batch under each model, and 256 MiB.
 ///
 /// # Errors
 ///
 /// [`Error::Device`] where the device fails, say for want of memory.
 pub fn draw_remaining_on(
-    algebra: &Algebra,
+    engine: &Engine,
     ids: &[SampleId],
     scoring: &Scoring,
     is_taken: &[bool],
     plan: &DrawPlan,
 ) -> Result<JointDraw, Error> {
-    draw_by(ids, scoring, is_taken, plan, |model| OnDevice::new(algebra, model))
+    match engine {
+        Engine::Kernels => Ok(draw_remaining(ids, scoring, is_taken, plan)),
+        Engine::Device(algebra) => {
+            draw_by(ids, scoring, is_taken, plan, |model| OnDevice::new(algebra, model))
+        }
+    }
 }
 
 fn draw_by<'a, A: Adder>(

@@ -57,7 +57,6 @@ mod group;
 mod deal;
 mod draw_plan;
 mod outcome;
-mod engine;
 mod draw;
 mod pool_draw;
 mod verdict;

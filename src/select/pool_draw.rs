@@ -2,17 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::divide::{read_divided, read_tree};
+use crate::divide::{read_centroids, read_divided, read_tree};
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
-use crate::settings::{PoolDraw, Ranking, Top};
+use crate::settings::{Dbp, PoolDraw, Ranking, Top};
 use crate::storage::FileRecord;
+use crate::table::Rows;
 
 use super::balanced::balanced_counts;
 use super::column::read_column;
 use super::cutoff::{Cutoff, Rank, Ranked, cutoffs, rank_of};
+use super::density::{DensityParams, density_quotas};
 use super::reach::{reach_counts, read_reaching};
 
 /// What a draw over the whole pool keeps.
@@ -58,6 +60,7 @@ pub fn plan_cuts(run: &RunFolder, tasks: &[usize], draw: &PoolDraw) -> Result<Po
                 let n_kept = balanced.filter_ratio.kept(n_samples);
                 balanced_targets(run, tasks, n_kept)?
             }
+            PoolDraw::Dbp(dbp) => density_targets(run, tasks, dbp, dbp.filter_ratio.kept(n_samples))?,
         };
         let shard_of = |sample: SampleRef| sample.id(&run.plan().pool).shard.to_owned();
         let cuts = cutoffs(&wanted, shard_of, |take| {
@@ -84,6 +87,23 @@ fn balanced_targets(run: &RunFolder, tasks: &[usize], n_kept: u64) -> Result<Vec
     Ok(balanced_counts(&tree, &sizes, n_kept, run.plan().seed, run.plan().round))
 }
 
+/// How many samples each cluster keeps, by how spread out those are that come to the draw.
+fn density_targets(run: &RunFolder, tasks: &[usize], dbp: &Dbp, n_kept: u64) -> Result<Vec<u64>, Error> {
+    let centroids = read_centroids(run)?.rows;
+    let mut sizes = vec![0; centroids.n_rows()];
+    let mut distances = vec![0.0; centroids.n_rows()];
+    for &task in tasks {
+        for ranked in pool_ranks(run, task, &PoolDraw::Dbp(dbp.clone()), &mut Vec::new())? {
+            sizes[ranked.group] += 1;
+            distances[ranked.group] += ranked.score.expect("a distance to the centroid");
+        }
+    }
+    let mean_distances: Vec<f64> =
+        distances.iter().zip(&sizes).map(|(distance, size)| distance / (*size).max(1) as f64).collect();
+    let params = DensityParams { temperature: dbp.temperature, n_neighbours: dbp.n_neighbours };
+    Ok(density_quotas(&centroids, &mean_distances, &sizes, n_kept, &params))
+}
+
 /// The samples of a task that come to the draw, as it ranks them, in the order of the shards.
 pub fn pool_ranks(
     run: &RunFolder,
@@ -106,14 +126,26 @@ pub fn pool_ranks(
             });
             Ok(ranked.collect())
         }
-        PoolDraw::Balanced(_) => {
+        PoolDraw::Balanced(_) | PoolDraw::Dbp(_) => {
             let divided = read_divided(run, task)?;
             read.push(divided.file.clone());
+            let similarities = Rows(&divided.table).f32("centroid_similarity");
             let plan = run.plan();
             let ranked = samples.into_iter().map(|sample| {
-                let id = sample.id(&plan.pool);
-                let rank = keyed_hash(Purpose::Balance, plan.seed, plan.round, id.shard, id.sample_idx);
-                PoolRank { sample, score: None, group: divided.cluster(sample) as usize, rank }
+                let row = divided.row(sample);
+                let (score, rank) = match draw {
+                    PoolDraw::Dbp(_) => {
+                        let distance = Some(1.0 - f64::from(similarities.value(row)));
+                        (distance, rank_of(distance, Ranking::Highest))
+                    }
+                    _ => {
+                        let id = sample.id(&plan.pool);
+                        let hash =
+                            keyed_hash(Purpose::Balance, plan.seed, plan.round, id.shard, id.sample_idx);
+                        (None, hash)
+                    }
+                };
+                PoolRank { sample, score, group: divided.cluster(sample) as usize, rank }
             });
             Ok(ranked.collect())
         }

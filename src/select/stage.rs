@@ -13,17 +13,17 @@
 //! A draw over the whole pool has no groups: its stage plan `select` says where the kept samples end.
 
 use crate::embed::complete_tasks;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::exchange::{self, Index};
 use crate::executor::Executor;
 use crate::run_folder::RunFolder;
-use crate::settings::{Draw, SuperBatchDraw, SuperBatches};
+use crate::settings::{Draw, SuperBatchDraw, SuperBatchMethod, SuperBatches};
 
 use super::calibrate_step::commit_calibration;
 use super::deal;
 use super::draw::{DrawCounts, Drawer};
 use super::draw_plan::{DrawPlans, plan_draws};
-use super::engine::Engine;
 use super::filter;
 use super::hard_negatives::{commit_bank, needs_bank};
 use super::losses::calibrated_models;
@@ -77,7 +77,7 @@ fn score(run: &RunFolder, executor: &Executor, tasks: &[usize]) -> Result<(), Er
     executor.run(run, &run.score("select.calibrate"), &models, 1, |model| {
         commit_calibration(run, tasks, model, calibrated[model])
     })?;
-    if needs_bank(run) {
+    if needs_bank(run.plan()) {
         executor.run(run, &run.score("select.bank"), &[0], 1, |_| commit_bank(run, tasks))?;
     }
     let stage = run.score("select.score");
@@ -104,7 +104,10 @@ fn draw_super_batches(
     let groups: Vec<usize> = (0..plans.groups.len()).collect();
     let stage = run.select("select.draw");
     let has_work = !executor.todo(run, &stage, &groups)?.is_empty();
-    let engine = if has_work { Engine::of(&draw.method)? } else { Engine::Kernels };
+    let engine = match &draw.method {
+        SuperBatchMethod::Jest(jest) if has_work => Engine::of(jest.device, jest.products)?,
+        _ => Engine::Kernels,
+    };
     let drawer = Drawer { run, draw, plans: &plans, dealt: dealt.as_ref(), engine: &engine };
     // a draw shares out the processors itself, and one group at a time bounds the memory
     executor.run(run, &stage, &groups, 1, |group| drawer.commit(group))?;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::divide::Seeding;
+use crate::runtime::{Device, Products};
 
-use super::{ModelRole, ModelSettings, Models, SettingsError, check_sizes, out_of_range};
+use super::{ModelRole, ModelSettings, Models, SettingsError, check_engine, check_sizes, out_of_range};
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -34,6 +35,12 @@ pub struct DivideSettings {
     pub n_iterations_max: usize,
     /// Points for the fit, for each cluster.
     pub fit_samples_per_cluster: usize,
+    /// Where the nearest centroids are found, in the fit and after it: `cpu` by this program's own kernels, one GPU
+    /// (`cuda:0`) through the runtime. Cosines differ in their last digits, so it is part of what makes clusters, and no
+    /// machine chooses it. The points that centroids start from are drawn on the processor.
+    pub device: Device,
+    /// How a GPU multiplies: `f32`, or `tf32` with operands of 11 bits.
+    pub products: Products,
     /// Members of each cluster's bank at most; fewer where the memory limit says so.
     pub bank_size: usize,
     /// τ of the hardness.
@@ -63,6 +70,8 @@ impl Default for DivideSettings {
             n_restarts: 3,
             n_iterations_max: 50,
             fit_samples_per_cluster: 256,
+            device: Device::Cpu,
+            products: Products::Exact,
             bank_size: 1024,
             hardness_temperature: 0.1,
             near_duplicate_similarity: 0.95,
@@ -80,6 +89,7 @@ impl DivideSettings {
             ("divide.fit_samples_per_cluster", self.fit_samples_per_cluster),
             ("divide.bank_size", self.bank_size),
         ])?;
+        check_engine("divide.device", self.device)?;
         // with `centroids` the finest level is known when the file is read
         let finest = self.centroids.is_none().then_some(self.n_clusters);
         let levels: Vec<usize> = finest.into_iter().chain(self.parent_levels.iter().copied()).collect();

@@ -8,7 +8,7 @@ use crate::select::{Chance, FilterRatio, Quota};
 
 use super::filter::NamedFilter;
 use super::select::{ScoreKind, check_column, check_score, parse, table_of};
-use super::{ModelSettings, Models, SettingsError, check_sizes, out_of_range};
+use super::{ModelSettings, Models, SettingsError, check_engine, check_sizes, out_of_range};
 
 /// The last step: what is kept of all that passed the filters.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,7 +112,7 @@ pub struct Jest {
     pub gain: f64,
     #[serde(default)]
     pub draw: Chance,
-    /// Where the pairs of different samples are added up: `cpu` by this program's own kernels, a GPU (`cuda:0`) through
+    /// Where the pairs of different samples are added up: `cpu` by this program's own kernels, one GPU (`cuda:0`) through
     /// the runtime. Scores differ in their last digits, so it is part of what makes a draw, and no machine chooses it.
     #[serde(default = "processor")]
     pub device: Device,
@@ -195,9 +195,10 @@ pub struct Random {}
 pub enum PoolDraw {
     Top(Top),
     Balanced(Balanced),
+    Dbp(Dbp),
 }
 
-pub(super) const POOL_METHODS: [&str; 2] = ["top", "balanced"];
+pub(super) const POOL_METHODS: [&str; 3] = ["top", "balanced", "dbp"];
 
 /// The best of a column.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -224,6 +225,28 @@ pub enum Ranking {
 #[serde(deny_unknown_fields)]
 pub struct Balanced {
     pub filter_ratio: FilterRatio,
+}
+
+/// Density-based pruning (arXiv:2401.04578): more of clusters that are spread out and lie alone, and of each the samples
+/// farthest from its centroid.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dbp {
+    pub filter_ratio: FilterRatio,
+    #[serde(default = "default_dbp_temperature")]
+    pub temperature: f64,
+    #[serde(default = "default_dbp_neighbours")]
+    pub n_neighbours: usize,
+}
+
+/// The paper's T.
+fn default_dbp_temperature() -> f64 {
+    0.1
+}
+
+/// The paper's number of nearest centroids.
+fn default_dbp_neighbours() -> usize {
+    20
 }
 
 fn one() -> usize {
@@ -299,6 +322,7 @@ impl Draw {
             },
             Draw::OverPool(PoolDraw::Top(_)) => "top",
             Draw::OverPool(PoolDraw::Balanced(_)) => "balanced",
+            Draw::OverPool(PoolDraw::Dbp(_)) => "dbp",
             Draw::Keep => "keep",
         }
     }
@@ -309,6 +333,7 @@ impl Draw {
             Draw::InSuperBatches(draw) => draw.deal.filter_ratio,
             Draw::OverPool(PoolDraw::Top(top)) => top.filter_ratio,
             Draw::OverPool(PoolDraw::Balanced(balanced)) => balanced.filter_ratio,
+            Draw::OverPool(PoolDraw::Dbp(dbp)) => dbp.filter_ratio,
             Draw::Keep => FilterRatio::default(),
         }
     }
@@ -356,6 +381,30 @@ impl Deal {
     }
 }
 
+impl PoolDraw {
+    pub(super) fn check(
+        &self,
+        models: &Models<ModelSettings>,
+        has_clusters: bool,
+        filters: &[NamedFilter],
+    ) -> Result<(), SettingsError> {
+        let what = match self {
+            PoolDraw::Top(top) => return check_column(&top.by, filters, models, has_clusters),
+            PoolDraw::Balanced(_) => "balanced sampling",
+            PoolDraw::Dbp(_) => "density-based pruning",
+        };
+        if !has_clusters {
+            return Err(SettingsError::NoClusters { what });
+        }
+        let PoolDraw::Dbp(dbp) = self else { return Ok(()) };
+        check_sizes(&[("select.step.n_neighbours", dbp.n_neighbours)])?;
+        if !(dbp.temperature > 0.0 && dbp.temperature.is_finite()) {
+            return Err(out_of_range("select.step.temperature", dbp.temperature, "above 0"));
+        }
+        Ok(())
+    }
+}
+
 impl SuperBatchDraw {
     pub(super) fn check(
         &self,
@@ -373,10 +422,7 @@ impl SuperBatchDraw {
             SuperBatchMethod::Jest(jest) => {
                 check_sizes(&[("select.step.n_chunks", jest.n_chunks)])?;
                 gain(jest.gain)?;
-                if matches!(jest.device, Device::Auto | Device::Cpus(_)) {
-                    let must = "`cpu` or a GPU by name, such as `cuda:0`";
-                    return Err(out_of_range("select.step.device", jest.device, must));
-                }
+                check_engine("select.step.device", jest.device)?;
                 check_score(jest.score, models)
             }
             SuperBatchMethod::ActiveClip(active_clip) => {

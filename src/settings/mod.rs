@@ -10,7 +10,7 @@ use toml::Value;
 
 use crate::embed::InferenceSettings;
 use crate::error::Error;
-use crate::runtime::Device;
+use crate::runtime::{Device, Gpus};
 
 mod error;
 mod read;
@@ -21,11 +21,13 @@ mod filter;
 mod draw;
 mod select;
 mod write;
+mod assumed;
 
+pub use assumed::{AssumedModel, AssumedPool, Assumptions, Node};
 pub use divide::{DivideSettings, FitKind};
 pub use draw::{
-    ActiveClip, ActiveClipScore, Balanced, ClassAct, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw, Random,
-    Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
+    ActiveClip, ActiveClipScore, Balanced, ClassAct, Dbp, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw,
+    Random, Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
 };
 pub use embed::{EmbedSettings, EmbeddingDtype};
 pub use error::SettingsError;
@@ -170,6 +172,16 @@ fn syntax(error: toml::de::Error) -> SettingsError {
 
 fn out_of_range(key: &str, value: impl ToString, must: &'static str) -> SettingsError {
     SettingsError::OutOfRange { key: key.to_owned(), value: value.to_string(), must }
+}
+
+/// Fails on a device that is no [`Engine`](crate::engine::Engine): not one, or one that a machine would choose. TensorRT
+/// is none either: it builds anew for each shape, and multiplies as it likes.
+fn check_engine(key: &str, device: Device) -> Result<(), SettingsError> {
+    match device {
+        Device::Cpu => Ok(()),
+        Device::Cuda(Gpus::Numbered(gpus)) if gpus.numbers().count() == 1 => Ok(()),
+        _ => Err(out_of_range(key, device, "`cpu` or one GPU by its number, such as `cuda:0`")),
+    }
 }
 
 /// Fails on the first size that is 0 or far above any use.

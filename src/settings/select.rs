@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::select::{Objective, Precision};
 
-use super::draw::{Draw, POOL_METHODS, PoolDraw, SUPER_BATCH_METHODS, SuperBatches};
+use super::draw::{Draw, POOL_METHODS, SUPER_BATCH_METHODS, SuperBatches};
 use super::filter::{FILTER_METHODS, Filter, NamedFilter};
 use super::{ModelRole, ModelSettings, Models, SettingsError, check_sizes};
 
@@ -216,11 +216,7 @@ impl SelectSettings {
         }
         match &self.draw {
             Draw::Keep => Ok(()),
-            Draw::OverPool(PoolDraw::Top(top)) => check_column(&top.by, &self.filters, models, has_clusters),
-            Draw::OverPool(PoolDraw::Balanced(_)) if !has_clusters => {
-                Err(SettingsError::NoClusters { what: "balanced sampling" })
-            }
-            Draw::OverPool(PoolDraw::Balanced(_)) => Ok(()),
+            Draw::OverPool(draw) => draw.check(models, has_clusters, &self.filters),
             Draw::InSuperBatches(draw) => {
                 draw.deal.check(has_clusters)?;
                 draw.check(models, has_clusters, &self.filters)

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use superbatch::divide::{FitParams, Seeding, assign, fit, refine, starting_points};
+use superbatch::engine::Engine;
 use superbatch::matrix::{Matrix, unit_rows};
 
 use super::pool::{assert_close, golden, matrix};
@@ -52,7 +53,7 @@ fn lloyd_from_given_centroids() {
     let points = points(&file);
     for case in &file.lloyd {
         let start = || points.gather(&case.start);
-        let after = |n| refine(&points, start(), &passes(case.start.len(), n));
+        let after = |n| refine(&Engine::Kernels, &points, start(), &passes(case.start.len(), n)).unwrap();
         // the last pass but one moved nothing to another cluster, the one before it did
         let n = case.n_iterations;
         assert_eq!(clusters(&points, &after(n - 2).centroids), case.clusters);
@@ -103,7 +104,7 @@ fn seeds_and_fits_are_as_good_as_those_of_others() {
             for seed in 0..10 {
                 let start = points.gather(&starting_points(&points, k, seeding, seed, 0));
                 potentials.push(potential(&points, &start));
-                objectives.push(refine(&points, start, &passes(k, 100)).objective);
+                objectives.push(refine(&Engine::Kernels, &points, start, &passes(k, 100)).unwrap().objective);
             }
             for (found, others) in
                 [(&potentials, &case.sklearn_potentials), (&objectives, &case.sklearn_objectives)]
@@ -116,7 +117,7 @@ fn seeds_and_fits_are_as_good_as_those_of_others() {
         // single fits of either spread by a percent or two
         let fits = (0..10).map(|seed| {
             let params = FitParams { n_restarts: 5, seed, ..passes(k, 100) };
-            fit(&points, &params).unwrap().objective
+            fit(&Engine::Kernels, &points, &params).unwrap().objective
         });
         let (found, faiss) = (mean(&fits.collect::<Vec<_>>()), mean(&case.faiss_objectives));
         assert!(found <= 1.01 * faiss, "k = {k}: {found}, faiss {faiss}");

@@ -1,6 +1,6 @@
 """Reproduces METHODS §7 line by line on planted pools, ten seeds with spread, and prints a table.
 
-python3 tests/oracle/planted.py [--seeds 10] [--json FILE]          (needs numpy and scipy; about two minutes)
+python3 tests/oracle/planted.py [--seeds 10] [--fit 400] [--json FILE]          (needs numpy and scipy; about two minutes)
 
 Every draw is that of METHODS §3 with its own noise, for samples `("planted.tar", i)`; nothing here uses a random
 generator with a state. Figures in brackets are those of METHODS; `holds` where the mean is within three standard errors
@@ -304,8 +304,10 @@ def control_lines(found):
 def main():
     parser = argparse.ArgumentParser(description="Reproduces METHODS §7 on planted pools.")
     parser.add_argument("--seeds", type=int, default=10, help="how many, from 1 on")
+    parser.add_argument("--fit", type=int, default=planted.n_fit, help="pairs that each model's scale and bias are fitted on")
     parser.add_argument("--json", type=Path, help="also writes {line: one value a seed}")
     options = parser.parse_args()
+    planted.n_fit = options.fit
     found = {}
     for seed in range(1, options.seeds + 1):
         for part in (noisy, coarse, reshuffled, hardness_lines):

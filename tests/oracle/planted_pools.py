@@ -38,7 +38,7 @@ from methods.clusters import unit
 
 GAMMA = 0x9E3779B97F4A7C15
 D = 64
-N_FIT = 400  # pairs that α and β of each model are fitted on: the first of the pool
+n_fit = 400  # pairs that α and β of each model are fitted on: the first of the pool
 LEARNABLE, MISMATCHED, LEARNT = 0, 1, 2
 
 
@@ -88,8 +88,8 @@ class Pool:
 
 
 def fitted(x, y):
-    """A model with (α, β) at the minimum of the sigmoid loss on the first 400 pairs."""
-    n = min(N_FIT, len(x))
+    """A model with (α, β) at the minimum of the sigmoid loss on the first `n_fit` pairs."""
+    n = min(n_fit, len(x))
     scale, bias, _ = calibrate.calibrate(x[:n] @ y[:n].T, n)
     return losses.Model(x, y, scale, bias)
 

@@ -1,9 +1,11 @@
 //! Centroids in, the tree of coarser clusters above them out: k-means on centroids, level by level.
 
 use crate::divide::ClusterTree;
+use crate::engine::Engine;
+use crate::error::Error;
 use crate::matrix::Matrix;
 
-use super::{FitError, FitMethod, FitParams, assign, fit};
+use super::{FitMethod, FitParams, assign_on, fit};
 
 /// Clusters the centroids, the centroids of those clusters, and so on: one level for each number in `levels`.
 ///
@@ -19,19 +21,24 @@ use super::{FitError, FitMethod, FitParams, assign, fit};
 ///
 /// # Errors
 ///
-/// More clusters on a level than on the one below.
+/// More clusters on a level than on the one below; those of a device.
 ///
 /// # Source
 ///
 /// Vo et al., arXiv:2405.15613, hierarchical k-means, without its resampling steps (which re-fit each level on
 /// the points nearest to its centroids).
-pub fn fit_levels(centroids: &Matrix, levels: &[usize], params: &FitParams) -> Result<ClusterTree, FitError> {
+pub fn fit_levels(
+    engine: &Engine,
+    centroids: &Matrix,
+    levels: &[usize],
+    params: &FitParams,
+) -> Result<ClusterTree, Error> {
     let mut tree = ClusterTree::flat(centroids.n_rows());
     let mut below = centroids.clone();
     for &n_clusters in levels {
         let params = FitParams { n_clusters, method: FitMethod::FullSample, ..*params };
-        let above = fit(&below, &params)?.centroids;
-        let parents = assign(&below, &above).into_iter().map(|assignment| assignment.cluster);
+        let above = fit(engine, &below, &params)?.centroids;
+        let parents = assign_on(engine, &below, &above)?.into_iter().map(|assignment| assignment.cluster);
         tree.push_level(n_clusters, parents.collect());
         below = above;
     }
@@ -40,6 +47,7 @@ pub fn fit_levels(centroids: &Matrix, levels: &[usize], params: &FitParams) -> R
 
 #[cfg(test)]
 mod tests {
+    use super::super::FitError;
     use super::*;
 
     #[test]
@@ -52,7 +60,8 @@ mod tests {
         let values = (0..24).flat_map(|place| [angle(place).cos(), angle(place).sin()]);
         let centroids = Matrix::new(values.collect(), 2);
         let params = FitParams { n_restarts: 8, ..FitParams::default() };
-        let tree = fit_levels(&centroids, &[6, 2], &params).unwrap();
+        let fitted = |levels: &[usize]| fit_levels(&Engine::Kernels, &centroids, levels, &params);
+        let tree = fitted(&[6, 2]).unwrap();
         assert_eq!((tree.n_levels(), tree.n_clusters(1), tree.n_clusters(2)), (3, 6, 2));
         let ancestors: Vec<Vec<u32>> = (0..24).map(|leaf| tree.ancestors(leaf).collect()).collect();
         for left in 0..24 {
@@ -61,8 +70,8 @@ mod tests {
                 assert_eq!(ancestors[left][1] == ancestors[right][1], left / 12 == right / 12);
             }
         }
-        assert_eq!(fit_levels(&centroids, &[], &params), Ok(ClusterTree::flat(24)));
+        assert_eq!(fitted(&[]).unwrap(), ClusterTree::flat(24));
         let error = FitError::TooFewPoints { n_points: 24, n_clusters: 25 };
-        assert_eq!(fit_levels(&centroids, &[25], &params), Err(error));
+        assert!(matches!(fitted(&[25]), Err(Error::Fit { source }) if source == error));
     }
 }

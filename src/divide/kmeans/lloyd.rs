@@ -2,22 +2,31 @@
 
 use rayon::prelude::*;
 
+use crate::engine::Engine;
+use crate::error::Error;
 use crate::matrix::Matrix;
 
 use super::cloud::{Cloud, set_direction};
-use super::nearest::{Assignment, assign};
+use super::held::Held;
+use super::nearest::Assignment;
 use super::{Fit, FitParams};
 
 /// Assigns every point, moves every centroid, and again.
-pub(super) fn whole_passes(cloud: &Cloud, mut centroids: Matrix, params: &FitParams) -> Fit {
+pub(super) fn whole_passes(
+    engine: &Engine,
+    cloud: &Cloud,
+    mut centroids: Matrix,
+    params: &FitParams,
+) -> Result<Fit, Error> {
+    let points = Held::new(engine, cloud)?;
     let mut history: Vec<f64> = Vec::new();
     loop {
-        let mut assignments = assign(cloud.points, &centroids);
+        let mut assignments = points.assign(&centroids)?;
         let objective = objective(&assignments);
         let is_settled = history.last().is_some_and(|last| last - objective <= params.tolerance * last);
         history.push(objective);
         if is_settled || history.len() > params.n_iterations_max {
-            return Fit { centroids, objective, n_iterations: history.len() - 1, history };
+            return Ok(Fit { centroids, objective, n_iterations: history.len() - 1, history });
         }
         fill_empty_clusters(&mut assignments, centroids.n_rows());
         move_centroids(cloud, &assignments, &mut centroids);
@@ -84,6 +93,7 @@ fn move_centroids(cloud: &Cloud, assignments: &[Assignment], centroids: &mut Mat
 
 #[cfg(test)]
 mod tests {
+    use super::super::assign;
     use super::*;
 
     fn params() -> FitParams {
@@ -94,7 +104,7 @@ mod tests {
     fn a_cluster_without_points_takes_the_farthest() {
         let points = Matrix::new(vec![1.0, 0.0, 0.96, 0.28, 0.0, 1.0], 2);
         let start = Matrix::new(vec![1.0, 0.0, -1.0, 0.0], 2);
-        let fit = whole_passes(&Cloud::new(&points), start, &params());
+        let fit = whole_passes(&Engine::Kernels, &Cloud::new(&points), start, &params()).unwrap();
         let clusters: Vec<u32> = assign(&points, &fit.centroids).iter().map(|a| a.cluster).collect();
         assert_eq!(clusters, [0, 0, 1]);
     }
@@ -112,7 +122,8 @@ mod tests {
     #[test]
     fn a_centroid_whose_points_cancel_out_stays() {
         let points = Matrix::new(vec![1.0, 0.0, -1.0, 0.0], 2);
-        let fit = whole_passes(&Cloud::new(&points), Matrix::new(vec![0.0, 1.0], 2), &params());
+        let start = Matrix::new(vec![0.0, 1.0], 2);
+        let fit = whole_passes(&Engine::Kernels, &Cloud::new(&points), start, &params()).unwrap();
         assert_eq!((fit.centroids.values(), fit.objective), (&[0.0, 1.0][..], 2.0));
     }
 }

@@ -3,12 +3,14 @@
 
 use rayon::prelude::*;
 
+use crate::engine::Engine;
+use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::noise::{Purpose, keyed_hash};
 
 use super::cloud::{Cloud, set_direction};
+use super::held::assign_on;
 use super::lloyd::{by_distance, members, objective};
-use super::nearest::assign;
 use super::{Fit, FitParams};
 
 /// What is left of the sums of earlier passes when a pass begins: enough that the first batch does not throw a
@@ -27,7 +29,13 @@ const KEPT_OF_EARLIER_PASSES: f64 = 0.1;
 /// That is the mini-batch k-means of Sculley, 2010, with the learning rate 1/count of each centre, on the unit
 /// sphere. Between passes the sums are cut to a tenth. A cluster to which no point of a pass came starts again from the
 /// point of the last batch that is farthest from its own centroid.
-pub(super) fn mini_batches(cloud: &Cloud, mut centroids: Matrix, size: usize, params: &FitParams) -> Fit {
+pub(super) fn mini_batches(
+    engine: &Engine,
+    cloud: &Cloud,
+    mut centroids: Matrix,
+    size: usize,
+    params: &FitParams,
+) -> Result<Fit, Error> {
     let n_clusters = centroids.n_rows();
     let mut sums = vec![vec![0.0; centroids.n_cols()]; n_clusters];
     let mut history: Vec<f64> = Vec::new();
@@ -36,7 +44,7 @@ pub(super) fn mini_batches(cloud: &Cloud, mut centroids: Matrix, size: usize, pa
         let mut pass_objective = 0.0;
         let order = order_of_pass(cloud.points.n_rows(), params.seed, pass);
         for batch in order.chunks(size) {
-            let assignments = assign(&cloud.points.gather(batch), &centroids);
+            let assignments = assign_on(engine, &cloud.points.gather(batch), &centroids)?;
             pass_objective += objective(&assignments);
             let members = members(&assignments, n_clusters);
             sums.par_iter_mut().zip(&members).for_each(|(sum, members)| {
@@ -64,10 +72,10 @@ pub(super) fn mini_batches(cloud: &Cloud, mut centroids: Matrix, size: usize, pa
             break;
         }
     }
-    let objective = objective(&assign(cloud.points, &centroids));
+    let objective = objective(&assign_on(engine, cloud.points, &centroids)?);
     let n_iterations = history.len();
     history.push(objective);
-    Fit { centroids, objective, n_iterations, history }
+    Ok(Fit { centroids, objective, n_iterations, history })
 }
 
 /// The points in keyed order.

@@ -6,15 +6,19 @@
 mod cloud;
 mod seeding;
 mod nearest;
+mod held;
 mod lloyd;
 mod mini_batch;
 mod levels;
 mod merge;
 
+use crate::engine::Engine;
+use crate::error::Error;
 use crate::matrix::Matrix;
 
 use cloud::{Cloud, set_direction};
 
+pub use held::assign_on;
 pub use levels::fit_levels;
 pub use merge::merge_small;
 pub use nearest::{Assignment, assign};
@@ -93,36 +97,48 @@ pub enum FitError {
 /// With mini-batches the centroids move after every `size` points, which come in keyed order: a few passes do what
 /// many whole ones do, to within about a percent of the objective.
 ///
+/// The engine finds the nearest centroids; starts are drawn, and centroids moved, on the processor.
+///
 /// # Shapes and units
 ///
 /// `points` is `[n_points, d]`, rows of about unit length (they may be rounded to f16; each is scaled to unit
 /// length). Work: 2·n_points·n_clusters·d FLOPs an iteration. Memory: O(n_points + n_clusters·d) beside the
-/// points.
+/// points; on a device, in whole passes, the points and 256 MiB.
 ///
 /// # Errors
 ///
-/// Fewer points than clusters.
+/// [`Error::Fit`] with fewer points than clusters; [`Error::Device`] where a device fails.
 ///
 /// # Source
 ///
 /// Divide and Contrast, arXiv:2105.08054, clusters normalised features by k-means. Spherical k-means: Dhillon
 /// and Modha, 2001; mini-batches: Sculley, 2010, with a learning rate of 1/count.
-pub fn fit(points: &Matrix, params: &FitParams) -> Result<Fit, FitError> {
+pub fn fit(engine: &Engine, points: &Matrix, params: &FitParams) -> Result<Fit, Error> {
     let (n_points, n_clusters) = (points.n_rows(), params.n_clusters);
     assert!(n_clusters > 0 && params.n_restarts > 0, "{params:?}");
     if n_points < n_clusters {
-        return Err(FitError::TooFewPoints { n_points, n_clusters });
+        return Err(Error::Fit { source: FitError::TooFewPoints { n_points, n_clusters } });
     }
-    let fits = (0..params.n_restarts).map(|restart| {
+    let fit_from = |restart| {
         let start = starting_points(points, n_clusters, params.seeding, params.seed, restart);
-        refine(points, points.gather(&start), params)
-    });
-    let best = fits.reduce(|best, fit| if fit.objective < best.objective { fit } else { best });
-    Ok(best.expect("at least one restart"))
+        refine(engine, points, points.gather(&start), params)
+    };
+    let mut best = fit_from(0)?;
+    for restart in 1..params.n_restarts {
+        let fit = fit_from(restart)?;
+        if fit.objective < best.objective {
+            best = fit;
+        }
+    }
+    Ok(best)
 }
 
 /// Moves given centroids to a local minimum of the objective: the part of [`fit`] after the start.
-pub fn refine(points: &Matrix, start: Matrix, params: &FitParams) -> Fit {
+///
+/// # Errors
+///
+/// [`Error::Device`] where a device fails.
+pub fn refine(engine: &Engine, points: &Matrix, start: Matrix, params: &FitParams) -> Result<Fit, Error> {
     assert!(start.n_rows() > 0 && start.n_rows() <= points.n_rows());
     let cloud = Cloud::new(points);
     let mut centroids = start;
@@ -131,15 +147,19 @@ pub fn refine(points: &Matrix, start: Matrix, params: &FitParams) -> Fit {
         set_direction(centroids.row_mut(cluster), &sum);
     }
     match params.method {
-        FitMethod::FullSample => lloyd::whole_passes(&cloud, centroids, params),
-        FitMethod::MiniBatch { size } => mini_batch::mini_batches(&cloud, centroids, size, params),
+        FitMethod::FullSample => lloyd::whole_passes(engine, &cloud, centroids, params),
+        FitMethod::MiniBatch { size } => mini_batch::mini_batches(engine, &cloud, centroids, size, params),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::algebra::Algebra;
+    use crate::runtime::{Place, Products, Provider};
     use crate::tile::random_unit_rows;
+
+    const KERNELS: Engine = Engine::Kernels;
 
     const METHODS: [FitMethod; 2] = [FitMethod::FullSample, FitMethod::MiniBatch { size: 300 }];
 
@@ -162,7 +182,7 @@ mod tests {
     #[test]
     fn four_points_make_two_clusters() {
         let points = Matrix::new(vec![1.0, 0.0, 0.6, 0.8, -1.0, 0.0, -0.6, -0.8], 2);
-        let fit = fit(&points, &params(2)).unwrap();
+        let fit = fit(&KERNELS, &points, &params(2)).unwrap();
         // each pair has cosine 0.6; both its points have cosine √0.8 to their mean direction
         assert!((fit.objective - 4.0 * (1.0 - 0.8f64.sqrt())).abs() < 1e-6);
         let assignments = assign(&points, &fit.centroids);
@@ -181,7 +201,7 @@ mod tests {
         for seeding in [Seeding::KMeansPlusPlus, Seeding::KMeansParallel] {
             for method in METHODS {
                 let params = FitParams { n_restarts: 5, seeding, method, ..params(12) };
-                let fit = fit(&points, &params).unwrap();
+                let fit = fit(&KERNELS, &points, &params).unwrap();
                 let clusters = assign(&points, &fit.centroids);
                 for point in 12..1200 {
                     assert_eq!(clusters[point].cluster, clusters[point % 12].cluster, "{params:?}");
@@ -202,7 +222,7 @@ mod tests {
         let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         for seed in 0..3 {
             let params = |method| FitParams { method, seed, ..params(40) };
-            let fit_by = |method| alone.install(|| fit(&points, &params(method)).unwrap());
+            let fit_by = |method| alone.install(|| fit(&KERNELS, &points, &params(method)).unwrap());
             let [whole, mini] = METHODS.map(fit_by);
             assert!(mini.objective < 1.02 * whole.objective, "{} {}", mini.objective, whole.objective);
             assert!(mini.objective < 0.98 * whole.history[0], "no better than the start");
@@ -217,10 +237,10 @@ mod tests {
                 let params = FitParams { seeding, method, ..params(50) };
                 let fit_with = |n_threads| {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-                    pool.install(|| fit(&points, &params).unwrap())
+                    pool.install(|| fit(&KERNELS, &points, &params).unwrap())
                 };
                 assert_eq!(fit_with(1), fit_with(2));
-                assert_ne!(fit_with(2), fit(&points, &FitParams { seed: 12, ..params }).unwrap());
+                assert_ne!(fit_with(2), fit(&KERNELS, &points, &FitParams { seed: 12, ..params }).unwrap());
             }
         }
     }
@@ -235,7 +255,8 @@ mod tests {
         }
         for method in METHODS {
             let params = FitParams { method, ..params(5) };
-            assert_eq!(fit(&points, &params), fit(&stretched, &params));
+            let fitted = |points| fit(&KERNELS, points, &params).unwrap();
+            assert_eq!(fitted(&points), fitted(&stretched));
         }
         assert_eq!(assign(&points, &points), assign(&stretched, &points));
     }
@@ -250,7 +271,7 @@ mod tests {
         }
         for method in METHODS {
             let params = FitParams { method, n_restarts: 1, ..params(6) };
-            let fit = refine(&points, start.clone(), &params);
+            let fit = refine(&KERNELS, &points, start.clone(), &params).unwrap();
             let clusters = assign(&points, &fit.centroids).into_iter().map(|a| a.cluster);
             assert_eq!(clusters.collect::<std::collections::HashSet<_>>().len(), 6, "{method:?}");
         }
@@ -259,19 +280,67 @@ mod tests {
     #[test]
     fn as_many_clusters_as_points_fit_exactly_and_more_are_refused() {
         let points = random_unit_rows(40, 8, 9);
-        let fitted = fit(&points, &params(40)).unwrap();
+        let fitted = fit(&KERNELS, &points, &params(40)).unwrap();
         assert!(fitted.objective < 1e-5);
         let error = FitError::TooFewPoints { n_points: 40, n_clusters: 41 };
-        assert_eq!(fit(&points, &params(41)), Err(error));
+        let found = fit(&KERNELS, &points, &params(41));
+        assert!(matches!(found, Err(Error::Fit { source }) if source == error));
     }
 
     #[test]
     fn equal_points_still_fit() {
         let points = Matrix::new([0.6, 0.8].repeat(30), 2);
         for method in METHODS {
-            let fitted = fit(&points, &FitParams { method, ..params(7) }).unwrap();
+            let fitted = fit(&KERNELS, &points, &FitParams { method, ..params(7) }).unwrap();
             assert!(fitted.objective.abs() < 1e-4);
             assert_eq!(fitted.centroids.n_rows(), 7);
         }
+    }
+
+    /// The graphs that a GPU runs, on the processor.
+    fn graphs() -> Engine {
+        Engine::Device(Box::new(Algebra::open(Place::CPU, Products::Exact).unwrap()))
+    }
+
+    #[test]
+    fn a_device_fits_what_the_kernels_fit() {
+        let (points, device) = (planted(3000, 40, 0.4), graphs());
+        // as rows that were stored in f16 are
+        let mut points_f16 = points.clone();
+        for row in 0..points.n_rows() {
+            points_f16
+                .row_mut(row)
+                .iter_mut()
+                .for_each(|value| *value = half::f16::from_f32(*value).to_f32());
+        }
+        for points in [points, points_f16] {
+            for method in METHODS {
+                let params = FitParams { method, ..params(30) };
+                let (expected, found) =
+                    (fit(&KERNELS, &points, &params).unwrap(), fit(&device, &points, &params).unwrap());
+                let error = (found.objective - expected.objective).abs();
+                assert!(error < 1e-4 * expected.objective, "{} {}", found.objective, expected.objective);
+                let on_device = assign_on(&device, &points, &expected.centroids).unwrap();
+                for (found, expected) in on_device.iter().zip(assign(&points, &expected.centroids)) {
+                    let margin = expected.centroid_margin.unwrap();
+                    // where two are as near, rounding decides
+                    assert!(found.cluster == expected.cluster || margin < 1e-5);
+                    assert!((found.centroid_similarity - expected.centroid_similarity).abs() < 1e-5);
+                    assert!((found.centroid_margin.unwrap() - margin).abs() < 1e-5);
+                }
+            }
+        }
+        let numerics = device.numerics();
+        assert_eq!((&*numerics["device"], &*numerics["products"]), ("cpu", "f32"));
+        assert!(numerics["nodes"].starts_with("CPUExecutionProvider "), "{numerics:?}");
+    }
+
+    #[test]
+    fn a_device_that_fails_is_named() {
+        // a provider that the runtime of this process was not built with
+        let place = Place { provider: Provider::Cuda, number: 61 };
+        let missing = Engine::Device(Box::new(Algebra::open(place, Products::Exact).unwrap()));
+        let error = fit(&missing, &planted(100, 4, 0.1), &params(4)).unwrap_err();
+        assert!(matches!(&error, Error::Device { device, .. } if device == "cuda:61"), "{}", error.message());
     }
 }

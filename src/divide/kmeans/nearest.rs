@@ -15,6 +15,17 @@ pub struct Assignment {
     pub centroid_margin: Option<f32>,
 }
 
+impl Assignment {
+    /// Of a point's inner products with its nearest and second nearest centroid, minus infinity without a second.
+    pub(super) fn of(cluster: u32, first: f32, second: f32, inverse_length: f32) -> Assignment {
+        Assignment {
+            cluster,
+            centroid_similarity: first * inverse_length,
+            centroid_margin: second.is_finite().then_some((first - second) * inverse_length),
+        }
+    }
+}
+
 /// Each point's nearest centroid, the lower cluster on a tie.
 ///
 /// # Shapes
@@ -30,13 +41,8 @@ pub fn assign(points: &Matrix, centroids: &Matrix) -> Vec<Assignment> {
             see_centroids(&mut nearest, tile, range.start);
         }
         let assignments = strip.enumerate().map(|(column, point)| {
-            let inverse_length = inverse_length(points.row(point));
             let (first, second) = (nearest.first[column], nearest.second[column]);
-            Assignment {
-                cluster: nearest.cluster[column],
-                centroid_similarity: first * inverse_length,
-                centroid_margin: second.is_finite().then_some((first - second) * inverse_length),
-            }
+            Assignment::of(nearest.cluster[column], first, second, inverse_length(points.row(point)))
         });
         assignments.collect::<Vec<_>>()
     });

@@ -1,4 +1,5 @@
 use super::*;
+use crate::algebra::Algebra;
 use crate::fold::Precision;
 use crate::matrix::Matrix;
 use crate::rank::Overlap;
@@ -282,14 +283,14 @@ fn gumbel_noise_draws_in_proportion_to_the_exponential() {
 
 #[test]
 fn a_device_draws_what_the_kernels_draw() {
-    let algebra = Algebra::open(Place::CPU, Products::Exact).unwrap();
+    let engine = Engine::Device(Box::new(Algebra::open(Place::CPU, Products::Exact).unwrap()));
     let (n, size) = (600, 120);
     let embeddings = Embeddings::random(n);
     for objective in [Objective::Sigmoid, Objective::Softmax] {
         let scoring = embeddings.learnability(objective);
         let (ids, plan) = (ids(n), plan(size, 4));
         let expected = draw(&ids, &scoring, &plan);
-        let found = draw_remaining_on(&algebra, &ids, &scoring, &vec![false; n], &plan).unwrap();
+        let found = draw_remaining_on(&engine, &ids, &scoring, &vec![false; n], &plan).unwrap();
         assert_eq!(found.scores, expected.scores);
         let rows = |draw: &JointDraw| {
             let mut rows: Vec<usize> = draw.drawn.iter().map(|drawn| drawn.row).collect();

@@ -1,0 +1,210 @@
+//! A plan in; about how many samples, bytes, files, operations and seconds it means out, before any work: of the pool that
+//! is there, on this machine, or of one that somebody assumes, on nodes that they assume.
+
+mod pool_size;
+mod rates;
+mod work;
+mod disk;
+mod table;
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::cost::SelectionCost;
+use crate::embed::ModelKind;
+use crate::error::Error;
+use crate::plan::{Plan, PlannedModel};
+use crate::settings::{Assumptions, DivideSettings, ModelRole, Settings};
+use crate::write::target_bytes;
+
+pub use disk::free_bytes;
+use pool_size::PoolSize;
+pub use rates::{Rates, RatesSource};
+use work::{ROW_BYTES, Workload, embedded};
+pub use work::{StageTime, StageWork};
+
+/// What a run will take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    pub n_shards: u64,
+    pub pool_bytes: u64,
+    pub n_samples: u64,
+    /// At most, where several passes may draw a sample twice.
+    pub n_kept: u64,
+    pub n_super_batches: u64,
+    pub embedding_bytes: u64,
+    /// Kept rows on their way through the exchange.
+    pub exchange_bytes: u64,
+    pub curated_bytes: u64,
+    pub n_threads: usize,
+    pub device: String,
+    pub memory_limit_bytes: u64,
+    pub stages: Vec<StageWork>,
+    /// What the stages' seconds follow from, where they were measured or assumed.
+    pub rates: Option<Rates>,
+    /// What a kept sample costs beside training; none where nothing is drawn with a learner. The learner counts as
+    /// the model that is trained, unless a full learner was measured beside it.
+    pub cost: Option<SelectionCost>,
+}
+
+impl Estimate {
+    /// Of the pool that is there, without seconds. Opens three of its shards and counts.
+    pub fn of(plan: &Plan, settings: &Settings) -> Estimate {
+        Estimate::new(plan, settings, PoolSize::count(plan), None)
+    }
+
+    /// Of the pool that is there, on this machine, whose speed is measured.
+    pub fn measured(plan: &Plan, settings: &Settings) -> Result<Estimate, Error> {
+        let rates = Rates::measure(plan, settings)?;
+        Ok(Estimate::new(plan, settings, PoolSize::count(plan), Some(rates)))
+    }
+
+    /// Of a pool and nodes that are assumed; `plan` has the models' widths as assumed.
+    pub fn assumed(plan: &Plan, settings: &Settings, assumed: &Assumptions) -> Estimate {
+        let size = PoolSize::assume(plan, &assumed.pool);
+        Estimate::new(plan, settings, size, Some(Rates::assume(assumed)))
+    }
+
+    fn new(plan: &Plan, settings: &Settings, size: PoolSize, rates: Option<Rates>) -> Estimate {
+        let n_samples = size.n_samples;
+        let draw = &plan.select.draw;
+        let n_of_pass = draw.filter_ratio().kept(n_samples);
+        let n_passes = draw.deal().map_or(1, |deal| deal.n_passes as u64);
+        let n_kept = (n_of_pass * n_passes).min(n_samples);
+        let n_super_batches = draw.deal().map_or(1, |deal| (n_samples / deal.super_batch_size as u64).max(1));
+        let kept_bytes = if plan.write.images { n_kept * size.sample_bytes } else { n_kept * ROW_BYTES };
+        let kept_bytes = kept_bytes + n_kept * target_bytes(plan);
+        let workload = Workload {
+            plan,
+            size,
+            kept_bytes,
+            n_super_batches,
+            n_drawn: n_passes * (n_of_pass / n_super_batches),
+            rates: rates.as_ref(),
+        };
+        warn_of_clusters(plan, n_samples);
+        let scorer =
+            rates.as_ref().and_then(|rates| rates.relative_cost(ModelRole::Learner, ModelRole::FullLearner));
+        Estimate {
+            n_shards: size.n_shards,
+            pool_bytes: size.bytes(),
+            n_samples,
+            n_kept,
+            n_super_batches,
+            embedding_bytes: embedded(plan).map(|model| model.size_bytes(plan, n_samples)).sum(),
+            exchange_bytes: kept_bytes,
+            curated_bytes: kept_bytes,
+            n_threads: settings.n_threads(),
+            device: settings.device.to_string(),
+            memory_limit_bytes: settings.memory_limit_bytes,
+            stages: workload.stages(),
+            rates,
+            cost: selection_cost(plan, n_samples, n_kept, scorer.unwrap_or(1.0)),
+        }
+    }
+
+    /// Bytes that the run folder and the store will hold at most.
+    pub fn disk_bytes(&self) -> u64 {
+        self.embedding_bytes + self.exchange_bytes + self.curated_bytes + self.n_samples * ROW_BYTES
+    }
+
+    pub fn json(&self, plan: &Plan) -> String {
+        let text = serde_json::to_string_pretty(&json!({ "estimate": self, "plan": plan }));
+        text.expect("a plan is representable as JSON")
+    }
+
+    pub fn text(&self, plan: &Plan) -> String {
+        let mut text = String::new();
+        let shards =
+            format!("{} shards, {}, about {} samples", self.n_shards, bytes(self.pool_bytes), self.n_samples);
+        let _ = writeln!(text, "pool      {shards}");
+        for (role, model) in plan.models.iter() {
+            let _ = writeln!(text, "{:9} {}: {}", role.to_string(), model.folder.display(), describe(model));
+        }
+        if let Some(divide) = &plan.divide {
+            let DivideSettings { n_clusters, bank_size, device, .. } = divide;
+            let _ = writeln!(text, "divide    {n_clusters} clusters on `{device}`, banks of {bank_size}");
+        }
+        let _ = writeln!(
+            text,
+            "select    {}: about {} of {} samples, in {} super-batches",
+            plan.select.draw.name(),
+            self.n_kept,
+            self.n_samples,
+            self.n_super_batches,
+        );
+        let _ = writeln!(
+            text,
+            "disk      about {}: embeddings {}, exchange {}, curated shards {}",
+            bytes(self.disk_bytes()),
+            bytes(self.embedding_bytes),
+            bytes(self.exchange_bytes),
+            bytes(self.curated_bytes)
+        );
+        if let Some(cost) = &self.cost {
+            let _ = writeln!(
+                text,
+                "cost      {:.2} times that of training on a kept sample: {:.2} samples scored for each, by a scorer of \
+                 {:.2} of the learner's cost; and {:.2} once for the reference",
+                cost.cost, cost.n_scored_per_kept, cost.scorer, cost.reference_cost
+            );
+        }
+        // on other nodes this machine tells nothing
+        if self.rates.as_ref().is_none_or(|rates| rates.source == RatesSource::Measured) {
+            let _ = writeln!(
+                text,
+                "machine   {} threads, device `{}`, memory limit {}",
+                self.n_threads,
+                self.device,
+                bytes(self.memory_limit_bytes)
+            );
+        }
+        if let Some(rates) = &self.rates {
+            let _ = writeln!(text, "rates     {}", rates.text());
+        }
+        let _ = write!(text, "\n{}", table::text(&self.stages));
+        text
+    }
+}
+
+/// A fit wants a sample for each of its clusters; by an estimate nothing is refused.
+fn warn_of_clusters(plan: &Plan, n_samples: u64) {
+    let n_clusters = plan.divide.as_ref().map_or(0, |divide| divide.n_clusters as u64);
+    if plan.centroids.is_none() && n_clusters > n_samples {
+        tracing::warn!(n_clusters, n_samples, "more clusters than the pool has samples, by this estimate");
+    }
+}
+
+/// The cost of a draw that a learner takes part in.
+fn selection_cost(plan: &Plan, n_samples: u64, n_kept: u64, scorer: f64) -> Option<SelectionCost> {
+    let is_scored = plan.models.has(ModelRole::Learner) && plan.select.draw.deal().is_some() && n_kept > 0;
+    is_scored.then(|| SelectionCost::new(n_samples, n_kept, scorer))
+}
+
+/// What a model is, in a few words.
+fn describe(model: &PlannedModel) -> String {
+    let number = |value: Option<f64>| value.map_or("null".to_owned(), |value| format!("{value:.3}"));
+    match model.kind {
+        ModelKind::Pair => format!(
+            "{} dimensions, logit scale {} ({}), bias {} ({})",
+            model.embedding_dim,
+            number(model.logit_scale),
+            model.logit_scale_source,
+            number(model.logit_bias),
+            model.logit_bias_source
+        ),
+        ModelKind::Image => format!("images alone, {} dimensions", model.embedding_dim),
+        ModelKind::Text => format!("captions alone, {} dimensions", model.embedding_dim),
+        ModelKind::Classifier => format!("a classifier, {} classes", model.embedding_dim),
+    }
+}
+
+/// Bytes for people: three digits and a unit.
+pub fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
+}
+
+#[cfg(test)]
+mod tests;

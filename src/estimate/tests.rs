@@ -1,0 +1,68 @@
+use super::*;
+use crate::plan::Plan;
+use crate::settings::Assumptions;
+
+/// A thousand pairs in ten shards; a node of two GPUs and four cores, whose figures are easy to divide by.
+const ASSUMED: &str = "
+    [pool]
+    n_samples = 1000
+    samples_per_shard = 100
+    sample_bytes = 10_000
+    [models.learner]
+    embedding_dim = 128
+    flops = 3e6
+    samples_per_sec = 10
+    [models.reference]
+    embedding_dim = 128
+    flops = 5e6
+    samples_per_sec = 5
+    [node]
+    n_gpus = 2
+    n_cores = 4
+    decode_samples_per_sec = 2
+    flops_per_sec = 1e6
+    bytes_per_sec = 1e6
+";
+
+/// Of the quick start's plan: both models with 128 values a tower, ten clusters, super-batches of 400.
+fn estimate(assumed: &str) -> Estimate {
+    let plan: Plan = serde_json::from_str(include_str!("../report/testdata/plan.json")).unwrap();
+    let settings = Settings::load("pipelines/quickstart.toml".as_ref(), &[]).unwrap();
+    Estimate::assumed(&plan, &settings, &toml::from_str::<Assumptions>(assumed).unwrap())
+}
+
+#[test]
+fn operations_are_those_of_the_formulas() {
+    let estimate = estimate(ASSUMED);
+    let flops = |name| estimate.stages.iter().find(|stage| stage.stage == name).unwrap().flops.unwrap();
+    assert_eq!((estimate.n_shards, estimate.n_kept, estimate.n_super_batches), (10, 200, 2));
+    assert_eq!(flops("embed"), 1000.0 * 8e6);
+    // 3 restarts of 50 passes over all points and ten centroids; an assignment; a pool bank of all and three times a
+    // cluster's hundred
+    let divide = 3.0 * 50.0 * 2.0 * 1000.0 * 10.0 * 128.0
+        + 2.0 * 1000.0 * 10.0 * 128.0
+        + 2.0 * 1000.0 * 128.0 * 1300.0;
+    assert_eq!(flops("divide"), divide);
+    // a bank of a hundred and a sub-batch of a hundred, in both directions, under both models
+    assert_eq!(flops("select"), 4.0 * 1000.0 * 200.0 * 256.0);
+}
+
+#[test]
+fn the_busiest_part_of_a_node_tells_its_seconds() {
+    let time = |assumed: &str, name: &str| {
+        let estimate = estimate(assumed);
+        estimate.stages.into_iter().find(|stage| stage.stage == name).unwrap().time.unwrap()
+    };
+    let embed = time(ASSUMED, "embed");
+    // GPUs: 100 s and 200 s, two of them; cores: 500 s, four of them; 10 MB are read and 1.2 MB written
+    assert_eq!((embed.gpu_secs, embed.core_secs, embed.node_secs), (300.0, 500.0, 150.0));
+    let embed = time(&ASSUMED.replace("n_gpus = 2", "n_gpus = 0"), "embed");
+    assert_eq!((embed.gpu_secs, embed.core_secs, embed.node_secs), (0.0, 800.0, 200.0));
+    let embed = time(&ASSUMED.replace("bytes_per_sec = 1e6", "bytes_per_sec = 1e3"), "embed");
+    // 1,024 bytes of embeddings and 150 of other columns a sample
+    assert_eq!(embed.node_secs, 10_000.0 + 1_174.0);
+    // what is read: the pool, 2 MB of what is kept, rows of 300 bytes; what is kept is written twice
+    let write = time(ASSUMED, "write");
+    assert_eq!((write.gpu_secs, write.core_secs), (0.0, 0.0));
+    assert_eq!(write.node_secs, (10e6 + 2e6 + 0.3e6 + 4e6) / 1e6);
+}
