@@ -59,6 +59,7 @@ mod draw_plan;
 mod outcome;
 mod draw;
 mod pool_draw;
+mod draw_columns;
 mod verdict;
 mod stage;
 mod audit;
