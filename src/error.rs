@@ -86,7 +86,7 @@ pub enum Error {
     StoreOfAnotherPool { folder: PathBuf },
     #[error("store `{folder}` holds the samples of another shard `{shard}`, of the same size")]
     StoreOfAnotherShard { folder: PathBuf, shard: String },
-    #[error("`{folder}` was given another plan while this run was going on")]
+    #[error("`{folder}` was given another plan by another run")]
     Replanned { folder: PathBuf },
     #[error("the runs `{left}` and `{right}` are of different pools")]
     OtherPool { left: PathBuf, right: PathBuf },
@@ -175,7 +175,9 @@ impl Error {
                 "the documentation of `superbatch::settings` lists every table and key".to_owned()
             }
             Error::ReadSetting { .. } => "paths are relative to the current folder".to_owned(),
-            Error::Json { .. } => "remove it if it is damaged; the run makes it again".to_owned(),
+            Error::Json { .. } => {
+                "`superbatch repair RUN` drops what cannot be read; the run makes it again".to_owned()
+            }
             Error::Diverged { .. } => {
                 "`superbatch repair RUN`, then run again on one kind of machine; if it comes back, report it"
                     .to_owned()

@@ -74,7 +74,7 @@ impl SetupError {
     }
 }
 
-/// Installs the runtime unless it is there already, and returns its library.
+/// Installs the runtime unless it is there already, undamaged, and returns its library.
 ///
 /// # Errors
 ///
@@ -94,11 +94,15 @@ fn install(build: Build, python: &str) -> Result<PathBuf, SetupError> {
     };
     let expected = expected.ok_or(SetupError::Platform { package, arch })?;
     let packages = data.join(format!("{package}-{}", runtime.version()));
-    if !packages.is_dir() {
+    // absent, or damaged since
+    if checked_library(&packages, runtime, expected).is_err() {
         let unfinished = data.join(format!(".unfinished-{}-{package}", std::process::id()));
         let installed = pip_install(python, runtime.requirement, &unfinished)
             .and_then(|()| checked_library(&unfinished, runtime, expected))
-            .and_then(|_| fs::rename(&unfinished, &packages).map_err(write_error(&packages)));
+            .and_then(|_| {
+                let _ = fs::remove_dir_all(&packages);
+                fs::rename(&unfinished, &packages).map_err(write_error(&packages))
+            });
         if installed.is_err() {
             let _ = fs::remove_dir_all(&unfinished);
         }

@@ -224,6 +224,18 @@ fn a_round_keeps_clusters_and_reference_and_says_how_stale_the_last_is() {
     assert_verified(&run.join("rounds/002"));
     let error = error_of(superbatch(["round"]).arg(&run).args(["--learner", "nowhere"]), 2);
     assert!(error.contains("`nowhere`"), "{error}");
+    let mut small = superbatch(["round"]);
+    small.arg(&run).args(["--learner", "fixtures/models/learner", "--memory-limit-bytes", "500000"]);
+    let error = error_of(&mut small, 2);
+    assert!(error.contains("one super-batch takes 737280 bytes"), "{error}");
+    for command in ["status", "inspect"] {
+        let output = superbatch([command]).arg(&run).output().unwrap();
+        let said = support::text(&output.stdout);
+        for round in ["1", "2"] {
+            let line = format!("round {round}: complete, `{}/rounds/00{round}`", run.display());
+            assert!(said.lines().any(|said| said == line), "{said}");
+        }
+    }
 }
 
 #[test]
@@ -274,7 +286,10 @@ fn what_the_methods_cannot_do_is_named_before_any_work() {
         (quickstart("select.step.0.draw=dice"), "unknown variant `dice`"),
         (steps(""), "0 steps"),
         (steps("{method='jset'}"), "unknown method `jset`"),
-        (steps(&format!("{jest},{jest}")), "unknown variant `jest`"),
+        (
+            steps(&format!("{jest},{jest}")),
+            "`select.step.0`: `jest` is a draw, and a draw must be the last step",
+        ),
         (steps(&format!("{{method='clip_score'}},{jest}")), "missing field `keep`"),
         (steps(&format!("{{method='clip_score',keep={{most=1}}}},{jest}")), "expected `{ min"),
         (

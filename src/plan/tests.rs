@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::digest::Digest;
+use crate::settings::EmbeddingDtype;
 
 /// The plan of the quickstart on the fixtures, with as many shards as wanted.
 fn plan(n_shards: usize, audit_fraction: f64) -> Plan {
