@@ -233,7 +233,7 @@ impl Error {
             Error::Setup { source } => source.hint(),
             Error::Device { source, .. } => source.hint(),
             Error::MemoryLimit { .. } => {
-                "raise `memory_limit_bytes`, or lower `super_batch_size` or `n_clusters`".to_owned()
+                "raise `memory_limit_bytes`, or lower `super_batch_size`, `batch_size` or `n_clusters`".to_owned()
             }
             Error::DiskSpace { .. } => "free some space, or choose another folder with `-o`".to_owned(),
             Error::OtherPlan { differences, .. } => format!(

@@ -192,9 +192,9 @@ fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run =
         pipeline::open_round(&base, &learner, &SessionSettings { place: device.places()?[0], n_threads })?;
-    let executor = Executor { part: Part::WHOLE, n_threads, wait: Duration::ZERO };
-    let inference =
-        InferenceSettings { device, sessions: None, memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES };
+    let memory_limit_bytes = DEFAULT_MEMORY_LIMIT_BYTES;
+    let executor = Executor { part: Part::WHOLE, n_threads, memory_limit_bytes, wait: Duration::ZERO };
+    let inference = InferenceSettings { device, sessions: None, memory_limit_bytes };
     pipeline::run(&run, &executor, &inference)?;
     finish(&run, &executor)
 }
@@ -230,6 +230,7 @@ fn open(stage: &StageArgs, settings: &Settings, device: Device) -> Result<(RunFo
     let executor = Executor {
         part: stage.tasks.unwrap_or(Part::WHOLE),
         n_threads,
+        memory_limit_bytes: settings.memory_limit_bytes,
         wait: Duration::from_secs(stage.wait_secs),
     };
     Ok((run, executor))

@@ -21,10 +21,11 @@ use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::read::{Limits, ShardFormat};
 use crate::runtime::Device;
-use crate::select::pair_score;
+use crate::select::{BATCHES_HELD, pair_score};
 use crate::settings::{
-    DivideSettings, Draw, EmbedSettings, EmbeddingDtype, ModelRole, ModelSettings, Models, ReadSettings,
-    ReportSettings, ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
+    DivideSettings, Draw, EmbedSettings, EmbeddingDtype, Filter, ModelRole, ModelSettings, Models,
+    ReadSettings, ReportSettings, ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod,
+    WriteSettings,
 };
 
 pub use digests::Digests;
@@ -93,6 +94,7 @@ impl Plan {
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
+        check_filters_memory(settings, &models)?;
         check_experts(&models, &divide)?;
         check_engines(&divide, &select)?;
         let store = settings.store.as_ref().map(|store| {
@@ -313,7 +315,8 @@ fn resolve_centroids(
 }
 
 /// Lowers the sizes of fit, banks and dealing groups to what the memory limit allows: a quarter of it for the banks,
-/// half for a group.
+/// half for a group. The other half is for copies of what a draw looks at: a super-batch, which may be half as large
+/// again as it is meant to be, and its sub-batch.
 fn fit_to_memory(
     settings: &Settings,
     models: &Models<PlannedModel>,
@@ -341,18 +344,34 @@ fn fit_to_memory(
         let n_points_max = banks_bytes_max / (4 * dim * divide.n_clusters as u64);
         divide.fit_samples_per_cluster = divide.fit_samples_per_cluster.min(n_points_max.max(1) as usize);
     }
-    // a group of n super-batches may hold half a super-batch more
     let Some(deal) = settings.select.draw.deal() else { return Ok(()) };
     let super_batch_bytes = deal.super_batch_size as u64 * sample_bytes.max(1);
-    let n_max = (settings.memory_limit_bytes / 2).saturating_sub(super_batch_bytes / 2) / super_batch_bytes;
-    if n_max == 0 {
+    let needed_bytes = 6 * super_batch_bytes;
+    if settings.memory_limit_bytes < needed_bytes {
         return Err(Error::MemoryLimit {
             what: "one super-batch",
-            needed_bytes: 3 * super_batch_bytes,
+            needed_bytes,
             limit_bytes: settings.memory_limit_bytes,
         });
     }
+    // a group of n super-batches may hold half a super-batch more, and what would be less than one besides
+    let n_max = (settings.memory_limit_bytes - 3 * super_batch_bytes) / (2 * super_batch_bytes);
     select.super_batches_per_group = select.super_batches_per_group.min(n_max as usize);
+    Ok(())
+}
+
+/// Whether the memory limit allows the groups of a filter `neg_clip_loss`, whose batches are no one's but the user's.
+fn check_filters_memory(settings: &Settings, models: &Models<PlannedModel>) -> Result<(), Error> {
+    let limit_bytes = settings.memory_limit_bytes;
+    for filter in &settings.select.filters {
+        let Filter::NegClipLoss(filter) = &filter.filter else { continue };
+        let row_bytes = models.get(filter.model).map_or(0, |model| model.row_bytes(EmbeddingDtype::F32));
+        let needed_bytes = (BATCHES_HELD * filter.batch_size) as u64 * row_bytes;
+        if needed_bytes > limit_bytes {
+            let what = "a group of batches of `neg_clip_loss`";
+            return Err(Error::MemoryLimit { what, needed_bytes, limit_bytes });
+        }
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use crate::sample::SampleRef;
 use crate::storage::FileRecord;
 use crate::table::{self, Rows};
 
-use super::filter::measurement;
+use super::filter::measured_scores;
 use super::scored::ScoreCounts;
 
 /// The values of a column that samples have by themselves, or of a filter's score; `samples` are in the order of the
@@ -25,13 +25,13 @@ pub fn read_column(
 ) -> Result<Vec<Option<f64>>, Error> {
     let filters = &run.plan().select.filters;
     if let Some(position) = filters.iter().position(|filter| filter.name == column) {
-        let measured = measurement(run, position, task)?;
-        read.push(measured.file.clone());
-        let score = |sample: &SampleRef| measured.row(*sample).and_then(|row| measured.scores[row]);
+        let (measured, scores, file) = measured_scores(run, position, task)?;
+        read.push(file);
+        let score = |sample: &SampleRef| measured.binary_search(sample).ok().and_then(|row| scores[row]);
         return Ok(samples.iter().map(score).collect());
     }
     let marker = run.committed::<ScoreCounts>(&run.score("select.score"), task)?;
-    let scored = table::read(run.run(), marker.file(), &[])?;
+    let scored = table::read(run.run(), marker.file(), &["shard", "sample_idx", column])?;
     if let Some(values) = numbers(&scored, column) {
         read.push(marker.file().clone());
         let all = SampleRef::of_rows(&Rows(&scored), &run.plan().pool)?;

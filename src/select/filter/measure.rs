@@ -60,7 +60,7 @@ impl Measurement {
 /// The measurement of a task by a filter whose cut, if it has one, is planned.
 pub fn measurement(run: &RunFolder, position: usize, task: usize) -> Result<Measurement, Error> {
     let stage = run.filter(position, "");
-    let (batch, samples, file) = read(run, position, task)?;
+    let (batch, samples, file) = read(run, position, task, &[])?;
     let rows = Rows(&batch);
     let scores: Vec<Option<f64>> = rows.f64("score").iter().collect();
     let is_within = rows.0.column_by_name("is_within").expect("a measurement has it").as_boolean();
@@ -88,13 +88,25 @@ pub fn measurement(run: &RunFolder, position: usize, task: usize) -> Result<Meas
     })
 }
 
+/// The samples of a task that came to a filter, in the order of the shards, and its score of each.
+pub fn measured_scores(
+    run: &RunFolder,
+    position: usize,
+    task: usize,
+) -> Result<(Vec<SampleRef>, Vec<Option<f64>>, FileRecord), Error> {
+    let (batch, samples, file) = read(run, position, task, &["shard", "sample_idx", "score"])?;
+    Ok((samples, Rows(&batch).f64("score").iter().collect(), file))
+}
+
+/// The named columns (all, if none are named) of what a filter committed of a task.
 fn read(
     run: &RunFolder,
     position: usize,
     task: usize,
+    columns: &[&str],
 ) -> Result<(RecordBatch, Vec<SampleRef>, FileRecord), Error> {
     let marker = run.committed::<FilterCounts>(&run.filter(position, ""), task)?;
-    let batch = table::read(run.run(), marker.file(), &[])?;
+    let batch = table::read(run.run(), marker.file(), columns)?;
     let samples = SampleRef::of_rows(&Rows(&batch), &run.plan().pool)?;
     Ok((batch, samples, marker.file().clone()))
 }
@@ -132,8 +144,8 @@ pub fn plan_cutoff(run: &RunFolder, position: usize, tasks: &[usize]) -> Result<
         let shard_of = |sample: SampleRef| sample.id(&run.plan().pool).shard.to_owned();
         let mut found = cutoffs(&[wanted], shard_of, |take| {
             for &task in tasks {
-                let (batch, samples, _) = read(run, position, task)?;
-                for (sample, score) in samples.into_iter().zip(Rows(&batch).f64("score")) {
+                let (samples, scores, _) = measured_scores(run, position, task)?;
+                for (sample, score) in samples.into_iter().zip(scores) {
                     take(Ranked { group: 0, rank: rank_of(score, best.order), sample });
                 }
             }
