@@ -209,7 +209,7 @@ impl Error {
             Error::ScaleMissing { model, initial, .. } => {
                 let initial = initial.map(|scale| {
                     format!(
-                        "; the {scale:.4} that its `config.json` leads to is only what training began with"
+                        "; the {scale:.4} that its configuration leads to is only what training began with"
                     )
                 });
                 format!(

@@ -36,6 +36,10 @@ pub enum Rejection {
     InvalidJson,
     /// The image's width times height is over the limit.
     ImageTooLarge,
+    /// An AVIF, which is not decoded here.
+    UnsupportedAvif,
+    /// A JPEG 2000, which is not decoded here.
+    UnsupportedJpeg2000,
     /// The image could not be decoded to its end.
     UndecodableImage,
     /// Outside `read.bounds`.
@@ -48,7 +52,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// Every reason, in the order in which a sample can meet them.
-    pub const ALL: [Rejection; 18] = [
+    pub const ALL: [Rejection; 20] = [
         Rejection::ShardBroken,
         Rejection::DuplicateKey,
         Rejection::TooManyMembers,
@@ -63,6 +67,8 @@ impl Rejection {
         Rejection::InvalidLabel,
         Rejection::InvalidJson,
         Rejection::ImageTooLarge,
+        Rejection::UnsupportedAvif,
+        Rejection::UnsupportedJpeg2000,
         Rejection::UndecodableImage,
         Rejection::OutOfBounds,
         Rejection::DegenerateEmbedding,
@@ -86,6 +92,8 @@ impl Rejection {
             Rejection::InvalidLabel => "invalid_label",
             Rejection::InvalidJson => "invalid_json",
             Rejection::ImageTooLarge => "image_too_large",
+            Rejection::UnsupportedAvif => "unsupported_avif",
+            Rejection::UnsupportedJpeg2000 => "unsupported_jpeg_2000",
             Rejection::UndecodableImage => "undecodable_image",
             Rejection::OutOfBounds => "out_of_bounds",
             Rejection::DegenerateEmbedding => "degenerate_embedding",
@@ -121,6 +129,12 @@ impl Rejection {
 
     /// The image could not be made into pixels: what img2dataset counts as not resized.
     pub fn is_undecodable_image(self) -> bool {
-        matches!(self, Rejection::ImageTooLarge | Rejection::UndecodableImage)
+        matches!(
+            self,
+            Rejection::ImageTooLarge
+                | Rejection::UnsupportedAvif
+                | Rejection::UnsupportedJpeg2000
+                | Rejection::UndecodableImage
+        )
     }
 }

@@ -83,6 +83,12 @@ fn check(name: &str, variant: Variant, without: &[&str], form: CaptionForm, cosi
     let folder = scratch.path();
     copy_folder(&root().join("tests/golden/models").join(name), folder);
     without.iter().for_each(|file| fs::remove_file(folder.join("onnx").join(file)).unwrap());
+    check_folder(folder, variant, form, cosine_min)
+}
+
+/// Compares with the folder's `expected.json`.
+fn check_folder(folder: &Path, variant: Variant, form: CaptionForm, cosine_min: f64) -> StatedLogits {
+    let name = folder.display();
     let expected: Expected =
         serde_json::from_slice(&fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let (pairs, logits, form_found) = embed(folder, variant, &expected);
@@ -127,6 +133,23 @@ fn clip_combined_split_and_half() {
     let split = check("clip", Variant::Default, &["model.onnx"], CaptionForm::AsIs, 0.999_999);
     assert!(split.scale.is_none(), "a graph of one tower holds no scale: {split:?}");
     assert!(check("clip", Variant::Fp16, &[], CaptionForm::AsIs, 0.999).scale.is_some());
+}
+
+/// The first two captions and images are short and square enough for both to prepare alike: OpenCLIP pads with zeros, and
+/// begins a crop elsewhere.
+#[test]
+fn clip_by_open_clips_configuration() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    copy_folder(&root().join("tests/golden/models/clip"), folder);
+    for file in ["config.json", "preprocessor_config.json"] {
+        fs::remove_file(folder.join(file)).unwrap();
+    }
+    let config = r#"{"model_cfg": {"embed_dim": 16, "vision_cfg": {"image_size": 32}, "text_cfg": {"context_length": 77}},
+        "preprocess_cfg": {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}}"#;
+    fs::write(folder.join("open_clip_config.json"), config).unwrap();
+    let logits = check_folder(folder, Variant::Default, CaptionForm::AsIs, 0.999_999);
+    assert!(logits.scale.unwrap().source.contains("initialiser"), "the trained scale is the graph's");
 }
 
 #[test]

@@ -65,6 +65,7 @@ fn describe(findings: &mut Findings, loaded: &LoadedModel) {
             CaptionForm::AsIs => "as they are",
             CaptionForm::LowerCase => "lower-cased",
             CaptionForm::Siglip => "lower-cased, without punctuation",
+            CaptionForm::OpenClip => "lower-cased, without punctuation, underscores as spaces",
         };
         let finding = format!("{form}, {} tokens, padded with `{}`", text.context_length, text.pad_token);
         findings.say("captions", finding);

@@ -10,7 +10,7 @@ use crate::read::{Limits, ReadSample, RejectedSample, Sample};
 use crate::rejection::Rejection;
 use crate::settings::MetadataFilter;
 
-use super::image::{Decoded, Preprocessing, preprocess};
+use super::image::{Decoded, Preprocessing, preprocess, stated_size};
 use super::loaded::{LoadedModel, Padding};
 use super::model::{Model, ModelParts, TextPreparation, TextSide};
 use super::tokenize::{Tokenizer, Tokens};
@@ -169,6 +169,14 @@ impl Encoders {
             let none = RgbImage::new(1, 1);
             let inputs = self.encode(|_| &none, row.caption.as_deref(), row.label)?;
             return Ok(DecodedSample { row, inputs: Some(inputs) });
+        }
+        // what is outside by its header is not decoded, whether or not it could be
+        let stated = if self.bounds.has_sizes() { stated_size(&sample.image) } else { None };
+        if let Some((width, height)) = stated
+            && !fits_size(&self.bounds, width, height)
+        {
+            let row = SampleRow { width: Some(width), height: Some(height), ..SampleRow::of(sample) };
+            return Ok(DecodedSample::rejected(row, Rejection::OutOfBounds));
         }
         let decoded = Decoded::new(&sample.image, &self.limits, &self.preprocessings);
         let mut row = SampleRow::of(sample);

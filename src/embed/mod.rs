@@ -23,7 +23,7 @@ pub use crate::runtime::Device;
 pub use complete::{CompleteTasks, complete_tasks};
 pub use decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow};
 pub use feed::{check_shard, open_shard};
-pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing};
+pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing, rows_at_once};
 pub use loaded::{LoadedModel, Padding};
 pub use model::{
     CaptionForm, ImageSide, LogitBias, LogitScale, Model, ModelChoice, ModelError, ModelKind, ModelParts,

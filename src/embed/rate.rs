@@ -82,22 +82,43 @@ impl Sessions {
         done.into_iter().map(|(_, embedded)| embedded).collect()
     }
 
-    /// How many blank images with short captions are embedded in a second, after one round to warm up.
+    /// How many blank images with short captions are embedded in a second.
     pub fn samples_per_sec(&mut self) -> Result<f64, Error> {
+        let rows_at_once = self.rows_at_once;
+        Ok(self.samples_per_sec_by_rows(&[rows_at_once], 1)?[0])
+    }
+
+    /// The same with each of these numbers of rows at once: the fastest of `n_turns` timings, after one round to warm up.
+    /// They take turns, so that whatever else the machine does meets all of them; it only ever makes a timing slower.
+    pub fn samples_per_sec_by_rows(&mut self, rows: &[usize], n_turns: usize) -> Result<Vec<f64>, Error> {
         let encoders = Encoders::new(std::slice::from_ref(&self.model().model), Limits::default())?;
         self.find_padding(0, &encoders.probe()?)?;
-        let n_inputs = self.sessions.len() * self.rows_at_once;
-        let mut inputs = Vec::with_capacity(n_inputs + 1);
-        while inputs.len() < n_inputs {
+        let n_inputs_max = self.sessions.len() * rows.iter().max().expect("some number of rows is timed");
+        let mut inputs = Vec::with_capacity(n_inputs_max + 1);
+        while inputs.len() < n_inputs_max {
             inputs.extend(encoders.probe()?);
         }
-        inputs.truncate(n_inputs);
-        self.embed(0, &inputs)?;
+        let mut rates = vec![0.0f64; rows.len()];
+        for turn in 0..n_turns {
+            for (rate, &rows_at_once) in rates.iter_mut().zip(rows) {
+                self.rows_at_once = rows_at_once;
+                let inputs = &inputs[..self.sessions.len() * rows_at_once];
+                if turn == 0 {
+                    self.embed(0, inputs)?;
+                }
+                *rate = rate.max(self.timed(inputs)?);
+            }
+        }
+        Ok(rates)
+    }
+
+    /// Embeds these again and again, and says how many a second.
+    fn timed(&mut self, inputs: &[ModelInputs]) -> Result<f64, Error> {
         let start = Instant::now();
         let mut n_samples = 0;
         while start.elapsed() < TIMED_MIN {
-            self.embed(0, &inputs)?;
-            n_samples += n_inputs;
+            self.embed(0, inputs)?;
+            n_samples += inputs.len();
         }
         Ok(n_samples as f64 / start.elapsed().as_secs_f64())
     }

@@ -54,6 +54,24 @@ fn channel_means(kind: u64, shape: &[i64], output: &str) -> SmallGraph {
         .output(output, kind, &[-1, 3])
 }
 
+#[test]
+fn what_is_outside_by_its_header_is_not_decoded() {
+    use crate::read::{ReadSample, Sample};
+    use crate::rejection::Rejection;
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::RgbImage::new(40, 30).write_to(&mut png, ::image::ImageFormat::Png).unwrap();
+    let mut cut = png.into_inner();
+    cut.truncate(cut.len() / 2);
+    let decoded = |bounds: &str| {
+        let sample = Sample { image: cut.clone().into(), ..Sample::of_caption("a") };
+        let encoders = Encoders::new([], Limits::default()).unwrap().within(&toml::from_str(bounds).unwrap());
+        let row = encoders.decode(ReadSample::Sample(sample)).unwrap().row;
+        (row.rejection.unwrap(), row.width, row.height)
+    };
+    assert_eq!(decoded("side_min_px = 31"), (Rejection::OutOfBounds, Some(40), Some(30)));
+    assert_eq!(decoded("side_min_px = 30"), (Rejection::UndecodableImage, None, None));
+}
+
 /// Two images of 3 × 2 pixels with channels of one value.
 fn two_images() -> BatchInputs {
     let channels = [3.0, 0.0, 4.0, f32::NAN, 1.0, 1.0];

@@ -169,19 +169,23 @@ fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, ModelError> {
 ///
 /// # Source
 ///
-/// transformers, `SiglipTokenizer.canonicalize_text` and `Siglip2Tokenizer`. Lower case is by character, as in the
+/// transformers, `SiglipTokenizer.canonicalize_text` and `Siglip2Tokenizer`; open_clip, `canonicalize_text`. Lower case is by character, as in the
 /// tokenizers made of those classes: Python's rule for a sigma at the end of a word is not followed.
 fn bring_into_form(inner: &mut tokenizers::Tokenizer, form: CaptionForm) -> tokenizers::Result<()> {
+    let replace = |pattern: ReplacePattern, by| Replace::new(pattern, by).map(NormalizerWrapper::from);
     let mut normalizers: Vec<NormalizerWrapper> = match form {
         CaptionForm::AsIs => return Ok(()),
-        CaptionForm::LowerCase => vec![Lowercase.into()],
-        CaptionForm::Siglip => vec![
-            Lowercase.into(),
-            Replace::new(ReplacePattern::Regex(PUNCTUATION.to_owned()), "")?.into(),
-            Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ")?.into(),
-            Strip::new(true, true).into(),
-        ],
+        CaptionForm::OpenClip => vec![replace(ReplacePattern::String("_".to_owned()), " ")?],
+        CaptionForm::LowerCase | CaptionForm::Siglip => Vec::new(),
     };
+    normalizers.push(Lowercase.into());
+    if form != CaptionForm::LowerCase {
+        normalizers.extend([
+            replace(ReplacePattern::Regex(PUNCTUATION.to_owned()), "")?,
+            replace(ReplacePattern::Regex(r"\s+".to_owned()), " ")?,
+            Strip::new(true, true).into(),
+        ]);
+    }
     normalizers.extend(inner.get_normalizer().cloned());
     inner.with_normalizer(Some(Sequence::new(normalizers)))?;
     Ok(())
@@ -261,6 +265,22 @@ mod tests {
             check(model, &golden.captions, &tokenizer(model, form_of(&model.folder), |_| ()));
         }
         assert_eq!(golden.models.len(), 4);
+    }
+
+    #[test]
+    fn an_underscore_is_a_space_to_open_clip() {
+        let golden = golden();
+        let model = golden.models.iter().find(|model| model.folder == "siglip").unwrap();
+        let ids = |form, caption: &str| {
+            let tokenizer = tokenizer(model, form, |json| json["normalizer"] = serde_json::Value::Null);
+            let mut tokens = Tokens::new(tokenizer.context_length());
+            tokenizer.encode(caption, &mut tokens).unwrap();
+            tokens.ids().to_vec()
+        };
+        let caption = "_A snake_case  name, isn't it?_";
+        let by_hand = ids(CaptionForm::AsIs, "a snake case name isnt it");
+        assert_eq!(ids(CaptionForm::OpenClip, caption), by_hand);
+        assert_ne!(ids(CaptionForm::Siglip, caption), by_hand);
     }
 
     #[test]

@@ -65,9 +65,7 @@ impl MetadataFilter {
     pub(super) fn check(&self, table: &str, has_images: bool) -> Result<(), SettingsError> {
         let fault =
             |key: &str, value: String, must| Err(out_of_range(&format!("{table}.{key}"), value, must));
-        let has_size =
-            self.side_min_px.is_some() || self.pixels_max.is_some() || self.aspect_ratio_max.is_some();
-        if has_size && !has_images {
+        if self.has_sizes() && !has_images {
             return Err(SettingsError::SizesWithoutImages { table: table.to_owned() });
         }
         if let Some(ratio) = self.aspect_ratio_max.filter(|ratio| !(1.0..f64::INFINITY).contains(ratio)) {
@@ -91,6 +89,11 @@ impl MetadataFilter {
             }
         }
         Ok(())
+    }
+
+    /// Whether there are bounds on an image's size.
+    pub fn has_sizes(&self) -> bool {
+        self.side_min_px.is_some() || self.pixels_max.is_some() || self.aspect_ratio_max.is_some()
     }
 
     /// Whether there is no bound.

@@ -135,7 +135,8 @@ class Model:
             or tokenizer_config.get("model_max_length")
             or (64 if is_siglip else 77)
         )
-        self.lower_case = self.manifest.get("lower_case", tokenizer_config.get("do_lower_case", is_siglip))
+        stated = self.manifest.get("caption_form")
+        self.lower_case = stated == "lower_case" if stated else tokenizer_config.get("do_lower_case", is_siglip)
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         pad = self.manifest.get("pad_token") or tokenizer_config.get("pad_token") or (self.tokenizer.padding or {}).get("pad_token")
         pad = pad["content"] if isinstance(pad, dict) else pad

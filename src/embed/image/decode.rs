@@ -19,12 +19,14 @@ use crate::rejection::Rejection;
 /// bound.
 const SIDE_PX_MAX: u32 = 65_535;
 
+const JPEG_START: &[u8] = &[0xff, 0xd8, 0xff];
+
 /// Decodes an image to 8-bit RGB.
 ///
 /// # Errors
 ///
 /// [`Rejection::ImageTooLarge`] if the header announces more pixels than the limit (checked before they are
-/// allocated), [`Rejection::UndecodableImage`] for everything that is not a whole image of a known format.
+/// allocated), [`Rejection::UnsupportedAvif`] or [`Rejection::UnsupportedJpeg2000`], [`Rejection::UndecodableImage`] for everything that is not a whole image of a known format.
 ///
 /// # Parity
 ///
@@ -35,8 +37,11 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
     if bytes.is_empty() {
         return Err(Rejection::EmptyImage);
     }
-    if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+    if bytes.starts_with(JPEG_START) {
         return jpeg::decode(bytes, limits.image_pixels_max);
+    }
+    if let Some(rejection) = unsupported(bytes) {
+        return Err(rejection);
     }
     let format = guess_format(bytes).map_err(|_| Rejection::UndecodableImage)?;
     if !matches!(
@@ -50,6 +55,33 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Rejection> {
         _ => decode_format(bytes, format, limits.image_pixels_max),
     });
     decoded.unwrap_or(Err(Rejection::UndecodableImage))
+}
+
+/// A format that occurs in pools and has no decoder here.
+fn unsupported(bytes: &[u8]) -> Option<Rejection> {
+    // ISO/IEC 15444-1, annexes A and I: a file, or a bare codestream
+    const JPEG_2000: [&[u8]; 2] = [b"\0\0\0\x0cjP  \r\n\x87\n", &[0xff, 0x4f, 0xff, 0x51]];
+    if JPEG_2000.iter().any(|start| bytes.starts_with(start)) {
+        return Some(Rejection::UnsupportedJpeg2000);
+    }
+    // ISO/IEC 14496-12: the first box names the brands that the file is of
+    let (length, rest) = bytes.split_first_chunk()?;
+    let first_box =
+        &rest[..rest.len().min((u32::from_be_bytes(*length) as usize).saturating_sub(length.len()))];
+    let mut brands = first_box.strip_prefix(b"ftyp")?.chunks_exact(4);
+    brands.any(|brand| brand == b"avif" || brand == b"avis").then_some(Rejection::UnsupportedAvif)
+}
+
+/// Width and height that the header states, in pixels, of the formats in which they are the decoded image's and come first.
+pub fn stated_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    if bytes.starts_with(JPEG_START) {
+        return jpeg::size(bytes);
+    }
+    let format = guess_format(bytes).ok()?;
+    if !matches!(format, ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp) {
+        return None;
+    }
+    survived(|| ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().ok()).ok().flatten()
 }
 
 /// An image, decoded once for each reduction that some preprocessing asks for.
@@ -72,7 +104,7 @@ impl Decoded {
         limits: &Limits,
         preprocessings: &[Preprocessing],
     ) -> Result<Decoded, Rejection> {
-        let size = if bytes.starts_with(&[0xff, 0xd8, 0xff]) { jpeg::size(bytes) } else { None };
+        let size = if bytes.starts_with(JPEG_START) { jpeg::size(bytes) } else { None };
         let mut reductions: Vec<u32> = match size {
             Some((width, height)) => {
                 preprocessings.iter().map(|rule| rule.reduction(width, height)).collect()

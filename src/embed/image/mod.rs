@@ -8,8 +8,8 @@ mod preprocess;
 mod resize;
 
 pub use ::image::RgbImage;
-pub use decode::{Decoded, decode};
-pub use preprocess::{JpegDecoding, Preprocessing, Resize, preprocess};
+pub use decode::{Decoded, decode, stated_size};
+pub use preprocess::{CropStart, JpegDecoding, Preprocessing, Resize, preprocess};
 pub use resize::{Resample, Window, resize};
 
 #[cfg(test)]

@@ -15,8 +15,27 @@ pub struct Preprocessing {
     /// Of red, green and blue, after rescaling.
     pub mean: [f64; 3],
     pub std: [f64; 3],
+    #[serde(default, skip_serializing_if = "CropStart::is_rounded_down")]
+    pub crop_start: CropStart,
     #[serde(default, skip_serializing_if = "JpegDecoding::is_exact")]
     pub jpeg_decoding: JpegDecoding,
+}
+
+/// Where a crop begins that would begin at half a pixel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CropStart {
+    /// At the pixel before, as Hugging Face's processors do.
+    #[default]
+    RoundedDown,
+    /// At the even one of the two, as torchvision's `CenterCrop` does, and so OpenCLIP.
+    RoundedToEven,
+}
+
+impl CropStart {
+    fn is_rounded_down(&self) -> bool {
+        *self == CropStart::RoundedDown
+    }
 }
 
 /// How a JPEG that is much larger than the model wants is decoded.
@@ -70,7 +89,7 @@ impl Preprocessing {
         if self.jpeg_decoding.is_exact() {
             return 1;
         }
-        let placed = self.resize.place(width, height);
+        let placed = self.place(width, height);
         let is_large = |reduction: &u32| {
             let is_whole = width.is_multiple_of(*reduction) && height.is_multiple_of(*reduction);
             is_whole && width / reduction >= 2 * placed.width && height / reduction >= 2 * placed.height
@@ -111,14 +130,14 @@ impl Preprocessing {
 /// # Source
 ///
 /// transformers, `CLIPImageProcessor` and `SiglipImageProcessor` (the ones on PIL): the long side is
-/// `int(side · long / short)`, the crop begins at `(length − crop) // 2`; torchvision's own `CenterCrop` rounds an odd
-/// half to the even pixel instead, one pixel apart. For the longest side open_clip, `ResizeKeepRatio` and
-/// `CenterCropOrPad`: each side is `round(length / ratio)`, half to even, the field begins with `(size − length) // 2`.
+/// `int(side · long / short)`, the crop begins at `(length − crop) // 2`; torchvision's `CenterCrop` begins it at
+/// `round((length − crop) / 2)`, half to even, where [`CropStart`] says so. For the longest side open_clip,
+/// `ResizeKeepRatio` and `CenterCropOrPad`: each side is `round(length / ratio)`, half to even, the field begins with
+/// `(size − length) // 2`.
 pub fn preprocess(image: &RgbImage, preprocessing: &Preprocessing, out: &mut [f32]) {
     assert_eq!(out.len(), preprocessing.n_values());
     let (out_width, out_height) = preprocessing.size();
-    let Placed { width, height, columns, rows, fill } =
-        preprocessing.resize.place(image.width(), image.height());
+    let Placed { width, height, columns, rows, fill } = preprocessing.place(image.width(), image.height());
     let window = Window { columns: columns.taken.clone(), rows: rows.taken.clone() };
     let resized = resize(image, width, height, preprocessing.resample, &window);
     let plane = out_width as usize * out_height as usize;
@@ -151,20 +170,21 @@ struct Span {
     n_before: u32,
 }
 
-impl Resize {
-    fn place(self, width: u32, height: u32) -> Placed {
-        match self {
+impl Preprocessing {
+    fn place(&self, width: u32, height: u32) -> Placed {
+        let centre = |length, crop| Span::centre(length, crop, self.crop_start);
+        match self.resize {
             Resize::Squash { width, height } => {
                 let (columns, rows) = (Span::whole(width, 0), Span::whole(height, 0));
                 Placed { width, height, columns, rows, fill: [0; 3] }
             }
             Resize::SquashThenCrop { width, height, crop_width, crop_height } => {
-                let (columns, rows) = (Span::centre(width, crop_width), Span::centre(height, crop_height));
+                let (columns, rows) = (centre(width, crop_width), centre(height, crop_height));
                 Placed { width, height, columns, rows, fill: [0; 3] }
             }
             Resize::ShortestSide { side, crop_width, crop_height } => {
                 let (width, height) = shortest_side_to(side, width, height);
-                let (columns, rows) = (Span::centre(width, crop_width), Span::centre(height, crop_height));
+                let (columns, rows) = (centre(width, crop_width), centre(height, crop_height));
                 Placed { width, height, columns, rows, fill: [0; 3] }
             }
             Resize::LongestSide { width: field_width, height: field_height, fill } => {
@@ -201,8 +221,13 @@ impl Span {
         Span { taken: 0..length, n_before }
     }
 
-    fn centre(length: u32, crop: u32) -> Span {
-        let start = (i64::from(length) - i64::from(crop)).div_euclid(2);
+    fn centre(length: u32, crop: u32, crop_start: CropStart) -> Span {
+        let n_outside = i64::from(length) - i64::from(crop);
+        let down = n_outside.div_euclid(2);
+        let start = match crop_start {
+            CropStart::RoundedDown => down,
+            CropStart::RoundedToEven => down + n_outside.rem_euclid(2) * down.rem_euclid(2),
+        };
         let end = (start + i64::from(crop)).min(i64::from(length));
         Span { taken: start.max(0) as u32..end as u32, n_before: (-start).max(0) as u32 }
     }

@@ -126,6 +126,7 @@ fn tensors_equal_transformers() {
             rescale_factor: 1.0 / 255.0,
             mean: [0.48145466, 0.4578275, 0.40821073],
             std: [0.26862954, 0.26130258, 0.27577711],
+            crop_start: Default::default(),
             jpeg_decoding: Default::default(),
         };
         let mut out = vec![f32::NAN; preprocessing.n_values()];
@@ -172,6 +173,7 @@ fn a_squashed_tensor_by_hand() {
         rescale_factor: 1.0 / 255.0,
         mean: [0.5; 3],
         std: [0.5; 3],
+        crop_start: Default::default(),
         jpeg_decoding: Default::default(),
     };
     let mut out = [0.0; 6];
@@ -195,6 +197,37 @@ fn images_over_the_limit_are_not_decoded() {
     assert_eq!(decode(b"", &Limits::default()), Err(Rejection::EmptyImage));
 }
 
+#[test]
+fn formats_without_a_decoder_are_named() {
+    let decode = |bytes: &[u8]| decode(bytes, &Limits::default());
+    let avif = |brands: &[u8]| {
+        [&(8 + brands.len() as u32).to_be_bytes()[..], b"ftyp", brands, b"....meta avif"].concat()
+    };
+    assert_eq!(decode(&avif(b"avif\0\0\0\0avifmif1")), Err(Rejection::UnsupportedAvif));
+    assert_eq!(decode(&avif(b"mif1\0\0\0\0mif1avif")), Err(Rejection::UnsupportedAvif));
+    // another format of the same family, and what only comes after the box
+    assert_eq!(decode(&avif(b"heic\0\0\0\0mif1heic")), Err(Rejection::UndecodableImage));
+    assert_eq!(decode(b"\xff\xff\xff\xffftypavif"), Err(Rejection::UnsupportedAvif));
+    assert_eq!(decode(b"\0\0\0\x08ftypavif"), Err(Rejection::UndecodableImage));
+    let jpeg_2000 = b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ";
+    assert_eq!(decode(jpeg_2000), Err(Rejection::UnsupportedJpeg2000));
+    assert_eq!(decode(b"\xff\x4f\xff\x51\0\x29"), Err(Rejection::UnsupportedJpeg2000));
+}
+
+#[test]
+fn the_stated_size_is_that_of_the_decoded_image() {
+    let golden = golden();
+    let mut formats = std::collections::HashSet::new();
+    for row in golden.decoded.iter().filter(|row| row.pixels.is_some()) {
+        if let Some(size) = stated_size(&row.file()) {
+            assert_eq!(size, (row.width, row.height), "{}", row.name);
+            formats.insert(row.name.split('_').next().unwrap());
+        }
+    }
+    assert!(["jpeg", "png", "webp", "bmp"].iter().all(|format| formats.contains(format)), "{formats:?}");
+    assert_eq!((stated_size(b""), stated_size(b"\x89PNG\r\n\x1a\n")), (None, None));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
@@ -213,6 +246,7 @@ proptest! {
         if is_cut {
             bytes.truncate(length.index(bytes.len()));
         }
+        let _ = stated_size(&bytes);
         let limits = Limits { image_pixels_max: 1 << 18, ..Limits::default() };
         if let Ok(image) = decode(&bytes, &limits) {
             prop_assert!(u64::from(image.width()) * u64::from(image.height()) <= limits.image_pixels_max);

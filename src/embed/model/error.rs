@@ -82,6 +82,9 @@ impl ModelError {
                  `preprocessor_config.json` out of the folder"
                     .to_owned()
             }
+            ModelError::Unsupported { setting: "setting of OpenCLIP", .. } => {
+                "state what it comes to in `model.toml`, and take `open_clip_config.json` out of the folder".to_owned()
+            }
             ModelError::Unsupported { setting: "text pooling" | "module of sentence-transformers", .. } => {
                 "export the whole model, so that the graph has an output `sentence_embedding`; or state `text_pooling` in \
                  `model.toml`"

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::CaptionForm;
 use super::error::ModelError;
 use super::folder::read_file;
 use super::kind::ModelKind;
 use super::pooling::TextPooling;
-use crate::embed::image::Resample;
+use crate::embed::image::{CropStart, Resample};
 
 /// The manifest's file name.
 pub(super) const MANIFEST: &str = "model.toml";
@@ -25,6 +26,7 @@ pub(super) const MANIFEST: &str = "model.toml";
 /// image_output = "image_embeds"
 /// image_size = 224               # or [width, height]
 /// resize = "squash"              # or "shortest_side", then the centre; or "longest_side", on a field of `fill`
+/// crop_start = "rounded_down"    # or "rounded_to_even", torchvision's: of a centre that lies at half a pixel
 /// fill = [0, 0, 0]               # red, green, blue
 /// resample = "bicubic"           # or "bilinear", "lanczos"
 /// image_mean = [0.5, 0.5, 0.5]
@@ -36,9 +38,9 @@ pub(super) const MANIFEST: &str = "model.toml";
 /// text_pooling = "mean"          # or "cls", "last": of a graph that gives a vector a token
 /// context_length = 64
 /// pad_token = "</s>"
-/// lower_case = true
+/// caption_form = "lower_case"    # or "as_is", "siglip", "open_clip": see `CaptionForm`
 /// ```
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Manifest {
     pub kind: Option<ModelKind>,
@@ -51,6 +53,7 @@ pub(super) struct Manifest {
     /// The shorter side before the crop, if it is not the crop's.
     pub shortest_side: Option<u32>,
     pub resize: Option<ResizeRule>,
+    pub crop_start: Option<CropStart>,
     /// Colour around an image that was fitted by its longest side; black if absent.
     pub fill: Option<[u8; 3]>,
     pub resample: Option<Resample>,
@@ -63,7 +66,7 @@ pub(super) struct Manifest {
     pub text_pooling: Option<TextPooling>,
     pub context_length: Option<u64>,
     pub pad_token: Option<String>,
-    pub lower_case: Option<bool>,
+    pub caption_form: Option<CaptionForm>,
 }
 
 /// Pixels of the tensor that the image tower takes.

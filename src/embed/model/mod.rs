@@ -1,14 +1,16 @@
 //! A model folder in, a checked model out: which graphs, how images and captions are prepared, and which
 //! linear logit scale and bias turn cosines into logits.
 //!
-//! The folder is laid out as Hugging Face exports it; a `model.toml` in it completes or overrides what the
-//! other files say. Nothing is guessed: what no file states is an error that names the setting.
+//! The folder is laid out as Hugging Face exports it, or has OpenCLIP's configuration in place of Hugging Face's; a
+//! `model.toml` in it completes or overrides what the other files say. Nothing is guessed: what no file states is an error
+//! that names the setting.
 
 mod graph_file;
 mod error;
 mod kind;
 mod variant;
 mod manifest;
+mod open_clip;
 mod folder;
 mod preprocessor;
 mod pooling;
@@ -18,7 +20,7 @@ mod digest;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::image::{JpegDecoding, Preprocessing};
@@ -26,6 +28,7 @@ use crate::error::Error;
 use folder::{GraphPaths, combined_graph, external_paths, find_graphs, read_file, read_graph, read_json};
 use graph_file::GraphFile;
 use manifest::Manifest;
+use open_clip::OpenClip;
 
 pub use error::ModelError;
 pub use kind::ModelKind;
@@ -67,7 +70,7 @@ pub struct TextSide {
 }
 
 /// What is done to a caption before its `tokenizer.json` takes it, special tokens in it left alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptionForm {
     AsIs,
@@ -75,6 +78,8 @@ pub enum CaptionForm {
     LowerCase,
     /// SigLIP's canonical text: lower case, without ASCII punctuation, white space as single spaces, none at the ends.
     Siglip,
+    /// OpenCLIP's canonical text: the same, with underscores as spaces.
+    OpenClip,
 }
 
 /// How captions become token ids.
@@ -147,7 +152,7 @@ pub struct Model {
     pub choice: ModelChoice,
     pub parts: ModelParts,
     pub logits: StatedLogits,
-    /// What `config.json` says that training of the logit scale began with: never taken, but worth a hint.
+    /// What the configuration says that training of the logit scale began with: never taken, but worth a hint.
     pub initial_logit_scale: Option<LogitScale>,
     /// Bytes of the graph files and of the files with their weights, about those of the weights alone.
     pub graph_bytes: u64,
@@ -170,15 +175,34 @@ impl Model {
     }
 }
 
+/// What a folder's files say of the model as a whole.
+struct Stated {
+    manifest: Manifest,
+    /// `config.json`; null where there is none.
+    config: Value,
+    /// Looked at where Hugging Face's file on the subject is not there.
+    open_clip: Option<OpenClip>,
+}
+
+impl Stated {
+    fn initial_log_scale(&self) -> Option<f64> {
+        let of_open_clip = || self.open_clip.as_ref().and_then(OpenClip::initial_log_scale);
+        self.config["logit_scale_init_value"].as_f64().or_else(of_open_clip)
+    }
+}
+
 fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
     if !folder.is_dir() {
         return Err(ModelError::MissingFile { path: folder.to_owned() });
     }
-    let manifest = Manifest::read(folder)?;
-    let config = read_json(&folder.join("config.json"))?.unwrap_or(Value::Null);
-    let image = |graph| image_side(folder, &manifest, choice, graph);
-    let text = |graph| text_side(folder, &manifest, &config, graph);
-    let parts = match find_graphs(folder, choice.variant, &manifest, &config)? {
+    let stated = Stated {
+        manifest: Manifest::read(folder)?,
+        config: read_json(&folder.join("config.json"))?.unwrap_or(Value::Null),
+        open_clip: OpenClip::read(folder)?,
+    };
+    let image = |graph| image_side(folder, &stated, choice, graph);
+    let text = |graph| text_side(folder, &stated, graph);
+    let parts = match find_graphs(folder, choice.variant, &stated.manifest, &stated.config)? {
         GraphPaths::Pair { image: image_graph, text: text_graph } => {
             ModelParts::Pair { image: image(image_graph)?, text: text(text_graph)? }
         }
@@ -191,12 +215,11 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
         let external = external_paths(folder, path, &read_graph(path)?)?;
         files.push([vec![path.to_owned()], external].concat());
     }
-    let initial_log = config["logit_scale_init_value"].as_f64();
     Ok(Model {
         folder: folder.to_owned(),
         choice,
-        logits: logits::resolve(&manifest, combined(folder, choice.variant, &parts)?)?,
-        initial_logit_scale: initial_log.and_then(|log| LogitScale::from_log(log).ok()),
+        logits: logits::resolve(&stated.manifest, combined(folder, choice.variant, &parts)?)?,
+        initial_logit_scale: stated.initial_log_scale().and_then(|log| LogitScale::from_log(log).ok()),
         graph_bytes: files
             .iter()
             .flatten()
@@ -227,7 +250,7 @@ fn combined(
 
 fn image_side(
     folder: &Path,
-    manifest: &Manifest,
+    stated: &Stated,
     choice: ModelChoice,
     graph: PathBuf,
 ) -> Result<ImageSide, ModelError> {
@@ -235,42 +258,43 @@ fn image_side(
     if processor.is_none() {
         // where newer releases keep it, beside the tokenizer's
         let both = read_json(&folder.join("processor_config.json"))?.unwrap_or(Value::Null);
-        processor = Some(both["image_processor"].clone());
+        processor = both.get("image_processor").cloned();
     }
-    let stated = preprocessor::resolve(processor.as_ref(), manifest, choice.image_size_px)?;
+    let manifest = match (&processor, &stated.open_clip) {
+        (None, Some(open_clip)) => &open_clip.with_images(&stated.manifest)?,
+        _ => &stated.manifest,
+    };
+    let preprocessing = preprocessor::resolve(processor.as_ref(), manifest, choice.image_size_px)?;
     Ok(ImageSide {
         graph,
-        preprocessing: Preprocessing { jpeg_decoding: choice.jpeg_decoding, ..stated },
+        preprocessing: Preprocessing { jpeg_decoding: choice.jpeg_decoding, ..preprocessing },
         input: manifest.image_input.clone(),
         output: manifest.image_output.clone(),
     })
 }
 
-fn text_side(
-    folder: &Path,
-    manifest: &Manifest,
-    config: &Value,
-    graph: PathBuf,
-) -> Result<TextSide, ModelError> {
+fn text_side(folder: &Path, stated: &Stated, graph: PathBuf) -> Result<TextSide, ModelError> {
     let path = folder.join("tokenizer.json");
     let tokenizer = read_file(&path)?.ok_or(ModelError::MissingFile { path })?;
-    let pooling = pooling::resolve(folder, manifest, &read_graph(&graph)?)?;
+    let pooling = pooling::resolve(folder, &stated.manifest, &read_graph(&graph)?)?;
     Ok(TextSide {
         graph,
         pooling,
-        preparation: text_preparation(folder, manifest, config, &tokenizer)?,
+        preparation: text_preparation(folder, stated, &tokenizer)?,
         tokenizer: tokenizer.into(),
-        input: manifest.text_input.clone(),
-        output: manifest.text_output.clone(),
+        input: stated.manifest.text_input.clone(),
+        output: stated.manifest.text_output.clone(),
     })
 }
 
-fn text_preparation(
-    folder: &Path,
-    manifest: &Manifest,
-    config: &Value,
-    tokenizer: &[u8],
-) -> Result<TextPreparation, ModelError> {
+fn text_preparation(folder: &Path, stated: &Stated, tokenizer: &[u8]) -> Result<TextPreparation, ModelError> {
+    let tokenizer: Value = serde_json::from_slice(tokenizer)
+        .map_err(|source| ModelError::Json { path: folder.join("tokenizer.json"), source })?;
+    let config = &stated.config;
+    let manifest = match (config, &stated.open_clip) {
+        (Value::Null, Some(open_clip)) => &open_clip.with_captions(&stated.manifest, &tokenizer)?,
+        _ => &stated.manifest,
+    };
     let tokenizer_config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
     let special_tokens = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or(Value::Null);
     let model_type = config["model_type"].as_str().unwrap_or_default();
@@ -293,8 +317,6 @@ fn text_preparation(
     if !(1..=CONTEXT_LENGTH_MAX).contains(&context_length) {
         return Err(ModelError::Unsupported { setting: "context length", value: context_length.to_string() });
     }
-    let tokenizer: Value = serde_json::from_slice(tokenizer)
-        .map_err(|source| ModelError::Json { path: folder.join("tokenizer.json"), source })?;
     let pad_token = (manifest.pad_token.clone())
         .or_else(|| token_text(&tokenizer_config["pad_token"]))
         .or_else(|| token_text(&special_tokens["pad_token"]))
@@ -318,16 +340,15 @@ fn caption_form(
     tokenizer_config: &Value,
     tokenizer: &Value,
 ) -> CaptionForm {
-    let lower_case_if = |is_lower| if is_lower { CaptionForm::LowerCase } else { CaptionForm::AsIs };
-    if let Some(is_lower) = manifest.lower_case {
-        return lower_case_if(is_lower);
+    if let Some(form) = manifest.caption_form {
+        return form;
     }
     let class = tokenizer_config["tokenizer_class"].as_str().unwrap_or_default();
     match class.trim_end_matches("Fast") {
         "SiglipTokenizer" => CaptionForm::Siglip,
         "Siglip2Tokenizer" => CaptionForm::LowerCase,
         "" if is_siglip && tokenizer["model"]["type"] == "Unigram" => CaptionForm::Siglip,
-        _ if is_siglip => lower_case_if(tokenizer_config["do_lower_case"] != Value::Bool(false)),
+        _ if is_siglip && tokenizer_config["do_lower_case"] != Value::Bool(false) => CaptionForm::LowerCase,
         _ => CaptionForm::AsIs,
     }
 }

@@ -54,6 +54,7 @@ pub(super) fn resolve(
         rescale_factor: manifest.rescale_factor.unwrap_or(own_rescale_factor),
         mean: channels(manifest.image_mean, "image_mean", 0.0, "image_mean")?,
         std: channels(manifest.image_std, "image_std", 1.0, "image_std")?,
+        crop_start: manifest.crop_start.unwrap_or_default(),
         jpeg_decoding: JpegDecoding::default(),
     };
     let numbers = [preprocessing.mean, preprocessing.std, [preprocessing.rescale_factor; 3]];

@@ -1,5 +1,7 @@
 //! Model folders as they occur, with small files for graphs.
 
+mod open_clip;
+
 use std::fs;
 
 use tempfile::TempDir;
@@ -111,7 +113,8 @@ fn the_manifest_goes_before_the_other_files() {
     let text = preparation(&model);
     assert_eq!((text.context_length, text.pad_token.as_str()), (77, "<|endoftext|>"));
     assert_eq!((text.form, &model.logits.bias), (CaptionForm::AsIs, &None));
-    let manifest = "logit_scale = 100.0\ncontext_length = 32\npad_token = \"!\"\nlower_case = true";
+    let manifest =
+        "logit_scale = 100.0\ncontext_length = 32\npad_token = \"!\"\ncaption_form = \"lower_case\"";
     let model = open(&siglip(manifest, &files)).unwrap();
     assert_eq!(
         *preparation(&model),
@@ -293,29 +296,37 @@ fn picture(width: u32, height: u32) -> ::image::RgbImage {
 /// Against transformers: see `tests/oracle/processor_configs.py`.
 #[test]
 fn processors_of_many_classes_make_the_same_tensors() {
-    use blake2::digest::Digest;
     let golden: Value =
         serde_json::from_str(include_str!("../../../tests/golden/processor_configs.json")).unwrap();
-    let sizes: Vec<[u32; 2]> = serde_json::from_value(golden["sizes"].clone()).unwrap();
     let processors = golden["processors"].as_array().unwrap();
     assert!(processors.len() > 15);
     for processor in processors {
         let config = &processor["config"];
         let preprocessing = preprocessor::resolve(Some(config), &Manifest::default(), None);
         let preprocessing = preprocessing.unwrap_or_else(|error| panic!("{error}: {config}"));
-        for (size, tensor) in sizes.iter().zip(processor["tensors"].as_array().unwrap()) {
-            let (width, height) = preprocessing.size();
-            assert_eq!(tensor["shape"], serde_json::json!([3, height, width]), "{config}");
-            let mut out = vec![f32::NAN; preprocessing.n_values()];
-            crate::embed::image::preprocess(&picture(size[0], size[1]), &preprocessing, &mut out);
-            let bytes: Vec<u8> = out.iter().flat_map(|value| value.to_le_bytes()).collect();
-            let digest: Vec<String> = blake2::Blake2b::<blake2::digest::consts::U8>::digest(&bytes)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-            let what = format!("{size:?} by {config}: {:?} for {}", &out[..4], tensor["first"]);
-            assert_eq!(digest.concat(), tensor["digest"].as_str().unwrap(), "{what}");
-        }
+        assert_tensors(&preprocessing, &golden["sizes"], processor);
+    }
+}
+
+/// Fails unless pictures of these sizes become the row's `tensors`.
+#[track_caller]
+fn assert_tensors(preprocessing: &Preprocessing, sizes: &Value, row: &Value) {
+    use blake2::digest::Digest;
+    let sizes: Vec<[u32; 2]> = serde_json::from_value(sizes.clone()).unwrap();
+    let tensors = row["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), sizes.len());
+    for (size, tensor) in sizes.iter().zip(tensors) {
+        let (width, height) = preprocessing.size();
+        assert_eq!(tensor["shape"], serde_json::json!([3, height, width]), "{}", row["config"]);
+        let mut out = vec![f32::NAN; preprocessing.n_values()];
+        crate::embed::image::preprocess(&picture(size[0], size[1]), preprocessing, &mut out);
+        let bytes: Vec<u8> = out.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let digest: Vec<String> = blake2::Blake2b::<blake2::digest::consts::U8>::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let what = format!("{size:?} by {}: {:?} for {}", row["config"], &out[..4], tensor["first"]);
+        assert_eq!(digest.concat(), tensor["digest"].as_str().unwrap(), "{what}");
     }
 }
 
