@@ -54,6 +54,7 @@ fn clip() -> Preprocessing {
         rescale_factor: 1.0 / 255.0,
         mean: [0.48145466, 0.4578275, 0.40821073],
         std: [0.26862954, 0.26130258, 0.27577711],
+        crop_start: Default::default(),
         jpeg_decoding: Default::default(),
     }
 }

@@ -59,11 +59,22 @@ fn what_is_outside_by_its_header_is_not_decoded() {
     use crate::read::{ReadSample, Sample};
     use crate::rejection::Rejection;
     let mut png = std::io::Cursor::new(Vec::new());
-    image::RgbImage::new(40, 30).write_to(&mut png, ::image::ImageFormat::Png).unwrap();
+    ::image::RgbImage::new(40, 30).write_to(&mut png, ::image::ImageFormat::Png).unwrap();
     let mut cut = png.into_inner();
     cut.truncate(cut.len() / 2);
     let decoded = |bounds: &str| {
-        let sample = Sample { image: cut.clone().into(), ..Sample::of_caption("a") };
+        let sample = Sample {
+            key: "cut".to_owned(),
+            sample_idx: 0,
+            image: cut.clone(),
+            image_extension: "png".to_owned(),
+            image_offset: None,
+            image_size: cut.len() as u64,
+            caption: Some("a".to_owned()),
+            label: None,
+            json: None,
+            uid: None,
+        };
         let encoders = Encoders::new([], Limits::default()).unwrap().within(&toml::from_str(bounds).unwrap());
         let row = encoders.decode(ReadSample::Sample(sample)).unwrap().row;
         (row.rejection.unwrap(), row.width, row.height)
