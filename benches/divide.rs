@@ -48,7 +48,7 @@ fn rows(seed: u64, n: usize) -> Matrix {
     };
     let centres: Vec<f32> = (0..64 * D).map(|_| uniform()).collect();
     let values = (0..n * D).map(|place| centres[place / D % 64 * D + place % D] + 1.5 * uniform());
-    unit_rows(&Matrix::new(values.collect(), D))
+    unit_rows(Matrix::new(values.collect(), D))
 }
 
 fn refs(shard_idx: u32, n: usize) -> Vec<SampleRef> {

@@ -88,7 +88,7 @@ pub enum Error {
     StoreOfAnotherPool { folder: PathBuf },
     #[error("store `{folder}` holds the samples of another shard `{shard}`, of the same size")]
     StoreOfAnotherShard { folder: PathBuf, shard: String },
-    #[error("`{folder}` was given another plan while this run was going on")]
+    #[error("`{folder}` was given another plan by another run")]
     Replanned { folder: PathBuf },
     #[error("the runs `{left}` and `{right}` are of different pools")]
     OtherPool { left: PathBuf, right: PathBuf },
@@ -179,7 +179,9 @@ impl Error {
                 "the documentation of `superbatch::settings` lists every table and key".to_owned()
             }
             Error::ReadSetting { .. } => "paths are relative to the current folder".to_owned(),
-            Error::Json { .. } => "remove it if it is damaged; the run makes it again".to_owned(),
+            Error::Json { .. } => {
+                "`superbatch repair RUN` drops what cannot be read; the run makes it again".to_owned()
+            }
             Error::Diverged { .. } => {
                 "`superbatch repair RUN`, then run again on one kind of machine; if it comes back, report it"
                     .to_owned()
@@ -238,7 +240,7 @@ impl Error {
             Error::Setup { source } => source.hint(),
             Error::Device { source, .. } => source.hint(),
             Error::MemoryLimit { .. } => {
-                "raise `memory_limit_bytes`, or lower `super_batch_size` or `n_clusters`".to_owned()
+                "raise `memory_limit_bytes`, or lower `super_batch_size`, `batch_size` or `n_clusters`".to_owned()
             }
             Error::DiskSpace { .. } => "free some space, or choose another folder with `-o`".to_owned(),
             Error::OtherPlan { differences, .. } => format!(

@@ -148,25 +148,23 @@ pub fn read_target(
     sources: &[Source],
     target: usize,
 ) -> Result<Option<RecordBatch>, Error> {
-    let batches = read_target_batches(storage, sources, target)?;
+    let batches = target_batches(storage, sources, target).collect::<Result<Vec<_>, _>>()?;
     let Some(first) = batches.first() else { return Ok(None) };
     let rows = arrow::compute::concat_batches(&first.schema(), &batches);
     Ok(Some(rows.expect("the files of an exchange have one schema")))
 }
 
-/// The same, a batch a row group: together they may be larger than one Arrow column can be.
-pub fn read_target_batches(
+/// The same, a batch a row group, each read when it is asked for: together they may be larger than memory, and than one
+/// Arrow column can be.
+pub fn target_batches(
     storage: &Storage,
     sources: &[Source],
     target: usize,
-) -> Result<Vec<RecordBatch>, Error> {
-    let mut batches = Vec::new();
-    for source in sources {
-        for group in source.index.targets.get(&target).into_iter().flatten() {
-            batches.push(read_row_group(storage, &source.file, group)?);
-        }
-    }
-    Ok(batches)
+) -> impl Iterator<Item = Result<RecordBatch, Error>> {
+    sources.iter().flat_map(move |source| {
+        let groups = source.index.targets.get(&target).into_iter().flatten();
+        groups.map(move |group| read_row_group(storage, &source.file, group))
+    })
 }
 
 fn read_row_group(storage: &Storage, file: &FileRecord, group: &RowGroup) -> Result<RecordBatch, Error> {
@@ -266,7 +264,8 @@ fn merge_level(
             inputs.iter().flat_map(|source| source.index.targets.keys().copied()).collect();
         let mut writer = None;
         for target in targets {
-            for rows in read_target_batches(storage, inputs, target)? {
+            for rows in target_batches(storage, inputs, target) {
+                let rows = rows?;
                 let writer = match &mut writer {
                     Some(writer) => writer,
                     None => {

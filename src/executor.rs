@@ -53,6 +53,8 @@ pub struct Executor {
     pub part: Part,
     /// Tasks at once, where a stage's tasks do not share out the processors themselves.
     pub n_threads: usize,
+    /// What a task may hold whose bytes do not depend on it; other sizes were fitted to it with the plan.
+    pub memory_limit_bytes: u64,
     /// How long to wait for the tasks of other parts without any being committed.
     pub wait: Duration,
 }

@@ -72,13 +72,12 @@ impl Matrix {
 /// # Panics
 ///
 /// A row without direction.
-pub fn unit_rows(rows: &Matrix) -> Matrix {
-    let mut unit = rows.clone();
-    for row in 0..unit.n_rows() {
-        let inverse_length = inverse_length(unit.row(row));
-        unit.row_mut(row).iter_mut().for_each(|value| *value *= inverse_length);
+pub fn unit_rows(mut rows: Matrix) -> Matrix {
+    for row in 0..rows.n_rows() {
+        let inverse_length = inverse_length(rows.row(row));
+        rows.row_mut(row).iter_mut().for_each(|value| *value *= inverse_length);
     }
-    unit
+    rows
 }
 
 /// `1 / length` of a row.

@@ -26,6 +26,7 @@ pub fn open_round(
     run: &RunFolder,
     learner: &ModelSettings,
     session: &SessionSettings,
+    memory_limit_bytes: u64,
 ) -> Result<RunFolder, Error> {
     if !run.is_complete()? {
         return Err(Error::RunIncomplete { folder: run.run().root().to_owned() });
@@ -36,7 +37,7 @@ pub fn open_round(
         _ => rounds.len(),
     };
     let round = n_complete as u64 + 1;
-    let plan = run.plan().next_round(round, learner, session)?;
+    let plan = run.plan().next_round(round, learner, session, memory_limit_bytes)?;
     RunFolder::create(run.round_folder(round), plan, OtherPlan::Replace)
 }
 

@@ -74,7 +74,7 @@ impl SetupError {
     }
 }
 
-/// Installs the runtime unless it is there already, and returns its library.
+/// Installs the runtime unless it is there already, undamaged, and returns its library.
 ///
 /// # Errors
 ///
@@ -90,11 +90,15 @@ fn install(build: Build, python: &str) -> Result<PathBuf, SetupError> {
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
     let expected = runtime.sha256(os, arch).ok_or(SetupError::Platform { package, arch })?;
     let packages = data.join(format!("{package}-{}", runtime.version()));
-    if !packages.is_dir() {
+    // absent, or damaged since
+    if checked_library(&packages, runtime, expected).is_err() {
         let unfinished = data.join(format!(".unfinished-{}-{package}", std::process::id()));
         let installed = pip_install(python, runtime.requirement, &unfinished)
             .and_then(|()| checked_library(&unfinished, runtime, expected))
-            .and_then(|_| fs::rename(&unfinished, &packages).map_err(write_error(&packages)));
+            .and_then(|_| {
+                let _ = fs::remove_dir_all(&packages);
+                fs::rename(&unfinished, &packages).map_err(write_error(&packages))
+            });
         if installed.is_err() {
             let _ = fs::remove_dir_all(&unfinished);
         }
@@ -202,6 +206,13 @@ fn write_error(path: &Path) -> impl FnOnce(io::Error) -> SetupError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wheels_are_asked_for_by_their_platforms() {
+        assert_eq!(wheel_platforms("macos", "aarch64"), ["macosx_14_0_arm64"]);
+        let linux = ["manylinux_2_27_aarch64", "manylinux_2_28_aarch64"];
+        assert_eq!(wheel_platforms("linux", "aarch64"), linux);
+    }
 
     #[test]
     fn a_file_is_known_by_its_sha256() {

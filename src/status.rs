@@ -1,6 +1,7 @@
 //! A run folder in; what of each stage is done, and by whom, out.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -15,6 +16,17 @@ use crate::write::OutputPlan;
 #[derive(Debug, Serialize)]
 pub struct Status {
     pub stages: Vec<StageStatus>,
+    /// Those that were begun.
+    pub rounds: Vec<RoundStatus>,
+}
+
+/// A later round of the run.
+#[derive(Debug, Serialize)]
+pub struct RoundStatus {
+    pub round: u64,
+    /// Its run folder.
+    pub folder: PathBuf,
+    pub is_complete: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,7 +45,11 @@ impl Status {
     pub fn of(run: &RunFolder) -> Result<Status, Error> {
         let used = run.stages()?.into_iter().filter(|stage| is_used(run, stage));
         let stages = used.map(|stage| StageStatus::of(run, &stage));
-        Ok(Status { stages: stages.collect::<Result<_, _>>()? })
+        let rounds = run.rounds()?;
+        Ok(Status {
+            stages: stages.collect::<Result<_, _>>()?,
+            rounds: rounds.iter().map(RoundStatus::of).collect::<Result<_, _>>()?,
+        })
     }
 
     pub fn json(&self) -> String {
@@ -52,7 +68,21 @@ impl Status {
                 "\n{stage:width$}  {n_done:<4}  {n_tasks:<5}  {n_done_by_this_plan:<12}  {n_reused}"
             );
         }
+        for RoundStatus { round, folder, is_complete } in &self.rounds {
+            let state = if *is_complete { "complete" } else { "not complete" };
+            let _ = write!(text, "\nround {round}: {state}, `{}`", folder.display());
+        }
         text
+    }
+}
+
+impl RoundStatus {
+    fn of(round: &RunFolder) -> Result<RoundStatus, Error> {
+        Ok(RoundStatus {
+            round: round.plan().round,
+            folder: round.run().root().to_owned(),
+            is_complete: round.is_complete()?,
+        })
     }
 }
 

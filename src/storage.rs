@@ -4,7 +4,7 @@
 //! synced, renamed, and its folder synced. Paths are relative to a root and use `/`, so that an object store can
 //! stand where a folder stands.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -102,6 +102,16 @@ impl Storage {
                 Ok(n) => drop(hasher.update(&piece[..n])),
                 Err(source) => return Err(Error::Read { path: self.path(name), source }),
             }
+        }
+    }
+
+    /// Locks a file against others who do, as long as the handle lives; nothing where another has it. Where the file system
+    /// knows no locks, all get it.
+    pub fn try_lock(&self, name: &str) -> Result<Option<File>, Error> {
+        let file = self.stream(name)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(file)),
         }
     }
 

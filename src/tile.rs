@@ -23,10 +23,13 @@ pub fn ranges(n: usize) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
     (0..n.div_ceil(TILE)).map(move |tile_idx| nth_range(n, tile_idx))
 }
 
-/// `0..n` in runs of four [`TILE`]s, the last one shorter: rows of a block that is read once and needs no cache for
-/// anything else. Packing the columns' operand anew for each block then costs a fifth less of the whole product.
+/// Rows of a block that is read once and needs no cache for anything else. Packing the columns' operand anew for each
+/// block then costs a fifth less of the whole product than with [`TILE`] rows.
+pub const TALL: usize = 4 * TILE;
+
+/// `0..n` in runs of [`TALL`], the last one shorter.
 pub fn tall_ranges(n: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..n).step_by(4 * TILE).map(move |start| start..n.min(start + 4 * TILE))
+    (0..n).step_by(TALL).map(move |start| start..n.min(start + TALL))
 }
 
 fn nth_range(n: usize, tile_idx: usize) -> Range<usize> {

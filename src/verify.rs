@@ -71,10 +71,19 @@ pub fn verify(run: &RunFolder) -> Result<Verified, Error> {
     Ok(verified)
 }
 
-/// Drops the markers of damaged files, and of everything that was made from them, with their files.
+/// Drops markers and stage plans that cannot be read, the markers of damaged files, and of everything that was made from
+/// them, with their files.
 pub fn repair(run: &RunFolder) -> Result<String, Error> {
+    let n_unreadable = run.drop_unreadable()?;
     let mut damaged = verify(run)?.damaged;
     let all = committed(run)?;
+    if n_unreadable > 0 {
+        // what no marker names any more may come back as other bytes
+        let named: BTreeSet<&str> =
+            all.iter().flat_map(|(_, _, marker)| &marker.data).map(|file| file.name.as_str()).collect();
+        let read = all.iter().flat_map(|(_, _, marker)| &marker.read).map(|file| &file.name);
+        damaged.extend(read.filter(|name| !named.contains(name.as_str())).cloned());
+    }
     let mut is_bad = vec![false; all.len()];
     loop {
         let n_damaged = damaged.len();
@@ -97,10 +106,11 @@ pub fn repair(run: &RunFolder) -> Result<String, Error> {
     for (stage, name, marker) in &bad {
         run.drop_marker(stage, name, marker)?;
     }
-    if !bad.is_empty() {
+    if !bad.is_empty() || n_unreadable > 0 {
         run.drop_stage_plans_without_markers()?;
     }
-    Ok(format!("{} tasks dropped; `superbatch run` does them again", bad.len()))
+    let n_dropped = bad.len() + n_unreadable;
+    Ok(format!("{n_dropped} tasks dropped; `superbatch run` does them again"))
 }
 
 /// Drops unfinished files, embeddings of attempts that were not the first, and, once the run is complete, exchange files.

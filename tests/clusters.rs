@@ -243,7 +243,7 @@ fn quotas_are_exact() {
 fn density_based_quotas() {
     for golden in clusters().density {
         let params = DensityParams { temperature: golden.temperature, n_neighbours: golden.n_neighbours };
-        let centroids = unit_rows(&golden.points.matrix());
+        let centroids = unit_rows(golden.points.matrix());
         let Density { mean_distances, sizes, n_kept, counts, .. } = golden;
         assert_eq!(
             density_quotas(&centroids, &mean_distances, &sizes, n_kept, &params),
@@ -256,7 +256,7 @@ fn density_based_quotas() {
 #[test]
 fn closeness_to_targets() {
     for golden in clusters().closeness {
-        let (rows, targets) = (unit_rows(&golden.rows.matrix()), unit_rows(&golden.targets.matrix()));
+        let (rows, targets) = (unit_rows(golden.rows.matrix()), unit_rows(golden.targets.matrix()));
         for (norm, expected) in [(Norm::Two, &golden.norm_2), (Norm::Infinity, &golden.norm_infinity)] {
             for (found, expected) in norm_sim(&rows, &targets, norm).iter().zip(expected) {
                 assert_close(*found, *expected, 2e-6 * expected);

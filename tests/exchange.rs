@@ -19,7 +19,8 @@ use superbatch::storage::Storage;
 
 const N_SOURCES: usize = 5;
 const N_TARGETS: usize = 4;
-const EXECUTOR: Executor = Executor { part: Part::WHOLE, n_threads: 2, wait: Duration::ZERO };
+const EXECUTOR: Executor =
+    Executor { part: Part::WHOLE, n_threads: 2, memory_limit_bytes: 1 << 30, wait: Duration::ZERO };
 
 fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![

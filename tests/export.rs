@@ -16,7 +16,9 @@ use half::f16;
 use parquet::basic::{Compression, Encoding};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::Value;
-use support::{Pipeline, embedded_store, embeddings, error_of, ids, json, names, root, rows, superbatch};
+use support::{
+    Pipeline, embedded_store, embeddings, error_of, ids, json, names, root, rows, superbatch, text,
+};
 
 /// Two passes, so that some samples are kept twice.
 fn finished() -> &'static Path {
@@ -158,7 +160,7 @@ fn npy(path: &Path) -> (String, Vec<u8>) {
 #[test]
 fn subsets_are_sorted_halves_of_uids() {
     let (run, folder) = (finished(), tempfile::tempdir().unwrap());
-    export(run, "datacomp", folder.path(), &[]).assert().success();
+    let said = text(&export(run, "datacomp", folder.path(), &[]).output().unwrap().stderr);
     let curated = rows(&run.join("curated"));
     let mut expected: Vec<u128> = Vec::new();
     for (uid, n_repeats) in texts(&curated, "uid").into_iter().zip(u32s(&curated, "n_repeats")) {
@@ -166,6 +168,8 @@ fn subsets_are_sorted_halves_of_uids() {
     }
     expected.sort_unstable();
     assert!(expected.len() > curated.num_rows(), "some sample was kept twice");
+    let counted = format!("{} samples, {} times in 1 files", curated.num_rows(), expected.len());
+    assert!(said.contains(&counted), "{said}");
     let (header, values) = npy(&folder.path().join("subset.npy"));
     assert!(
         header.starts_with("{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': (")

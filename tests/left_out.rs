@@ -43,7 +43,8 @@ fn run_with_changed_shard(failed_shards_max: usize) -> Result<Report, Error> {
     changed.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
 
     let run = RunFolder::create(Storage::new(folder.path().join("run")), plan, OtherPlan::Refuse)?;
-    let executor = Executor { part: Part::WHOLE, n_threads: 2, wait: Duration::ZERO };
+    let executor =
+        Executor { part: Part::WHOLE, n_threads: 2, memory_limit_bytes: 1 << 30, wait: Duration::ZERO };
     superbatch::pipeline::run(&run, &executor, &settings.inference())?;
     report::run(&run, &executor)
 }

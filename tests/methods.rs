@@ -224,6 +224,18 @@ fn a_round_keeps_clusters_and_reference_and_says_how_stale_the_last_is() {
     assert_verified(&run.join("rounds/002"));
     let error = error_of(superbatch(["round"]).arg(&run).args(["--learner", "nowhere"]), 2);
     assert!(error.contains("`nowhere`"), "{error}");
+    let mut small = superbatch(["round"]);
+    small.arg(&run).args(["--learner", "fixtures/models/learner", "--memory-limit-bytes", "500000"]);
+    let error = error_of(&mut small, 2);
+    assert!(error.contains("one super-batch takes 737280 bytes"), "{error}");
+    for command in ["status", "inspect"] {
+        let output = superbatch([command]).arg(&run).output().unwrap();
+        let said = support::text(&output.stdout);
+        for round in ["1", "2"] {
+            let line = format!("round {round}: complete, `{}/rounds/00{round}`", run.display());
+            assert!(said.lines().any(|said| said == line), "{said}");
+        }
+    }
 }
 
 #[test]
@@ -275,7 +287,10 @@ fn what_the_methods_cannot_do_is_named_before_any_work() {
         (quickstart("read.bounds.json=[['punsafe', 0.5]]"), "expected a map"),
         (steps(""), "0 steps"),
         (steps("{method='jset'}"), "unknown method `jset`"),
-        (steps(&format!("{jest},{jest}")), "unknown variant `jest`"),
+        (
+            steps(&format!("{jest},{jest}")),
+            "`select.step.0`: `jest` is a draw, and a draw must be the last step",
+        ),
         (steps(&format!("{{method='clip_score'}},{jest}")), "missing field `keep`"),
         (steps(&format!("{{method='clip_score',keep={{most=1}}}},{jest}")), "expected `{ min"),
         (
@@ -347,4 +362,51 @@ fn an_audit_can_come_after_files_between_steps_are_gone() {
     let audit = &report(&cleaned)["audit"];
     assert!(audit["n_samples"].as_u64() > Some(0), "{audit}");
     assert_eq!(audit, &report(&fresh)["audit"]);
+}
+
+#[test]
+fn semdedup_finds_the_same_in_clusters_larger_than_memory() {
+    let pipeline = pipeline("semdedup")
+        .with_store(whole_store())
+        .with("divide.n_clusters=1")
+        .with("select.step=[{method='semdedup',epsilon=0.3}]");
+    let (whole, blocks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    pipeline.run(whole.path());
+    // a block of 1,024 images of 128 dimensions: 512 KiB, a quarter of the limit
+    pipeline.with("memory_limit_bytes=2097152").run(blocks.path());
+    let duplicates = |run: &Path| {
+        let rows = rows(&run.join("select"));
+        let of = rows.column_by_name("duplicate_of").unwrap().as_string::<i32>();
+        of.iter().map(|other| other.map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let found = duplicates(whole.path());
+    assert!(found.len() > 1200, "more than one block");
+    assert!(found.iter().flatten().count() > 50, "{} of {}", found.iter().flatten().count(), found.len());
+    assert!(found == duplicates(blocks.path()));
+}
+
+#[test]
+fn a_task_of_several_shards_counts_each_of_them() {
+    let stats = |pipeline: &Pipeline| -> Vec<Value> {
+        let run = run_small(pipeline);
+        let files = names(&run.path().join("stats"));
+        let without_times = |name: &String| {
+            let mut stats = json(&run.path().join("stats").join(name));
+            for key in ["duration", "start_time", "end_time"] {
+                stats.as_object_mut().unwrap().remove(key).unwrap();
+            }
+            stats
+        };
+        let mut stats: Vec<Value> = files.iter().map(without_times).collect();
+        let report = report(run.path());
+        stats.push(serde_json::json!([report["worst_shard"], report["rejection_ratio_max_of_shards"]]));
+        stats
+    };
+    let one_each = small("clip_score");
+    let store = tempfile::tempdir().unwrap();
+    let together = small("clip_score").with_store(store.path()).with("read.shards_per_task=2");
+    let found = stats(&together);
+    assert_eq!(found.len(), 4, "three shards");
+    assert!(found[..3].iter().all(|of_shard| of_shard["kept"].as_u64() > Some(0)));
+    assert_eq!(found, stats(&one_each));
 }

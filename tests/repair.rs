@@ -174,18 +174,21 @@ fn a_run_notices_damage_to_what_it_reads() {
 }
 
 #[test]
-fn a_damaged_marker_is_named_and_made_again() {
+fn a_damaged_marker_or_stage_plan_is_named_and_made_again() {
     let finished = Finished::new();
     let run = finished.run();
-    for stage in ["select", "write", "divide.fit", "divide.assign", "select.draw", "report"] {
-        let marker = run.join(format!("_done/{stage}/00000.json"));
-        Damage::Truncate.inflict(&marker);
-        for command in ["verify", "repair", "status"] {
-            let error = error_of(&mut superbatch([Path::new(command), &run]), 1);
-            assert!(error.contains(&format!("_done/{stage}/00000.json` is not valid JSON")), "{error}");
-            assert!(error.contains("\nhint: remove it if it is damaged; the run makes it again"), "{error}");
-        }
-        fs::remove_file(marker).unwrap();
+    let learner = json(&run.join("plan.json"))["models"]["learner"]["digest"].as_str().unwrap().to_owned();
+    let store = finished.folder.path().join("store");
+    let in_run = ["select", "write", "divide.fit", "divide.assign", "select.draw", "report"];
+    let markers = in_run.map(|stage| run.join(format!("_done/{stage}/00000.json")));
+    let embedded = store.join(format!("_done/embeddings/{learner}/00000.json"));
+    for damaged in markers.into_iter().chain([embedded, run.join("plan/select.draw.json")]) {
+        Damage::Truncate.inflict(&damaged);
+        let name = damaged.file_name().unwrap().to_str().unwrap();
+        let error = error_of(&mut superbatch([Path::new("status"), &run]), 1);
+        assert!(error.contains(&format!("{name}` is not valid JSON")), "{error}");
+        assert!(error.contains("\nhint: `superbatch repair RUN`"), "{error}");
+        assert!(!finished.repair().starts_with("0 tasks"), "{}", damaged.display());
         finished.pipeline.run(&run);
         assert_same_bytes(&finished.folder.path().join("before"), &run, &["curated", "select", "divide"]);
         assert_verified(&run);

@@ -257,3 +257,21 @@ fn shards_of_the_same_names_and_sizes_are_told_apart() {
     assert_same_bytes(&place("run"), &place("fresh"), &["samples", "select", "curated"]);
     assert_verified(&place("run"));
 }
+
+#[test]
+fn only_one_replans_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    Pipeline::embedded().run(&run);
+    let before = names(&run);
+    let other = Pipeline::embedded().with("select.step.0.filter_ratio=0.5");
+    let plan = File::open(run.join("plan.json")).unwrap();
+    plan.lock().unwrap();
+    let error = error_of(other.command("run", &run).arg("--replan"), 1);
+    assert!(error.contains("was given another plan by another run"), "{error}");
+    assert!(error.contains("\nhint: only one run of a folder may `--replan` at a time"), "{error}");
+    assert_eq!(names(&run), before, "nothing is dropped");
+    drop(plan);
+    other.command("run", &run).arg("--replan").assert().success();
+    assert_verified(&run);
+}

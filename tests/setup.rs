@@ -67,7 +67,12 @@ fn the_runtime_is_installed_once_and_then_found() {
     assert!(installed.trim().ends_with(&expected), "{installed}");
     // nothing is left to fetch
     let again = setup(&data, Path::new("/no/such/folder")).output().unwrap();
-    assert_eq!((again.status.code(), text(&again.stdout)), (Some(0), installed));
+    assert_eq!((again.status.code(), text(&again.stdout)), (Some(0), installed.clone()));
+
+    // but for what was damaged
+    fs::write(installed.trim(), "damaged").unwrap();
+    let repaired = setup(&data, &wheels).output().unwrap();
+    assert_eq!((repaired.status.code(), text(&repaired.stdout)), (Some(0), installed));
 
     // an installed binary, away from any checkout
     let binary = folder.path().join("superbatch");

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::executor::Part;
 use crate::export::{Export, ExportError, SHARD_BYTES};
 use crate::runtime::Device;
-use crate::settings::ModelRole;
+use crate::settings::{DEFAULT_MEMORY_LIMIT_BYTES, ModelRole};
 
 /// Curates image-text pools: keeps the part of a pool that teaches.
 ///
@@ -59,8 +59,11 @@ pub enum Command {
         /// Where models run, as `device` in a pipeline file.
         #[arg(long, default_value = "auto")]
         device: Device,
+        /// As in a pipeline file.
+        #[arg(long, default_value_t = DEFAULT_MEMORY_LIMIT_BYTES)]
+        memory_limit_bytes: u64,
     },
-    /// Shows what of a run is done.
+    /// Shows what of a run is done, and its rounds.
     Status {
         run: PathBuf,
         #[arg(long)]
@@ -68,7 +71,7 @@ pub enum Command {
     },
     /// Reads every committed file again and checks it against its marker.
     Verify { run: PathBuf },
-    /// Drops the markers of damaged files and of all that was made from them.
+    /// Drops what cannot be read, the markers of damaged files and of all that was made from them.
     Repair { run: PathBuf },
     /// Drops what no later stage needs and what an interrupted run left.
     Clean { run: PathBuf },

@@ -16,6 +16,7 @@ use crate::embed::{InferenceSettings, SessionSettings};
 use crate::error::Error;
 use crate::estimate::Estimate;
 use crate::executor::{Executor, Part};
+use crate::export::Exported;
 use crate::plan::{Plan, Pool};
 use crate::rejection::Rejection;
 use crate::run_folder::{OtherPlan, PLAN, RunFolder};
@@ -86,7 +87,9 @@ fn run(command: Command) -> Result<Exit, Error> {
             let (run, executor) = open(&stage, &settings_of(&stage.pipeline)?, Embedding::None)?;
             finish(&run, &executor)
         }
-        Command::Round { run, learner, device } => round(run, &learner, device),
+        Command::Round { run, learner, device, memory_limit_bytes } => {
+            round(run, &learner, device, memory_limit_bytes)
+        }
         Command::Status { run, json } => {
             let run = RunFolder::open(Storage::new(run))?;
             let status = status::Status::of(&run)?;
@@ -117,7 +120,9 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Export(args) => {
             let run = RunFolder::open(Storage::new(&args.run))?;
             let exported = export::export(&run, args.export()?, &args.folder)?;
-            diagnostic(&format!("{} samples in {} files", exported.n_samples, exported.n_files));
+            let Exported { n_samples, n_rows, n_files } = exported;
+            let as_often = if n_rows > n_samples { format!(", {n_rows} times") } else { String::new() };
+            diagnostic(&format!("{n_samples} samples{as_often} in {n_files} files"));
             Output::stdout().line(&args.folder.display().to_string())
         }
         Command::Setup { cuda, python } => {
@@ -187,17 +192,16 @@ fn compare(args: &CompareArgs) -> Result<Exit, Error> {
     })
 }
 
-fn round(run: PathBuf, learner: &str, device: Device) -> Result<Exit, Error> {
+fn round(run: PathBuf, learner: &str, device: Device, memory_limit_bytes: u64) -> Result<Exit, Error> {
     let Ok(ModelName { folder, variant }) = learner.parse();
     let base = RunFolder::open(Storage::new(run))?;
     let former = base.plan().models.get(ModelRole::Learner).ok_or(Error::NoLearner)?;
     let learner = ModelSettings { folder, variant, precomputed: None, ..former.settings() };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let run =
-        pipeline::open_round(&base, &learner, &SessionSettings { place: device.places()?[0], n_threads })?;
-    let executor = Executor { part: Part::WHOLE, n_threads, wait: Duration::ZERO };
-    let inference =
-        InferenceSettings { device, sessions: None, memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES };
+    let session = SessionSettings { place: device.places()?[0], n_threads };
+    let run = pipeline::open_round(&base, &learner, &session, memory_limit_bytes)?;
+    let executor = Executor { part: Part::WHOLE, n_threads, memory_limit_bytes, wait: Duration::ZERO };
+    let inference = InferenceSettings { device, sessions: None, memory_limit_bytes };
     pipeline::run(&run, &executor, &inference)?;
     finish(&run, &executor)
 }
@@ -250,6 +254,7 @@ fn open(
     let executor = Executor {
         part: stage.tasks.unwrap_or(Part::WHOLE),
         n_threads,
+        memory_limit_bytes: settings.memory_limit_bytes,
         wait: Duration::from_secs(stage.wait_secs),
     };
     Ok((run, executor))

@@ -69,7 +69,7 @@ pub fn export(kept: &Kept, storage: &Storage, model: ModelRole) -> Result<Export
     if let Some(last) = chunk {
         last.finish(kept, &towers)?;
     }
-    Ok(Exported { n_samples: kept.n_kept, n_files: n_chunks })
+    Ok(Exported { n_samples: kept.n_kept, n_rows: kept.n_kept, n_files: n_chunks })
 }
 
 /// What the model embeds.

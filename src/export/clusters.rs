@@ -38,14 +38,15 @@ pub fn export(kept: &Kept, storage: &Storage, shard_bytes: u64) -> Result<Export
             },
         )?;
         for (cluster, writer) in clusters.zip(writers) {
-            let Exported { n_samples, n_files } = writer.finish()?;
+            let Exported { n_samples, n_files, .. } = writer.finish()?;
             sizes.push(ClusterSize { cluster, folder: folder(cluster), n_samples, n_tars: n_files });
         }
     }
     let n_samples: u64 = sizes.iter().map(|cluster| cluster.n_samples).sum();
     assert_eq!(n_samples, kept.n_kept, "every kept sample is of one cluster");
     put_json(storage, "clusters.json", &sizes)?;
-    Ok(Exported { n_samples, n_files: sizes.iter().map(|cluster| cluster.n_tars).sum() })
+    let n_files = sizes.iter().map(|cluster| cluster.n_tars).sum();
+    Ok(Exported { n_samples, n_rows: n_samples, n_files })
 }
 
 fn folder(cluster: u32) -> String {

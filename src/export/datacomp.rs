@@ -46,7 +46,7 @@ pub fn export(kept: &Kept, storage: &Storage) -> Result<Exported, Error> {
     };
     write().map_err(|source| Error::Write { path: storage.path(NAME), source })?;
     file.commit()?;
-    Ok(Exported { n_samples: kept.n_kept, n_files: 1 })
+    Ok(Exported { n_samples: kept.n_kept, n_rows: uids.len() as u64, n_files: 1 })
 }
 
 /// Both halves of a uid of 32 hexadecimal digits.

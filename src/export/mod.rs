@@ -53,6 +53,8 @@ pub enum Export {
 pub struct Exported {
     /// Kept samples; one that was kept more than once is one.
     pub n_samples: u64,
+    /// Rows or groups of members that stand for them: as many, but in DataComp's subset one a draw.
+    pub n_rows: u64,
     /// Files with samples.
     pub n_files: u64,
 }

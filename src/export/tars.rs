@@ -161,7 +161,8 @@ impl<'s> TarWriter<'s> {
     pub fn finish(mut self) -> Result<Exported, Error> {
         self.finish_tar()?;
         put_json(self.storage, &format!("{}sizes.json", self.folder), &self.sizes)?;
-        Ok(Exported { n_samples: self.sizes.values().sum(), n_files: self.sizes.len() as u64 })
+        let n_samples = self.sizes.values().sum();
+        Ok(Exported { n_samples, n_rows: n_samples, n_files: self.sizes.len() as u64 })
     }
 
     fn finish_tar(&mut self) -> Result<(), Error> {

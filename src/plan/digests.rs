@@ -39,85 +39,22 @@ impl Digests {
     ///
     /// A file that the settings name and that cannot be read.
     pub(super) fn of(plan: &Plan, divide: Option<Digest>) -> Result<Digests, Error> {
-        let Plan { pool, models, select, .. } = plan;
-        let stage = |name: &str, content: Value| {
-            Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
-        };
-        let sidecar_bytes = |shard: &Shard| shard.sidecar.as_ref().map(|beside| beside.size_bytes);
-        let shards: Vec<_> =
-            pool.shards.iter().map(|shard| (&shard.id, shard.size_bytes, sidecar_bytes(shard))).collect();
-        let samples = stage(
-            "samples",
-            json!({
-                "shards": shards,
-                "shards_per_task": pool.shards_per_task,
-                "limits": plan.read.limits,
-                "bounds": plan.read.bounds,
-                "samples": plan.read.samples,
-                "label_field": plan.read.label_field,
-                "image_column": plan.read.image_column,
-                "caption_column": plan.read.caption_column,
-            }),
-        );
-        let embeddings: BTreeMap<String, Digest> = models
+        let samples = samples_digest(plan);
+        let embeddings: BTreeMap<String, Digest> = plan
+            .models
             .iter()
             .map(|(role, model)| {
                 let digest = stage("embeddings", json!({"samples": samples, "model": model.digest}));
                 (role.to_string(), digest)
             })
             .collect();
-        let failed = plan.read.failed_shards_max;
-        let divide = divide.or_else(|| {
-            let divide = plan.divide.as_ref()?;
-            // what centroids are, not where they lie
-            let centroids = plan.centroids.as_ref().map(|centroids| &centroids.digest);
-            let content = json!({
-                "settings": DivideSettings { centroids: None, ..divide.clone() },
-                "centroids": centroids,
-                "seed": plan.seed,
-                "embeddings": embeddings[&divide.model.to_string()],
-                "failed_shards_max": failed,
-            });
-            Some(stage("divide", content))
-        });
-        // what audits comes in when samples are chosen already
-        let chosen_by = || models.iter().filter(|(role, _)| !role.is_audit());
-        let embeddings_read: BTreeMap<String, &Digest> =
-            chosen_by().map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()])).collect();
-        let logits: Vec<_> =
-            chosen_by().map(|(_, model)| (model.logit_scale, model.logit_bias, model.calibrate)).collect();
-        let is_calibrated = models.iter().any(|(_, model)| model.calibrate);
-        let score = stage(
-            "score",
-            json!({
-                "embeddings": embeddings_read,
-                "logit_scales_and_biases": logits,
-                // the fit stands for a sub-batch
-                "calibrated_for": is_calibrated.then(|| select.draw.deal()),
-                "objective": select.objective,
-                "precision": select.precision,
-                "own_loss": OwnLoss::of(select),
-                "pair_score": pair_score(select, models),
-                "seed": plan.seed,
-                "divide": divide,
-                "failed_shards_max": failed,
-            }),
-        );
-        let mut filters: Vec<Digest> = Vec::with_capacity(select.filters.len());
-        for filter in &select.filters {
-            let mut files = Vec::new();
-            for path in filter.filter.files() {
-                let bytes = std::fs::read(path);
-                let bytes = bytes.map_err(|source| Error::ReadSetting { path: path.clone(), source })?;
-                files.push(Digest::of_bytes(&bytes));
-            }
-            let before = filters.last().unwrap_or(&score);
-            filters.push(stage("filter", json!({"settings": filter, "files": files, "before": before})));
-        }
+        let divide = divide.or_else(|| divide_digest(plan, &embeddings));
+        let score = score_digest(plan, &embeddings, &divide);
+        let filters = filter_digests(plan, &score)?;
         let select = stage(
             "select",
             json!({
-                "settings": select,
+                "settings": plan.select,
                 "seed": plan.seed,
                 "round": plan.round,
                 "score": score,
@@ -125,25 +62,7 @@ impl Digests {
             }),
         );
         let write = stage("write", json!({"settings": plan.write, "select": select}));
-        let planted = plan.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
-        let planted = planted.as_ref().map(PlantedSamples::digest);
-        let audits: Vec<Value> = models
-            .iter()
-            .filter(|(role, _)| role.is_audit())
-            .map(|(role, model)| json!([embeddings[&role.to_string()], model.logit_scale, model.logit_bias]))
-            .collect();
-        // without audits their fraction changes nothing
-        let audit_fraction = (!audits.is_empty()).then_some(plan.report.audit_fraction);
-        let report = stage(
-            "report",
-            json!({
-                "planted": planted,
-                "select": select,
-                "write": write,
-                "audits": audits,
-                "audit_fraction": audit_fraction,
-            }),
-        );
+        let report = report_digest(plan, &embeddings, &select, &write)?;
         Ok(Digests { samples, embeddings, divide, score, filters, select, write, report })
     }
 
@@ -162,4 +81,111 @@ impl Digests {
         digests["write"] = json!(self.write);
         digests
     }
+}
+
+fn stage(name: &str, content: Value) -> Digest {
+    Digest::of_json(&json!({"stage": name, "version": ALGORITHM_VERSION, "content": content}))
+}
+
+fn samples_digest(plan: &Plan) -> Digest {
+    let sidecar_bytes = |shard: &Shard| shard.sidecar.as_ref().map(|beside| beside.size_bytes);
+    let shards = plan.pool.shards.iter();
+    let shards: Vec<_> = shards.map(|shard| (&shard.id, shard.size_bytes, sidecar_bytes(shard))).collect();
+    stage(
+        "samples",
+        json!({
+            "shards": shards,
+            "shards_per_task": plan.pool.shards_per_task,
+            "limits": plan.read.limits,
+            "bounds": plan.read.bounds,
+            "samples": plan.read.samples,
+            "label_field": plan.read.label_field,
+            "image_column": plan.read.image_column,
+            "caption_column": plan.read.caption_column,
+        }),
+    )
+}
+
+fn divide_digest(plan: &Plan, embeddings: &BTreeMap<String, Digest>) -> Option<Digest> {
+    let divide = plan.divide.as_ref()?;
+    // what centroids are, not where they lie
+    let centroids = plan.centroids.as_ref().map(|centroids| &centroids.digest);
+    let content = json!({
+        "settings": DivideSettings { centroids: None, ..divide.clone() },
+        "centroids": centroids,
+        "seed": plan.seed,
+        "embeddings": embeddings[&divide.model.to_string()],
+        "failed_shards_max": plan.read.failed_shards_max,
+    });
+    Some(stage("divide", content))
+}
+
+fn score_digest(plan: &Plan, embeddings: &BTreeMap<String, Digest>, divide: &Option<Digest>) -> Digest {
+    let Plan { models, select, .. } = plan;
+    // what audits comes in when samples are chosen already
+    let chosen_by = || models.iter().filter(|(role, _)| !role.is_audit());
+    let embeddings_read: BTreeMap<String, &Digest> =
+        chosen_by().map(|(role, _)| (role.to_string(), &embeddings[&role.to_string()])).collect();
+    let logits: Vec<_> =
+        chosen_by().map(|(_, model)| (model.logit_scale, model.logit_bias, model.calibrate)).collect();
+    let is_calibrated = models.iter().any(|(_, model)| model.calibrate);
+    stage(
+        "score",
+        json!({
+            "embeddings": embeddings_read,
+            "logit_scales_and_biases": logits,
+            // the fit stands for a sub-batch
+            "calibrated_for": is_calibrated.then(|| select.draw.deal()),
+            "objective": select.objective,
+            "precision": select.precision,
+            "own_loss": OwnLoss::of(select),
+            "pair_score": pair_score(select, models),
+            "seed": plan.seed,
+            "divide": divide,
+            "failed_shards_max": plan.read.failed_shards_max,
+        }),
+    )
+}
+
+fn filter_digests(plan: &Plan, score: &Digest) -> Result<Vec<Digest>, Error> {
+    let mut filters: Vec<Digest> = Vec::with_capacity(plan.select.filters.len());
+    for filter in &plan.select.filters {
+        let mut files = Vec::new();
+        for path in filter.filter.files() {
+            let bytes = std::fs::read(path);
+            let bytes = bytes.map_err(|source| Error::ReadSetting { path: path.clone(), source })?;
+            files.push(Digest::of_bytes(&bytes));
+        }
+        let before = filters.last().unwrap_or(score);
+        filters.push(stage("filter", json!({"settings": filter, "files": files, "before": before})));
+    }
+    Ok(filters)
+}
+
+fn report_digest(
+    plan: &Plan,
+    embeddings: &BTreeMap<String, Digest>,
+    select: &Digest,
+    write: &Digest,
+) -> Result<Digest, Error> {
+    let planted = plan.report.planted.as_deref().map(PlantedSamples::read).transpose()?;
+    let planted = planted.as_ref().map(PlantedSamples::digest);
+    let audits: Vec<Value> = plan
+        .models
+        .iter()
+        .filter(|(role, _)| role.is_audit())
+        .map(|(role, model)| json!([embeddings[&role.to_string()], model.logit_scale, model.logit_bias]))
+        .collect();
+    // without audits their fraction changes nothing
+    let audit_fraction = (!audits.is_empty()).then_some(plan.report.audit_fraction);
+    Ok(stage(
+        "report",
+        json!({
+            "planted": planted,
+            "select": select,
+            "write": write,
+            "audits": audits,
+            "audit_fraction": audit_fraction,
+        }),
+    ))
 }

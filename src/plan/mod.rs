@@ -9,6 +9,7 @@ mod vectors;
 mod model;
 mod planted;
 mod fields;
+mod memory;
 
 use std::path::PathBuf;
 
@@ -24,11 +25,12 @@ use crate::read::ShardFormat;
 use crate::runtime::Device;
 use crate::select::pair_score;
 use crate::settings::{
-    DivideSettings, Draw, EmbedSettings, EmbeddingDtype, ModelRole, ModelSettings, Models, ReadSettings,
-    ReportSettings, ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
+    DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings,
+    ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
 };
 
 pub use digests::Digests;
+use memory::{check_filters_memory, fit_groups, fit_to_memory};
 pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;
@@ -106,6 +108,7 @@ impl Plan {
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
+        check_filters_memory(settings, &models)?;
         check_experts(&models, &divide)?;
         check_engines(&divide, &select)?;
         let store = settings.store.as_ref().map(|store| {
@@ -138,12 +141,13 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// A learner that cannot be used, or a run without one.
+    /// A learner that cannot be used, a run without one, or a super-batch that takes more than the memory limit.
     pub fn next_round(
         &self,
         round: u64,
         learner: &ModelSettings,
         session: &SessionSettings,
+        memory_limit_bytes: u64,
     ) -> Result<Plan, Error> {
         if !self.models.has(ModelRole::Learner) {
             return Err(Error::NoLearner);
@@ -164,6 +168,7 @@ impl Plan {
         let mut plan = self.clone();
         plan.models.insert(ModelRole::Learner, model);
         warn_of_equal_models(&plan.models);
+        fit_groups(memory_limit_bytes, &plan.models, &mut plan.select)?;
         plan.round = round;
         // both below the folder of the run, wherever that is moved
         plan.base = Some(PathBuf::from(BASE));
@@ -193,6 +198,7 @@ impl Plan {
         }
         self.select.super_batches_per_group = settings.select.super_batches_per_group;
         fit_to_memory(settings, &self.models, &mut self.divide, &mut self.select)?;
+        check_filters_memory(settings, &self.models)?;
         Ok(self)
     }
 
@@ -285,50 +291,6 @@ fn resolve_centroids(
     let Some(path) = divide.centroids.clone() else { return Ok(None) };
     let model = models.get(divide.model).expect("checked with the settings");
     PlannedCentroids::resolve(&path, divide, model, memory_limit_bytes).map(Some)
-}
-
-/// Lowers the sizes of fit, banks and dealing groups to what the memory limit allows: a quarter of it for the banks,
-/// half for a group.
-fn fit_to_memory(
-    settings: &Settings,
-    models: &Models<PlannedModel>,
-    divide: &mut Option<DivideSettings>,
-    select: &mut SelectSettings,
-) -> Result<(), Error> {
-    let row_bytes = |role| models.get(role).map_or(0, |model| model.row_bytes(EmbeddingDtype::F32));
-    // a group holds the learner's embeddings and one reference's; an audit takes part in no draw, and must change none
-    let references = std::iter::once(ModelRole::Reference).chain(models.experts().map(ModelRole::Expert));
-    let sample_bytes = row_bytes(ModelRole::Learner) + references.map(row_bytes).max().unwrap_or(0);
-    if let Some(divide) = divide {
-        let sample_bytes = (sample_bytes + row_bytes(divide.model)).max(1);
-        let banks_bytes_max = settings.memory_limit_bytes / 4;
-        let size_max = banks_bytes_max / (sample_bytes * (divide.n_clusters as u64 + 1));
-        if size_max == 0 {
-            return Err(Error::MemoryLimit {
-                what: "one member for each bank",
-                needed_bytes: 4 * sample_bytes * (divide.n_clusters as u64 + 1),
-                limit_bytes: settings.memory_limit_bytes,
-            });
-        }
-        divide.bank_size = divide.bank_size.min(size_max as usize);
-        // the points of the fit come and go before the banks
-        let dim = models.get(divide.model).map_or(1, |model| model.embedding_dim as u64);
-        let n_points_max = banks_bytes_max / (4 * dim * divide.n_clusters as u64);
-        divide.fit_samples_per_cluster = divide.fit_samples_per_cluster.min(n_points_max.max(1) as usize);
-    }
-    // a group of n super-batches may hold half a super-batch more
-    let Some(deal) = settings.select.draw.deal() else { return Ok(()) };
-    let super_batch_bytes = deal.super_batch_size as u64 * sample_bytes.max(1);
-    let n_max = (settings.memory_limit_bytes / 2).saturating_sub(super_batch_bytes / 2) / super_batch_bytes;
-    if n_max == 0 {
-        return Err(Error::MemoryLimit {
-            what: "one super-batch",
-            needed_bytes: 3 * super_batch_bytes,
-            limit_bytes: settings.memory_limit_bytes,
-        });
-    }
-    select.super_batches_per_group = select.super_batches_per_group.min(n_max as usize);
-    Ok(())
 }
 
 /// Whether the devices that clusters and a joint draw ask for are there, before any work.

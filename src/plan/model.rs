@@ -1,4 +1,4 @@
-//! A loaded model in, what the plan says of it out; and whether the models are what the settings want of them.
+//! The settings of models in, what the plan says of each out; and whether the models are what the settings want of them.
 
 use std::path::PathBuf;
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::digest::Digest;
+use crate::settings::EmbeddingDtype;
 
 /// The plan of the quickstart on the fixtures, with as many shards as wanted.
 fn plan(n_shards: usize, audit_fraction: f64) -> Plan {
@@ -157,8 +158,8 @@ fn a_row_holds_what_its_model_gives() {
 #[test]
 fn an_audit_changes_no_group() {
     let text = PIPELINE.replace("FOLDER", "fixtures/models/reference");
-    // a sample takes 2 KiB under both models: two super-batches of 60, and half a one more, are 300 kB
-    let memory = "memory_limit_bytes=620000".to_owned();
+    // a sample takes 2 KiB under both models: two super-batches of 60, and one and a half more, are 430,080 bytes
+    let memory = "memory_limit_bytes=860160".to_owned();
     let groups = |more: &[&str]| {
         let assignments: Vec<String> =
             more.iter().map(|text| text.to_string()).chain([memory.clone()]).collect();

@@ -21,7 +21,7 @@ use crate::select::{
 };
 use crate::smallest::Smallest;
 use crate::table::{self, Rows};
-use crate::write::{Distribution, score_columns};
+use crate::write::{Distribution, rows_by_shard, score_columns};
 
 use super::inference::{Inference, inference, ways};
 use super::planted::{Planted, PlantedCounts};
@@ -142,8 +142,10 @@ impl Report {
             let marker = run.committed::<VerdictCounts>(&run.select("select"), task)?;
             counts.add(&read, &marker.counts);
             let verdicts = table::read(run.run(), marker.file(), &[])?;
+            let by_shard = rows_by_shard(&verdicts);
             for shard in &read.shards {
-                let ratio = rejection_ratio(shard, &verdicts);
+                let n_rows = by_shard.get(shard.shard.as_str()).map_or(0, ExactSizeIterator::len);
+                let ratio = rejection_ratio(shard, n_rows as u64);
                 if worst.as_ref().is_none_or(|(highest, _)| ratio > *highest) {
                     worst = Some((ratio, shard.shard.clone()));
                 }
@@ -206,11 +208,9 @@ impl Counts {
 }
 
 /// Samples of a shard without a verdict, but for those outside `read.bounds`, over all of them.
-fn rejection_ratio(shard: &ShardCounts, verdicts: &RecordBatch) -> f64 {
+fn rejection_ratio(shard: &ShardCounts, n_verdicts: u64) -> f64 {
     let n_outside = shard.rejected.get(Rejection::OutOfBounds.text()).copied().unwrap_or(0);
-    let n_rows =
-        Rows(verdicts).text("shard").iter().filter(|of_row| *of_row == Some(&shard.shard)).count() as u64;
-    (shard.read - n_rows - n_outside) as f64 / shard.read.max(1) as f64
+    (shard.read - n_verdicts - n_outside) as f64 / shard.read.max(1) as f64
 }
 
 /// Running summaries of every score column, of all rows and of the kept, in bounded memory.

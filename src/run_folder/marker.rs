@@ -197,6 +197,21 @@ impl RunFolder {
         names.filter_map(|name| marker(name).transpose()).collect()
     }
 
+    /// Removes markers and stage plans that are no valid JSON of this format version, and says how many: tasks without a
+    /// marker are done again.
+    pub fn drop_unreadable(&self) -> Result<usize, Error> {
+        let mut n_dropped = 0;
+        for stage in self.stages()? {
+            for name in self.marker_names(&stage)? {
+                if matches!(self.read_marker(&stage, &name), Err(Error::Json { .. })) {
+                    self.storage(&stage).remove(&name)?;
+                    n_dropped += 1;
+                }
+            }
+        }
+        Ok(n_dropped + self.drop_unreadable_stage_plans()?)
+    }
+
     /// Takes a commit back: the marker first, so that nothing names a missing file.
     pub fn drop_marker<C>(&self, stage: &Stage, name: &str, marker: &Marker<C>) -> Result<(), Error> {
         let storage = self.storage(stage);

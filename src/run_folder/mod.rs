@@ -48,7 +48,8 @@ impl RunFolder {
     ///
     /// # Errors
     ///
-    /// [`Error::OtherPlan`] unless `other_plan` allows it, and a store that holds another pool's samples.
+    /// [`Error::OtherPlan`] unless `other_plan` allows it, [`Error::Replanned`] while another process replaces the plan,
+    /// and a store that holds another pool's samples.
     pub fn create(run: Storage, plan: Plan, other_plan: OtherPlan) -> Result<RunFolder, Error> {
         let folder = RunFolder::new(run, plan);
         let text = serde_json::to_vec_pretty(&folder.plan).expect("a plan is representable as JSON");
@@ -68,6 +69,10 @@ impl RunFolder {
         if other_plan == OtherPlan::Refuse {
             return Err(Error::OtherPlan { folder: folder.run.root().to_owned(), differences });
         }
+        // of two who replan at once, the second would drop what the first has made
+        let Some(_lock) = folder.run.try_lock(PLAN)? else {
+            return Err(Error::Replanned { folder: folder.run.root().to_owned() });
+        };
         folder.check_store()?;
         // the new plan last: a stop in between leaves the earlier plan with fewer tasks done, and never a new plan
         // with stale markers in the places of its own

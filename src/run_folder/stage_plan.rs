@@ -49,6 +49,20 @@ impl RunFolder {
         Ok(Some(present.plan))
     }
 
+    /// Removes the stage plans that are no valid JSON of this format version, and says how many.
+    pub(super) fn drop_unreadable_stage_plans(&self) -> Result<usize, Error> {
+        let mut n_dropped = 0;
+        for name in self.run.list("plan")? {
+            let name = format!("plan/{name}");
+            let Some(bytes) = self.run.read_if_present(&name)? else { continue };
+            if serde_json::from_slice::<StagePlan<IgnoredAny>>(&bytes).is_err() {
+                self.run.remove(&name)?;
+                n_dropped += 1;
+            }
+        }
+        Ok(n_dropped)
+    }
+
     /// Drops the stage plans that were made from the counts of a step or of one before it, all but those of steps with
     /// commits left, so that they are made again from the counts as they are.
     pub fn drop_stage_plans_without_markers(&self) -> Result<(), Error> {

@@ -8,8 +8,8 @@
 //!   setting, and the same inputs shall give the same bytes. TensorRT alone multiplies f32 as TF32 unasked; the runtime
 //!   has no option for it.
 //! - TensorRT builds an engine for minutes, so engines can be kept ([`engine_folder`]).
-//! - No CUDA graphs: they want one shape and fixed addresses, and batches differ in rows and captions in length; a batch
-//!   of a tower is long enough to hide its launches.
+//! - No CUDA graphs: they want one shape and fixed addresses, and batches differ in rows and captions in length; what
+//!   they save of a tower's batch was not measured.
 
 use std::collections::BTreeSet;
 use std::env;

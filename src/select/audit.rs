@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::embed::complete_tasks;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::noise::{Purpose, SampleId};
+use crate::noise::Purpose;
 use crate::rank::{Overlap, spearman};
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
@@ -14,7 +14,7 @@ use crate::settings::{Draw, ModelRole, SuperBatchDraw};
 
 use super::counts::{kept_in, super_batch_sizes};
 use super::draw::Passes;
-use super::draw_plan::{group_tasks, ordered};
+use super::draw_plan::{group_size_max, group_tasks, ordered};
 use super::group::{GroupRows, read_rows};
 use super::reach::{decided_reaching, reach_counts};
 use super::usable::read_full;
@@ -50,9 +50,9 @@ pub fn audit(run: &RunFolder) -> Result<Option<Audit>, Error> {
     let mut tasks = plan.audited_tasks();
     tasks.retain(|task| complete.binary_search(task).is_ok());
     let count = |task| Ok(reach_counts(run, task)?.reaching as usize);
-    let group_size = plan.select.super_batches_per_group * draw.deal.super_batch_size;
+    let size_max = group_size_max(plan, &draw.deal);
     let mut agreement = Agreement::default();
-    for group in group_tasks(run, &tasks, count, group_size, draw.deal.super_batch_size)? {
+    for group in group_tasks(run, &tasks, count, size_max, draw.deal.super_batch_size)? {
         let (cheap, full) = read_both(run, &group.tasks)?;
         agreement.add(run, draw, &cheap, &full)?;
     }
@@ -129,12 +129,10 @@ fn drawn(
     rows: GroupRows,
     n_kept: usize,
 ) -> Result<(Vec<f64>, Vec<SampleRef>), Error> {
-    let ids: Vec<SampleId> = rows.samples.iter().map(|sample| sample.id(&run.plan().pool)).collect();
-    let none_taken = vec![false; ids.len()];
-    let passes = Passes { run, engine: &Engine::Kernels, ids, rows, n_kept };
-    let pass = passes.draw(&draw.method, 0, &none_taken)?;
-    let mut kept: Vec<SampleRef> =
-        pass.drawn.iter().map(|(drawn, _)| passes.rows.samples[drawn.row]).collect();
+    let passes = Passes::new(run, &Engine::Kernels, &draw.method, rows, n_kept);
+    let samples = passes.samples();
+    let pass = passes.draw(0, &vec![false; samples.len()])?;
+    let mut kept: Vec<SampleRef> = pass.drawn.iter().map(|(drawn, _)| samples[drawn.row]).collect();
     kept.sort_unstable();
     Ok((pass.scores, kept))
 }

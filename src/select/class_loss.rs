@@ -1,13 +1,14 @@
 //! Classifiers' logits and labels of a task in; the cross-entropy of each sample's label out.
 
-use crate::embed::{SamplesCounts, read_embeddings};
+use crate::embed::read_embeddings;
 use crate::error::Error;
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
 use crate::settings::ModelRole;
 use crate::storage::FileRecord;
-use crate::table::{self, Rows};
+use crate::table::Rows;
 
+use super::column::read_sample_columns;
 use super::cross_entropy::cross_entropies;
 
 /// The cross-entropy of each sample's label under a classifier, nats; all none without the model.
@@ -37,12 +38,7 @@ fn read_labels(
     task: usize,
     samples: &[SampleRef],
 ) -> Result<(Vec<usize>, FileRecord), Error> {
-    let marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
-    let storage = run.storage(&run.samples());
-    let batch = table::read(storage, marker.file(), &["shard", "sample_idx", "label"])?;
-    let rows = Rows(&batch);
-    let all = SampleRef::of_rows(&rows, &run.plan().pool)?;
-    let labels = rows.u32("label");
-    let label = |sample| labels.value(all.binary_search(sample).expect("a scored sample was read")) as usize;
-    Ok((samples.iter().map(label).collect(), marker.file().clone()))
+    let (table, file) = read_sample_columns(run, task, samples, &["label"])?;
+    let labels = Rows(&table).u32("label").values().iter().map(|&label| label as usize).collect();
+    Ok((labels, file))
 }

@@ -52,15 +52,17 @@ pub struct Ranked {
     pub sample: SampleRef,
 }
 
-/// Bits that one pass over the stream decides.
-const DIGIT_BITS: u32 = 8;
-const N_DIGITS: u32 = u64::BITS / DIGIT_BITS;
+/// Bits that one pass over the stream decides: so many that few passes do, and so few that the counts of all groups are
+/// small, 512 KiB a group for up to 64 of them and 2 KiB for more.
+fn digit_bits(n_groups: usize) -> u32 {
+    if n_groups <= 64 { 16 } else { 8 }
+}
 
 /// Finds, for each group of a stream, the rank and the sample where its best `wanted[group]` end.
 ///
-/// Radix selection: each of eight passes over the stream counts one digit of the ranks that are still in question;
-/// a ninth finds the last of the samples that share the cut's rank. Samples come in the order of their ids, which
-/// decides ties. Memory: 256 counts a group.
+/// Radix selection: each of four passes over the stream (eight for more than 64 groups) counts one digit of the ranks
+/// that are still in question; one more finds the last of the samples that share the cut's rank. Samples come in the
+/// order of their ids, which decides ties. Memory: a count a value of a digit and group.
 ///
 /// # Errors
 ///
@@ -71,15 +73,18 @@ pub fn cutoffs(
     scan: impl Fn(&mut dyn FnMut(Ranked)) -> Result<(), Error>,
 ) -> Result<Vec<Cutoff>, Error> {
     let mut cuts: Vec<Cut> = wanted.iter().map(|&n| Cut { prefix: 0, left: n, is_all: false }).collect();
-    for digit in (0..N_DIGITS).rev() {
-        let shift = digit * DIGIT_BITS;
-        let mut counts = vec![[0u64; 1 << DIGIT_BITS]; cuts.len()];
+    let digit_bits = digit_bits(cuts.len());
+    let n_values = 1 << digit_bits;
+    for digit in (0..u64::BITS / digit_bits).rev() {
+        let shift = digit * digit_bits;
+        let mut counts = vec![0u64; cuts.len() * n_values];
         scan(&mut |ranked| {
-            if ranked.rank.checked_shr(shift + DIGIT_BITS).unwrap_or(0) == cuts[ranked.group].prefix {
-                counts[ranked.group][(ranked.rank >> shift) as usize & 0xff] += 1;
+            if ranked.rank.checked_shr(shift + digit_bits).unwrap_or(0) == cuts[ranked.group].prefix {
+                let value = (ranked.rank >> shift) as usize % n_values;
+                counts[ranked.group * n_values + value] += 1;
             }
         })?;
-        for (cut, counts) in cuts.iter_mut().zip(&counts) {
+        for (cut, counts) in cuts.iter_mut().zip(counts.chunks(n_values)) {
             cut.narrow(counts);
         }
     }
@@ -120,7 +125,7 @@ impl Cut {
             digit += 1;
         }
         self.is_all |= self.left > counts[digit];
-        self.prefix = self.prefix << DIGIT_BITS | digit as u64;
+        self.prefix = self.prefix * counts.len() as u64 + digit as u64;
     }
 }
 
@@ -175,12 +180,30 @@ mod tests {
         assert_eq!(kept(&[], &[4]), [0usize; 0]);
     }
 
+    #[test]
+    fn few_groups_take_few_passes() {
+        let n_passes = |n_groups: usize| {
+            let n_passes = std::cell::Cell::new(0);
+            let scan = |take: &mut dyn FnMut(Ranked)| {
+                n_passes.set(n_passes.get() + 1);
+                take(Ranked { group: n_groups - 1, rank: 7, sample: sample(0) });
+                Ok(())
+            };
+            cutoffs(&vec![1; n_groups], shard_of, scan).unwrap();
+            n_passes.get()
+        };
+        assert_eq!((n_passes(1), n_passes(64), n_passes(65)), (5, 5, 9));
+    }
+
     proptest! {
         #[test]
         fn the_best_are_those_of_a_sort(
             ranks in prop::collection::vec((0usize..3, prop_oneof![0u64..6, any::<u64>()]), 0..200),
-            wanted in prop::collection::vec(0u64..80, 3..4),
+            mut wanted in prop::collection::vec(0u64..80, 3..4),
+            n_empty in prop_oneof![Just(0), Just(62)],
         ) {
+            // groups without samples, of which many make digits small
+            wanted.resize(3 + n_empty, 5);
             let mut expected = Vec::new();
             for (group, &wanted) in wanted.iter().enumerate() {
                 let mut rows: Vec<usize> = (0..ranks.len()).filter(|&row| ranks[row].0 == group).collect();

@@ -15,7 +15,7 @@ use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::{Done, RunFolder};
 use crate::settings::Deal;
 
-use super::draw_plan::Dealt;
+use super::draw_plan::{Dealt, group_size_max};
 use super::group::read_task;
 use super::losses::has_experts;
 use super::reach::reach_counts;
@@ -58,11 +58,11 @@ fn plan_partitions(run: &RunFolder, tasks: &[usize], deal: &Deal) -> Result<Part
         for (cluster, &size) in sizes.iter().enumerate() {
             *joined_sizes.entry(joined[cluster]).or_default() += size;
         }
-        let group_size = plan.select.super_batches_per_group * deal.super_batch_size;
+        let size_max = group_size_max(plan, deal);
         let mut ranges = BTreeMap::new();
         let mut n_partitions = 0;
         for (cluster, size) in joined_sizes {
-            let n_parts = ((size + group_size / 2) / group_size).max(1);
+            let n_parts = size.div_ceil(size_max).max(1);
             ranges.insert(cluster, (n_partitions, n_parts));
             n_partitions += n_parts;
         }

@@ -76,11 +76,14 @@ pub struct Drawer<'a> {
 
 /// The samples of one super-batch, drawn in turn by every pass.
 pub struct Passes<'a> {
-    pub run: &'a RunFolder,
-    pub engine: &'a Engine,
-    pub ids: Vec<SampleId<'a>>,
-    pub rows: GroupRows,
-    pub n_kept: usize,
+    run: &'a RunFolder,
+    engine: &'a Engine,
+    method: &'a SuperBatchMethod,
+    ids: Vec<SampleId<'a>>,
+    rows: GroupRows,
+    n_kept: usize,
+    /// The log-weights of an independent draw, which no pass changes; a joint draw makes its own.
+    scores: Vec<f64>,
 }
 
 /// One pass over a super-batch.
@@ -145,11 +148,10 @@ impl Drawer<'_> {
         outcomes: &mut Vec<Outcome>,
     ) -> Result<SuperBatchCounts, Error> {
         let rows = rows.gather(members);
-        let ids = rows.samples.iter().map(|sample| sample.id(&self.run.plan().pool)).collect();
-        let passes = Passes { run: self.run, engine: self.engine, ids, rows, n_kept: super_batch.n_kept };
+        let passes = Passes::new(self.run, self.engine, &self.draw.method, rows, super_batch.n_kept);
         let Deal { n_passes, pass_pool, .. } = self.draw.deal;
         let mut found: Vec<Outcome> =
-            passes.rows.samples.iter().map(|&sample| Outcome::new(sample, super_batch.super_batch)).collect();
+            passes.samples().iter().map(|&sample| Outcome::new(sample, super_batch.super_batch)).collect();
         let mut n_first = Vec::with_capacity(n_passes);
         let mut first_pass = None;
         for pass_idx in 0..n_passes {
@@ -157,7 +159,7 @@ impl Drawer<'_> {
                 PassPool::All => vec![false; found.len()],
                 PassPool::Remaining => found.iter().map(|outcome| outcome.n_repeats > 0).collect(),
             };
-            let pass = passes.draw(&self.draw.method, pass_idx, &is_taken)?;
+            let pass = passes.draw(pass_idx, &is_taken)?;
             let mut n_new = 0;
             for (drawn, n_repeats) in &pass.drawn {
                 n_new += u64::from(found[drawn.row].take(pass_idx, *drawn, *n_repeats, n_new));
@@ -202,36 +204,45 @@ impl Drawer<'_> {
     }
 }
 
-impl Passes<'_> {
+impl<'a> Passes<'a> {
+    pub fn new(
+        run: &'a RunFolder,
+        engine: &'a Engine,
+        method: &'a SuperBatchMethod,
+        rows: GroupRows,
+        n_kept: usize,
+    ) -> Passes<'a> {
+        let ids = rows.samples.iter().map(|sample| sample.id(&run.plan().pool)).collect();
+        let mut passes = Passes { run, engine, method, ids, rows, n_kept, scores: Vec::new() };
+        passes.scores = passes.independent_scores();
+        passes
+    }
+
+    pub fn samples(&self) -> &[SampleRef] {
+        &self.rows.samples
+    }
+
     fn key(&self, pass_idx: usize) -> PassKey {
         let plan = self.run.plan();
         PassKey { seed: plan.seed, round: plan.round, pass: pass_idx as u64 }
     }
 
     /// Draws once; none of the taken.
-    pub fn draw(&self, method: &SuperBatchMethod, pass_idx: usize, is_taken: &[bool]) -> Result<Pass, Error> {
+    pub fn draw(&self, pass_idx: usize, is_taken: &[bool]) -> Result<Pass, Error> {
         let n_left = is_taken.iter().filter(|is_taken| !**is_taken).count();
         let n_kept = self.n_kept.min(n_left);
-        Ok(match method {
+        let by_scores = |gain, chance| {
+            let plan = IndependentPlan { sub_batch_size: n_kept, gain, chance, key: self.key(pass_idx) };
+            let drawn = draw_independent(&self.ids, &self.scores, is_taken, &plan);
+            Pass { scores: self.scores.clone(), drawn: once(drawn), gain: gain_of(gain, chance) }
+        };
+        Ok(match self.method {
             SuperBatchMethod::Jest(jest) => self.draw_jest(jest, n_kept, pass_idx, is_taken)?,
-            SuperBatchMethod::ActiveClip(active_clip) => {
-                let scores = self.active_clip_scores(active_clip);
-                self.draw_by(scores, active_clip.gain, active_clip.draw, n_kept, pass_idx, is_taken)
-            }
-            SuperBatchMethod::ClassAct(class_act) => {
-                self.draw_by(self.weights(), class_act.gain, class_act.draw, n_kept, pass_idx, is_taken)
-            }
-            SuperBatchMethod::FullLoss(full_loss) => {
-                let scoring = self.rows.models.scoring(full_loss.score, Measure::Objective);
-                let scores = full_loss_scores(&scoring, self.n_kept.max(1));
-                self.draw_by(scores, 1.0, Chance::TopK, n_kept, pass_idx, is_taken)
-            }
+            SuperBatchMethod::ActiveClip(active_clip) => by_scores(active_clip.gain, active_clip.draw),
+            SuperBatchMethod::ClassAct(class_act) => by_scores(class_act.gain, class_act.draw),
+            SuperBatchMethod::FullLoss(_) => by_scores(1.0, Chance::TopK),
             SuperBatchMethod::SoftCap(soft_cap) => self.draw_capped(soft_cap, pass_idx),
-            SuperBatchMethod::Random(_) => {
-                let scores = vec![0.0; self.ids.len()];
-                let pass = self.draw_by(scores, 1.0, Chance::Gumbel, n_kept, pass_idx, is_taken);
-                Pass { gain: None, ..pass }
-            }
+            SuperBatchMethod::Random(_) => Pass { gain: None, ..by_scores(1.0, Chance::Gumbel) },
         })
     }
 
@@ -255,22 +266,7 @@ impl Passes<'_> {
         Ok(Pass { scores: drawn.scores, drawn: once(drawn.drawn), gain })
     }
 
-    fn draw_by(
-        &self,
-        scores: Vec<f64>,
-        gain: f64,
-        chance: Chance,
-        n_kept: usize,
-        pass_idx: usize,
-        is_taken: &[bool],
-    ) -> Pass {
-        let plan = IndependentPlan { sub_batch_size: n_kept, gain, chance, key: self.key(pass_idx) };
-        let drawn = draw_independent(&self.ids, &scores, is_taken, &plan);
-        Pass { scores, drawn: once(drawn), gain: gain_of(gain, chance) }
-    }
-
     fn draw_capped(&self, soft_cap: &SoftCap, pass_idx: usize) -> Pass {
-        let scores = self.weights();
         let plan = SoftCapPlan {
             n_draws: self.n_kept,
             n_per_turn: soft_cap.n_per_turn.min(self.ids.len()),
@@ -278,13 +274,24 @@ impl Passes<'_> {
             penalty: soft_cap.penalty,
             key: self.key(pass_idx),
         };
-        let drawn = draw_soft_cap(&self.ids, &scores, &plan);
+        let drawn = draw_soft_cap(&self.ids, &self.scores, &plan);
         let drawn = drawn.into_iter().map(|repeated| (repeated.first, repeated.n_repeats)).collect();
-        Pass { scores, drawn, gain: Some(soft_cap.gain) }
+        Pass { scores: self.scores.clone(), drawn, gain: Some(soft_cap.gain) }
     }
 
-    fn weights(&self) -> Vec<f64> {
-        self.rows.weights.clone().expect("the rows of this draw carry weights")
+    fn independent_scores(&self) -> Vec<f64> {
+        match self.method {
+            SuperBatchMethod::Jest(_) => Vec::new(),
+            SuperBatchMethod::ActiveClip(active_clip) => self.active_clip_scores(active_clip),
+            SuperBatchMethod::ClassAct(_) | SuperBatchMethod::SoftCap(_) => {
+                self.rows.weights.clone().expect("the rows of this draw carry weights")
+            }
+            SuperBatchMethod::FullLoss(full_loss) => {
+                let scoring = self.rows.models.scoring(full_loss.score, Measure::Objective);
+                full_loss_scores(&scoring, self.n_kept.max(1))
+            }
+            SuperBatchMethod::Random(_) => vec![0.0; self.ids.len()],
+        }
     }
 
     fn active_clip_scores(&self, active_clip: &ActiveClip) -> Vec<f64> {

@@ -87,19 +87,26 @@ pub fn plan_draws(
     })
 }
 
+/// Samples of the largest dealing group, up to which tasks or the parts of a cluster come together: those of
+/// `super_batches_per_group` super-batches, and half a super-batch more, so that sizes are rounded and not cut off.
+pub fn group_size_max(plan: &Plan, deal: &Deal) -> usize {
+    plan.select.super_batches_per_group * deal.super_batch_size + deal.super_batch_size / 2
+}
+
 /// Tasks that are dealt together.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskGroup {
     pub tasks: Vec<usize>,
     pub n_samples: usize,
 }
 
-/// Whole tasks, in the order of their keyed hashes, in groups of about `group_size` samples; what is left over for the
-/// last group is at least `size_min`, unless there is no other.
+/// Whole tasks, in the order of their keyed hashes, in groups of at most `size_max` samples, or of one task that has
+/// more. A last group of less than `size_min` joins the one before it.
 pub fn group_tasks(
     run: &RunFolder,
     tasks: &[usize],
     count: impl Fn(usize) -> Result<usize, Error>,
-    group_size: usize,
+    size_max: usize,
     size_min: usize,
 ) -> Result<Vec<TaskGroup>, Error> {
     let plan = run.plan();
@@ -110,10 +117,19 @@ pub fn group_tasks(
         dealt.push((keyed_hash(Purpose::DealShards, plan.seed, plan.round, shard, 0), task, n));
     }
     dealt.sort_unstable();
+    Ok(in_groups(dealt.into_iter().map(|(_, task, n)| (task, n)), size_max, size_min))
+}
+
+/// Tasks with their sizes in groups, in their order.
+fn in_groups(
+    tasks: impl IntoIterator<Item = (usize, usize)>,
+    size_max: usize,
+    size_min: usize,
+) -> Vec<TaskGroup> {
     let mut groups: Vec<TaskGroup> = Vec::new();
-    for (_, task, n) in dealt {
+    for (task, n) in tasks {
         match groups.last_mut() {
-            Some(group) if group.n_samples + n / 2 < group_size => {
+            Some(group) if group.n_samples + n <= size_max => {
                 group.tasks.push(task);
                 group.n_samples += n;
             }
@@ -126,13 +142,12 @@ pub fn group_tasks(
         last.tasks.extend(left_over.tasks);
         last.n_samples += left_over.n_samples;
     }
-    Ok(groups)
+    groups
 }
 
 fn deal_tasks(run: &RunFolder, tasks: &[usize], deal: &Deal) -> Result<Vec<(Members, usize)>, Error> {
     let count = |task| Ok(reach_counts(run, task)?.reaching as usize);
-    let group_size = run.plan().select.super_batches_per_group * deal.super_batch_size;
-    let groups = group_tasks(run, tasks, count, group_size, deal.super_batch_size)?;
+    let groups = group_tasks(run, tasks, count, group_size_max(run.plan(), deal), deal.super_batch_size)?;
     Ok(groups.into_iter().map(|group| (Members::Tasks(group.tasks), group.n_samples)).collect())
 }
 
@@ -228,4 +243,35 @@ pub fn ordered(plan: &Plan, purpose: Purpose, round: u64, samples: &[SampleRef])
         .collect();
     order.sort_unstable();
     order.into_iter().map(|(_, _, row)| row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_come_together_up_to_a_size() {
+        let group = |tasks: &[usize], n_samples| TaskGroup { tasks: tasks.to_vec(), n_samples };
+        let sizes = |sizes: &[usize]| in_groups(sizes.iter().copied().enumerate(), 90, 60);
+        assert_eq!(sizes(&[30, 30, 30, 60, 1]), [group(&[0, 1, 2], 90), group(&[3, 4], 61)]);
+        // a task of more is a group, and none joins it
+        assert_eq!(sizes(&[80, 200, 80]), [group(&[0], 80), group(&[1], 200), group(&[2], 80)]);
+        // too few for a super-batch of their own
+        assert_eq!(sizes(&[80, 70, 20]), [group(&[0], 80), group(&[1, 2], 90)]);
+        assert_eq!(sizes(&[80, 70, 30]), [group(&[0], 80), group(&[1, 2], 100)]);
+        assert_eq!(sizes(&[5]), [group(&[0], 5)]);
+    }
+
+    #[test]
+    fn no_group_is_larger_than_its_memory_was_counted_for() {
+        let (super_batch_size, super_batches_per_group) = (100, 3);
+        let size_max = super_batches_per_group * super_batch_size + super_batch_size / 2;
+        for task_size in 1..=size_max {
+            let tasks = (0..40).map(|task| (task, task_size));
+            for group in in_groups(tasks, size_max, super_batch_size) {
+                let n_super_batches = group.n_samples as f64 / super_batch_size as f64;
+                assert!(n_super_batches < super_batches_per_group as f64 + 1.5, "tasks of {task_size}");
+            }
+        }
+    }
 }

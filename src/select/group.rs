@@ -12,8 +12,8 @@ use crate::table::{Columns, Rows};
 
 use super::column::read_column;
 use super::draw_plan::{Dealt, Group, Members};
-use super::reach::read_reached;
-use super::usable::{ScoredModels, read_usable};
+use super::reach::read_reaching;
+use super::usable::{ScoredModels, read_scored};
 
 /// Samples that come to a draw.
 #[derive(Default)]
@@ -74,26 +74,29 @@ pub fn read_group(run: &RunFolder, group: &Group, dealt: Option<&Dealt>) -> Resu
         }
         Members::Partition { partition, cluster } => {
             let dealt = dealt.expect("partitions come from an exchange");
-            let batch = exchange::read_target(run.run(), &dealt.sources, *partition)?;
-            let batch = batch.unwrap_or_else(|| GroupRows::default().table(run));
-            let rows = Rows(&batch);
-            let weights = batch.column_by_name("weight").map(|_| rows.f64("weight").values().to_vec());
+            let mut all = GroupRows::default();
+            for batch in exchange::target_batches(run.run(), &dealt.sources, *partition) {
+                let batch = batch?;
+                let rows = Rows(&batch);
+                all.append(GroupRows {
+                    samples: SampleRef::of_rows(&rows, &run.plan().pool)?,
+                    models: ScoredModels::of_rows(run, &rows, Some(*cluster))?,
+                    weights: batch.column_by_name("weight").map(|_| rows.f64("weight").values().to_vec()),
+                    read: Vec::new(),
+                });
+            }
             let used = dealt.sources.iter().filter(|source| source.index.n_rows(*partition) > 0);
-            Ok(GroupRows {
-                samples: SampleRef::of_rows(&rows, &run.plan().pool)?,
-                models: ScoredModels::of_rows(run, &rows, Some(*cluster))?,
-                weights,
-                read: used.map(|source| source.file.clone()).collect(),
-            })
+            all.read = used.map(|source| source.file.clone()).collect();
+            Ok(all)
         }
     }
 }
 
 /// A task's samples that come to the draw, and their clusters.
 pub fn read_task(run: &RunFolder, task: usize) -> Result<(GroupRows, Option<Vec<u32>>), Error> {
-    let reached = read_reached(run, task)?;
-    let (mut rows, clusters) = read_rows(run, task, reached.reaching())?;
-    rows.read.push(reached.file);
+    let (samples, file) = read_reaching(run, task)?;
+    let (mut rows, clusters) = read_rows(run, task, samples)?;
+    rows.read.push(file);
     Ok((rows, clusters))
 }
 
@@ -103,12 +106,10 @@ pub fn read_rows(
     task: usize,
     samples: Vec<SampleRef>,
 ) -> Result<(GroupRows, Option<Vec<u32>>), Error> {
-    let usable = read_usable(run, task)?;
-    let rows = usable.rows_of(&samples);
-    let mut read = usable.read;
+    let mut read = Vec::new();
+    let (models, clusters) = read_scored(run, task, &samples, &mut read)?;
     let weights = read_weights(run, task, &samples, &mut read)?;
-    let clusters = usable.clusters.map(|clusters| rows.iter().map(|&row| clusters[row]).collect());
-    Ok((GroupRows { models: usable.models.gather(&rows), samples, weights, read }, clusters))
+    Ok((GroupRows { models, samples, weights, read }, clusters))
 }
 
 /// The column that a draw is weighted by, signed so that higher is better.

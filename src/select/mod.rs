@@ -40,7 +40,7 @@ pub use nearest::{NearestEvaluation, nearest_evaluation, norm_sim};
 pub use neg_clip::{NEG_CLIP_BATCH_SIZE, NEG_CLIP_TEMPERATURE, neg_clip_scores};
 pub use quotas::{Quota, quotas};
 pub use score::{Diagonal, Learner, PairModel, Reference, ScoredBy, Scoring, batch_learnability};
-pub use semdedup::semdedup;
+pub use semdedup::{least_similar_first, semdedup, semdedup_in_blocks};
 pub use share::{SeededNegatives, among_bank, contrastive_scores, full_loss_scores, hard_learnability};
 
 // the stage, in the order of its steps
@@ -59,6 +59,7 @@ mod draw_plan;
 mod outcome;
 mod draw;
 mod pool_draw;
+mod draw_columns;
 mod verdict;
 mod stage;
 mod audit;
@@ -66,6 +67,7 @@ mod audit;
 pub use audit::{Audit, audit};
 pub use draw::{DrawCounts, SuperBatchCounts, WeightCounts};
 pub use draw_plan::{DrawPlans, SuperBatch};
+pub use filter::BATCHES_HELD;
 pub use hard_negatives::needs_bank;
 pub use losses::{CalibratedLogits, OwnLoss, calibrated_models, pair_score};
 pub use pool_draw::PoolCuts;

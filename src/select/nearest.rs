@@ -162,7 +162,7 @@ pub struct NearestEvaluation {
 ///
 /// An empty set, or a row without direction.
 pub fn nearest_evaluation(images: &Matrix, evaluation: &Matrix) -> Vec<NearestEvaluation> {
-    let nearest = assign(images, &unit_rows(evaluation)).into_iter();
+    let nearest = assign(images, &unit_rows(evaluation.clone())).into_iter();
     nearest
         .map(|nearest| NearestEvaluation { row: nearest.cluster, similarity: nearest.centroid_similarity })
         .collect()

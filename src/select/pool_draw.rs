@@ -15,7 +15,7 @@ use super::balanced::balanced_counts;
 use super::column::read_column;
 use super::cutoff::{Cutoff, Rank, Ranked, cutoffs, rank_of};
 use super::density::{DensityParams, density_quotas};
-use super::reach::{reach_counts, read_reached};
+use super::reach::{reach_counts, read_reaching};
 
 /// What a draw over the whole pool keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,9 +111,8 @@ pub fn pool_ranks(
     draw: &PoolDraw,
     read: &mut Vec<FileRecord>,
 ) -> Result<Vec<PoolRank>, Error> {
-    let reached = read_reached(run, task)?;
-    let samples = reached.reaching();
-    read.push(reached.file);
+    let (samples, file) = read_reaching(run, task)?;
+    read.push(file);
     match draw {
         PoolDraw::Top(Top { by, order, .. }) => {
             let sign = match order {

@@ -33,6 +33,26 @@ pub fn reach_counts(run: &RunFolder, task: usize) -> Result<ReachCounts, Error> 
     run.committed_counts(&run.filtered(), task)
 }
 
+/// The samples of a task that come to the draw, in the order of the shards, and the file that says so.
+pub fn read_reaching(run: &RunFolder, task: usize) -> Result<(Vec<SampleRef>, FileRecord), Error> {
+    let marker = run.committed::<ReachCounts>(&run.filtered(), task)?;
+    Ok((not_removed(run, marker.file())?, marker.file().clone()))
+}
+
+/// The same by the task's verdicts, which stay when files between steps are cleaned away.
+pub fn decided_reaching(run: &RunFolder, task: usize) -> Result<Vec<SampleRef>, Error> {
+    not_removed(run, run.committed::<VerdictCounts>(&run.select("select"), task)?.file())
+}
+
+/// The samples of a table that no filter took out.
+fn not_removed(run: &RunFolder, file: &FileRecord) -> Result<Vec<SampleRef>, Error> {
+    let table = table::read(run.run(), file, &["shard", "sample_idx", "removed_by"])?;
+    let rows = Rows(&table);
+    let samples = SampleRef::of_rows(&rows, &run.plan().pool)?.into_iter();
+    let reaching = samples.zip(rows.text("removed_by")).filter(|(_, removed_by)| removed_by.is_none());
+    Ok(reaching.map(|(sample, _)| sample).collect())
+}
+
 /// A task's samples after the filters.
 pub struct Reached {
     /// All scored samples, in the order of the shards.
@@ -60,16 +80,6 @@ pub fn read_reached(run: &RunFolder, task: usize) -> Result<Reached, Error> {
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let removed_by = rows.text("removed_by").clone();
     Ok(Reached { samples, removed_by, table, file: marker.file().clone() })
-}
-
-/// The samples of a task that came to the draw, by its verdicts, which stay when files between steps are cleaned away.
-pub fn decided_reaching(run: &RunFolder, task: usize) -> Result<Vec<SampleRef>, Error> {
-    let marker = run.committed::<VerdictCounts>(&run.select("select"), task)?;
-    let table = table::read(run.run(), marker.file(), &["shard", "sample_idx", "removed_by"])?;
-    let rows = Rows(&table);
-    let samples = SampleRef::of_rows(&rows, &run.plan().pool)?.into_iter();
-    let reaching = samples.zip(rows.text("removed_by")).filter(|(_, removed_by)| removed_by.is_none());
-    Ok(reaching.map(|(sample, _)| sample).collect())
 }
 
 /// Joins and commits one task.

@@ -108,10 +108,9 @@ impl Scorer {
             return Ok(own);
         }
         for (cluster, rows) in self.parts(run, role, usable) {
-            let mut models = usable.models.gather(&rows);
-            if let Some(cluster) = cluster {
-                models = models.in_cluster(run, cluster)?;
-            }
+            let in_cluster = |cluster| usable.models.gather(&rows).in_cluster(run, cluster);
+            let of_cluster = cluster.map(in_cluster).transpose()?;
+            let models = of_cluster.as_ref().unwrap_or(&usable.models);
             let dot = models.view(role, Measure::DotProduct).map(|view| view.diagonal());
             let measured = match self.own_loss {
                 OwnLoss::DotProduct => dot.clone(),

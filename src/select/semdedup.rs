@@ -1,12 +1,13 @@
 //! The samples of one cluster in; which of them are semantic duplicates, and of which, out.
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use multiversion::multiversion;
 
 use crate::matrix::{Matrix, unit_rows};
 use crate::noise::SampleId;
-use crate::tile::{TILE, Tile, map_strips, tall_ranges};
+use crate::tile::{TALL, TILE, Tile, map_strips, tall_ranges};
 
 /// Finds the semantic duplicates of a cluster by SemDeDup: for each row, the row that it duplicates.
 ///
@@ -23,7 +24,8 @@ use crate::tile::{TILE, Tile, map_strips, tall_ranges};
 ///
 /// `images` is `[n, d]`, rows of about unit length (each is scaled to unit length); `ids` and
 /// `centroid_similarities` have n values. Cosines in f32: pairs within about 1e-6 of the threshold may fall on
-/// either side. Work: n²·d FLOPs. Memory: a copy of the images, and one tile a thread.
+/// either side. Work: n²·d FLOPs. Memory: a copy of the images, and one tile a thread; [`semdedup_in_blocks`] needs
+/// less.
 ///
 /// # Panics
 ///
@@ -45,45 +47,86 @@ pub fn semdedup(
     centroid_similarities: &[f32],
     epsilon: f64,
 ) -> Vec<Option<usize>> {
-    let n = ids.len();
-    assert_eq!(
-        (images.n_rows(), centroid_similarities.len()),
-        (n, n),
-        "one image and one similarity a sample"
-    );
-    assert!((0.0..=2.0).contains(&epsilon), "ε = {epsilon}");
-    let threshold = (1.0 - epsilon) as f32;
-    if n == 0 || threshold >= 1.0 {
-        return vec![None; n];
-    }
-    let mut order: Vec<usize> = (0..n).collect();
+    assert_eq!(images.n_rows(), ids.len(), "one image a sample");
+    let order = least_similar_first(ids, centroid_similarities);
+    let read = |rows: &[usize]| Ok::<_, Infallible>(images.gather(rows));
+    let Ok(found) = semdedup_in_blocks(&order, epsilon, usize::MAX, read);
+    found
+}
+
+/// The order of [`semdedup`]: rows by similarity to the centroid, the least first, ties by sample id.
+pub fn least_similar_first(ids: &[SampleId], centroid_similarities: &[f32]) -> Vec<usize> {
+    assert_eq!(centroid_similarities.len(), ids.len(), "one similarity a sample");
+    let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by(|left, right| {
         let similarities = centroid_similarities[*left].total_cmp(&centroid_similarities[*right]);
         similarities.then(ids[*left].cmp(&ids[*right]))
     });
-    let ordered = unit_rows(&images.gather(&order));
-    let strips = map_strips(n, |tile: &mut Tile, strip| {
-        let mut before = MostSimilarBefore::new(threshold);
-        for range in tall_ranges(strip.end) {
-            tile.fill(&ordered, range.clone(), &ordered, strip.clone());
-            if range.end > strip.start {
-                mask_not_before(tile, &range, &strip);
-            }
-            see_rows(&mut before, tile, range.start);
-        }
-        before.places[..strip.len()].to_vec()
-    });
-    let mut duplicates = vec![None; n];
-    for (&row, place) in order.iter().zip(strips.concat()) {
-        duplicates[row] = (place != NONE).then(|| order[place as usize]);
+    order
+}
+
+/// [`semdedup`] of images that are read when they are needed, for clusters that do not fit into memory.
+///
+/// `order` is that of [`least_similar_first`]; `read` gives the images of some rows, in their order, `[n_rows, d]`. Blocks
+/// of the order have about `block_size` rows, a multiple of [`TALL`]. Each block meets those before it, so that every
+/// tile has the place that it has without blocks: the result is the same bytes for any size.
+///
+/// Memory: two blocks, and one tile a thread. With k blocks, `read` is asked for k(k + 1)/2 of them.
+///
+/// # Errors
+///
+/// Those of `read`.
+pub fn semdedup_in_blocks<E>(
+    order: &[usize],
+    epsilon: f64,
+    block_size: usize,
+    read: impl Fn(&[usize]) -> Result<Matrix, E>,
+) -> Result<Vec<Option<usize>>, E> {
+    assert!((0.0..=2.0).contains(&epsilon), "ε = {epsilon}");
+    let mut duplicates = vec![None; order.len()];
+    let threshold = (1.0 - epsilon) as f32;
+    if threshold >= 1.0 {
+        return Ok(duplicates);
     }
-    duplicates
+    let block_size = (block_size / TALL).max(1) * TALL;
+    for (block_idx, block) in order.chunks(block_size).enumerate() {
+        let columns = unit_rows(read(block)?);
+        let mut strips = vec![MostSimilarBefore::new(threshold); block.len().div_ceil(TILE)];
+        for (earlier_idx, earlier) in order.chunks(block_size).take(block_idx).enumerate() {
+            let rows = unit_rows(read(earlier)?);
+            strips = map_strips(block.len(), |tile: &mut Tile, strip| {
+                let mut before = strips[strip.start / TILE].clone();
+                for range in tall_ranges(rows.n_rows()) {
+                    tile.fill(&rows, range.clone(), &columns, strip.clone());
+                    see_rows(&mut before, tile, earlier_idx * block_size + range.start);
+                }
+                before
+            });
+        }
+        strips = map_strips(block.len(), |tile: &mut Tile, strip| {
+            let mut before = strips[strip.start / TILE].clone();
+            for range in tall_ranges(strip.end) {
+                tile.fill(&columns, range.clone(), &columns, strip.clone());
+                if range.end > strip.start {
+                    mask_not_before(tile, &range, &strip);
+                }
+                see_rows(&mut before, tile, block_idx * block_size + range.start);
+            }
+            before
+        });
+        let places = strips.iter().flat_map(|before| before.places);
+        for (&row, place) in block.iter().zip(places) {
+            duplicates[row] = (place != NONE).then(|| order[place as usize]);
+        }
+    }
+    Ok(duplicates)
 }
 
 /// No row before it is similar enough.
 const NONE: u32 = u32::MAX;
 
 /// For each column of a strip, the most similar row so far that is above the threshold.
+#[derive(Clone)]
 struct MostSimilarBefore {
     similarities: [f32; TILE],
     places: [u32; TILE],
@@ -119,6 +162,9 @@ fn see_rows(before: &mut MostSimilarBefore, tile: &Tile, first_place: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+
     use super::*;
     use crate::tile::random_unit_rows;
 
@@ -174,5 +220,32 @@ mod tests {
         for (row, duplicate) in permuted.iter().enumerate() {
             assert_eq!(duplicate.map(|other| permutation[other]), found[permutation[row]]);
         }
+    }
+
+    #[test]
+    fn any_size_of_blocks_finds_the_same_and_holds_no_more_than_one() {
+        let n = 2 * TALL + 300;
+        let images = random_unit_rows(n, 5, 4);
+        let similarities: Vec<f32> = (0..n).map(|row| (row * 37 % 101) as f32 / 101.0).collect();
+        let ids = ids(n as u64);
+        let whole = semdedup(&ids, &images, &similarities, 0.01);
+        let order = least_similar_first(&ids, &similarities);
+        for block_size in [1, TALL, 2 * TALL + 1, n] {
+            let blocks = RefCell::new(Vec::new());
+            let read = |rows: &[usize]| {
+                blocks.borrow_mut().push(rows.len());
+                Ok::<_, Infallible>(images.gather(rows))
+            };
+            let Ok(found) = semdedup_in_blocks(&order, 0.01, block_size, read);
+            assert!(found == whole, "blocks of {block_size}");
+            let size_max = block_size.max(TALL);
+            assert!(blocks.borrow().iter().all(|size| *size <= size_max), "{blocks:?} of {block_size}");
+        }
+        // across the blocks too
+        let place: HashMap<usize, usize> = order.iter().copied().zip(0..).collect();
+        let is_across = |(row, other): (usize, &Option<usize>)| {
+            other.is_some_and(|other| place[&row] >= TALL && place[&other] < TALL)
+        };
+        assert!(whole.iter().enumerate().filter(|found| is_across(*found)).count() > 10);
     }
 }

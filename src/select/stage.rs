@@ -23,6 +23,7 @@ use crate::settings::{Draw, SuperBatchDraw, SuperBatchMethod, SuperBatches};
 use super::calibrate_step::commit_calibration;
 use super::deal;
 use super::draw::{DrawCounts, Drawer};
+use super::draw_columns::Drawn;
 use super::draw_plan::{DrawPlans, plan_draws};
 use super::filter;
 use super::hard_negatives::{commit_bank, needs_bank};
@@ -30,7 +31,7 @@ use super::losses::calibrated_models;
 use super::pool_draw::plan_cuts;
 use super::reach;
 use super::scored::Scorer;
-use super::verdict::{Drawn, commit_verdicts};
+use super::verdict::commit_verdicts;
 
 /// Does every undone step of the stage.
 pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {

@@ -151,25 +151,12 @@ pub struct UsableRows {
     pub read: Vec<FileRecord>,
 }
 
-impl UsableRows {
-    /// The rows at which these samples stand, all of which are usable.
-    pub fn rows_of(&self, samples: &[SampleRef]) -> Vec<usize> {
-        let row = |sample| self.samples.binary_search(sample).expect("a sample that every model embedded");
-        samples.iter().map(row).collect()
-    }
-}
-
 /// Reads the embeddings of every model of the plan and keeps the samples that all of them have: of the experts, the
 /// one of the sample's cluster.
 pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     let plan = run.plan();
     let mut read = Vec::new();
-    let mut embedded: BTreeMap<ModelRole, EmbeddedRows> = BTreeMap::new();
-    for (role, _) in plan.models.iter().filter(|(role, _)| !role.is_audit()) {
-        let (rows, file) = read_embeddings(run, role, task)?;
-        read.push(file);
-        embedded.insert(role, rows);
-    }
+    let embedded = read_embedded(run, task, |role| !role.is_audit(), &mut read)?;
     let samples = embedded.values().next().expect("a plan has a model").samples.clone();
     assert!(embedded.values().all(|rows| rows.samples == samples), "every model embeds the same samples");
     let divided = plan.divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
@@ -193,24 +180,72 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     let kept: Vec<SampleRef> = usable.iter().map(|&row| samples[row]).collect();
     let clusters: Option<Vec<u32>> =
         divided.map(|divided| kept.iter().map(|sample| divided.cluster(*sample)).collect());
+    let models = scored_models(run, &embedded, &usable, clusters.as_deref())?;
+    Ok(UsableRows { samples: kept, clusters, models, unusable, read })
+}
+
+/// Both towers of learner and reference over some usable samples of a task, and the samples' clusters, where the run has
+/// any. No other model is read.
+pub fn read_scored(
+    run: &RunFolder,
+    task: usize,
+    samples: &[SampleRef],
+    read: &mut Vec<FileRecord>,
+) -> Result<(ScoredModels, Option<Vec<u32>>), Error> {
+    let is_scored = |role: ModelRole| match role {
+        ModelRole::Reference => !has_experts(run.plan()),
+        ModelRole::Learner | ModelRole::Expert(_) => true,
+        _ => false,
+    };
+    let embedded = read_embedded(run, task, is_scored, read)?;
+    let divided = run.plan().divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
+    read.extend(divided.iter().map(|divided| divided.file.clone()));
+    let clusters: Option<Vec<u32>> =
+        divided.map(|divided| samples.iter().map(|sample| divided.cluster(*sample)).collect());
+    let rows = embedded.values().next().map(|any| any.rows_of(samples)).unwrap_or_default();
+    Ok((scored_models(run, &embedded, &rows, clusters.as_deref())?, clusters))
+}
+
+/// The embeddings of a task under some models.
+fn read_embedded(
+    run: &RunFolder,
+    task: usize,
+    is_wanted: impl Fn(ModelRole) -> bool,
+    read: &mut Vec<FileRecord>,
+) -> Result<BTreeMap<ModelRole, EmbeddedRows>, Error> {
+    let mut embedded = BTreeMap::new();
+    for (role, _) in run.plan().models.iter().filter(|(role, _)| is_wanted(*role)) {
+        let (rows, file) = read_embeddings(run, role, task)?;
+        read.push(file);
+        embedded.insert(role, rows);
+    }
+    Ok(embedded)
+}
+
+/// The scored models that have both towers, over these rows of a task.
+fn scored_models(
+    run: &RunFolder,
+    embedded: &BTreeMap<ModelRole, EmbeddedRows>,
+    rows: &[usize],
+    clusters: Option<&[u32]>,
+) -> Result<ScoredModels, Error> {
     let mut models = Vec::new();
     for role in SCORED {
         let towers = match role {
-            ModelRole::Reference if has_experts(plan) => {
-                let clusters = clusters.as_ref().expect("experts come with clusters");
-                experts_rows(&embedded, &usable, clusters)
+            ModelRole::Reference if has_experts(run.plan()) => {
+                experts_rows(embedded, rows, clusters.expect("experts come with clusters"))
             }
             _ => embedded
                 .get(&role)
                 .and_then(EmbeddedRows::pairs)
-                .map(|(images, captions)| (images.gather(&usable), captions.gather(&usable))),
+                .map(|(images, captions)| (images.gather(rows), captions.gather(rows))),
         };
         if let Some((images, captions)) = towers {
-            let (loss, precision) = (loss_in(run, role, None)?, plan.select.precision);
+            let (loss, precision) = (loss_in(run, role, None)?, run.plan().select.precision);
             models.push(ScoredModel { role, images, captions, loss, precision });
         }
     }
-    Ok(UsableRows { samples: kept, clusters, models: ScoredModels(models), unusable, read })
+    Ok(ScoredModels(models))
 }
 
 /// Each sample's embeddings under the expert of its cluster; none where an expert lacks a tower.

@@ -1,9 +1,9 @@
 //! What is known of a task's samples, from every step, in; `select/NNNNN.parquet` with a verdict a sample out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Float64Array, RecordBatch, UInt32Array, UInt64Array, new_null_array};
+use arrow::array::{Array, RecordBatch, UInt64Array, new_null_array};
 use arrow::compute::take;
 use arrow::datatypes::DataType;
 use serde::{Deserialize, Serialize};
@@ -13,22 +13,15 @@ use crate::digest::Digest;
 use crate::divide::{DividedTask, read_divided};
 use crate::embed::SamplesCounts;
 use crate::error::Error;
-use crate::exchange::{self, Source};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
-use crate::settings::PoolDraw;
-use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
-use super::draw_plan::DrawPlans;
-use super::hard_negatives::read_among;
-use super::outcome::outcome_table;
-use super::pool_draw::{PoolCuts, pool_ranks};
+use super::column::read_sample_columns;
+use super::draw_columns::{DrawColumns, Drawn};
 use super::reach::{ReachCounts, Reached, read_reached};
-use super::score::{Learner, Reference, ScoredBy};
 use super::scored::ScoreCounts;
 use super::usable::Unusable;
-use crate::settings::ScoreKind;
 
 /// What became of a sample that was not rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,24 +53,17 @@ pub struct VerdictCounts {
     pub unusable: Unusable,
 }
 
-/// How the samples that passed the filters were drawn.
-pub enum Drawn<'a> {
-    InSuperBatches { plans: &'a DrawPlans, outcomes: &'a [Source] },
-    OverPool { draw: &'a PoolDraw, cuts: &'a PoolCuts },
-    Keep,
-}
-
 /// Joins and commits one task.
 pub fn commit_verdicts(run: &RunFolder, drawn: &Drawn, task: usize) -> Result<(), Error> {
     let score_marker = run.committed::<ScoreCounts>(&run.score("select.score"), task)?;
     let scored = table::read(run.run(), score_marker.file(), &[])?;
     let reached = read_reached(run, task)?;
     let divided = run.plan().divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
-    let (keys, samples_file) = read_keys(run, task, &reached.samples)?;
+    let (samples, samples_file) = read_sample_columns(run, task, &reached.samples, &["key"])?;
     let mut read = vec![score_marker.file().clone(), reached.file.clone(), samples_file];
     read.extend(divided.iter().map(|divided| divided.file.clone()));
-    let outcomes = Outcomes::read(run, drawn, task, &reached, &mut read)?;
-    let table = verdict_table(run, &scored, &reached, &keys, divided.as_ref(), &outcomes);
+    let outcomes = DrawColumns::read(run, drawn, task, &reached, &mut read)?;
+    let table = verdict_table(run, &scored, &reached, &samples, divided.as_ref(), &outcomes);
 
     let reach: ReachCounts = run.committed_counts(&run.filtered(), task)?;
     let kept = outcomes.n_repeats.iter().flatten().count() as u64;
@@ -137,9 +123,9 @@ fn verdict_table(
     run: &RunFolder,
     scored: &RecordBatch,
     reached: &Reached,
-    keys: &[String],
+    samples: &RecordBatch,
     divided: Option<&DividedTask>,
-    outcomes: &Outcomes,
+    outcomes: &DrawColumns,
 ) -> RecordBatch {
     let mut columns = Columns::default();
     let column_of = |table: &RecordBatch, name: &str| {
@@ -148,7 +134,7 @@ fn verdict_table(
     for name in ["shard", "sample_idx"] {
         columns.array(name, column_of(scored, name));
     }
-    columns.text("key", keys.iter().map(Some));
+    columns.array("key", column_of(samples, "key"));
     for name in
         ["learner_similarity", "reference_similarity", "learner_loss", "reference_loss", "learnability"]
     {
@@ -209,152 +195,3 @@ const DIVIDED_COLUMNS: [(&str, DataType); 12] = [
     ("hardest_negative_key", DataType::Utf8),
     ("n_false_negatives", DataType::UInt32),
 ];
-
-fn read_keys(
-    run: &RunFolder,
-    task: usize,
-    samples: &[SampleRef],
-) -> Result<(Vec<String>, FileRecord), Error> {
-    let marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
-    let storage = run.storage(&run.samples());
-    let batch = table::read(storage, marker.file(), &["shard", "sample_idx", "key"])?;
-    let rows = Rows(&batch);
-    let all = SampleRef::of_rows(&rows, &run.plan().pool)?;
-    let keys = rows.text("key");
-    let key = |sample| keys.value(all.binary_search(sample).expect("a scored sample was read")).to_owned();
-    Ok((samples.iter().map(key).collect(), marker.file().clone()))
-}
-
-/// What the draw said of a task's samples, in their order; null for those that did not come to it.
-struct Outcomes {
-    scores: Float64Array,
-    n_repeats: UInt32Array,
-    /// `super_batch`, `pass`, `place`, `chunk`, `draw_rank`, `conditional_score`.
-    columns: Vec<(&'static str, ArrayRef)>,
-    /// The size of each sample's sub-batch, where there are sub-batches.
-    sub_batch_sizes: Vec<Option<usize>>,
-}
-
-const DRAW_COLUMNS: [(&str, DataType); 6] = [
-    ("super_batch", DataType::UInt64),
-    ("pass", DataType::UInt32),
-    ("place", DataType::UInt64),
-    ("chunk", DataType::UInt32),
-    ("draw_rank", DataType::UInt32),
-    ("conditional_score", DataType::Float64),
-];
-
-impl Outcomes {
-    fn read(
-        run: &RunFolder,
-        drawn: &Drawn,
-        task: usize,
-        reached: &Reached,
-        read: &mut Vec<FileRecord>,
-    ) -> Result<Outcomes, Error> {
-        match drawn {
-            Drawn::InSuperBatches { plans, outcomes } => {
-                let of_task = outcomes.iter().filter(|source| source.index.n_rows(task) > 0);
-                read.extend(of_task.map(|source| source.file.clone()));
-                let batch = exchange::read_target(run.run(), outcomes, task)?;
-                let batch = batch.unwrap_or_else(|| outcome_table(run, &[]));
-                Outcomes::in_super_batches(run, plans, &batch, task, reached)
-            }
-            Drawn::OverPool { draw, cuts } => {
-                let ranked = pool_ranks(run, task, draw, read)?;
-                let found: HashMap<SampleRef, (Option<f64>, bool)> = ranked
-                    .iter()
-                    .map(|ranked| (ranked.sample, (ranked.score, cuts.keeps(run, ranked))))
-                    .collect();
-                Ok(Outcomes::over_pool(&reached.samples, |sample| found.get(&sample).copied()))
-            }
-            Drawn::Keep => {
-                let reaching = reached.reaching();
-                let keep = |sample| reaching.binary_search(&sample).is_ok().then_some((None, true));
-                Ok(Outcomes::over_pool(&reached.samples, keep))
-            }
-        }
-    }
-
-    fn in_super_batches(
-        run: &RunFolder,
-        plans: &DrawPlans,
-        batch: &RecordBatch,
-        task: usize,
-        reached: &Reached,
-    ) -> Result<Outcomes, Error> {
-        let found = SampleRef::of_rows(&Rows(batch), &run.plan().pool)?;
-        let row_of: HashMap<SampleRef, u64> = found.iter().copied().zip(0..).collect();
-        assert_eq!(row_of.len(), reached.reaching().len(), "every sample of task {task} comes to one draw");
-        let order: UInt64Array = reached.samples.iter().map(|sample| row_of.get(sample).copied()).collect();
-        let column = |name: &str| {
-            let column = batch.column_by_name(name).expect("an outcome has these columns");
-            take(column, &order, None).expect("the rows are there")
-        };
-        let n_kept: HashMap<u64, usize> =
-            plans.super_batches().map(|planned| (planned.super_batch, planned.n_kept)).collect();
-        let columns: Vec<(&str, ArrayRef)> =
-            DRAW_COLUMNS.iter().map(|(name, _)| (*name, column(name))).collect();
-        let (scores, n_repeats, super_batches) =
-            (column("score"), column("n_repeats"), column("super_batch"));
-        let taken = |name, array| RecordBatch::try_from_iter([(name, array)]).expect("one column");
-        let (scores, n_repeats, super_batches) =
-            (taken("score", scores), taken("n_repeats", n_repeats), taken("super_batch", super_batches));
-        Ok(Outcomes {
-            scores: Rows(&scores).f64("score").clone(),
-            n_repeats: Rows(&n_repeats).u32("n_repeats").clone(),
-            sub_batch_sizes: Rows(&super_batches)
-                .u64("super_batch")
-                .iter()
-                .map(|super_batch| super_batch.map(|super_batch| n_kept[&super_batch]))
-                .collect(),
-            columns,
-        })
-    }
-
-    /// `found` says of a sample that comes to the draw by what it was ranked and whether it is kept.
-    fn over_pool(
-        samples: &[SampleRef],
-        found: impl Fn(SampleRef) -> Option<(Option<f64>, bool)>,
-    ) -> Outcomes {
-        let found: Vec<Option<(Option<f64>, bool)>> = samples.iter().map(|sample| found(*sample)).collect();
-        let n_repeats = |found: &Option<(Option<f64>, bool)>| found.and_then(|(_, kept)| kept.then_some(1));
-        let columns = DRAW_COLUMNS.iter();
-        Outcomes {
-            scores: found.iter().map(|found| found.and_then(|(score, _)| score)).collect(),
-            n_repeats: found.iter().map(n_repeats).collect(),
-            columns: columns.map(|(name, kind)| (*name, new_null_array(kind, samples.len()))).collect(),
-            sub_batch_sizes: vec![None; samples.len()],
-        }
-    }
-
-    /// Each sample's score among the negatives of its cluster's bank, in a sub-batch of its super-batch's size.
-    fn hard_learnability(&self, run: &RunFolder, scored: &Rows) -> Vec<Option<f64>> {
-        let objective = run.plan().select.objective;
-        let score = run.plan().pair_score();
-        let share = |role: &str| {
-            let among = read_among(scored, role);
-            let losses = scored.f64(&format!("{role}_loss"));
-            let shares = among.into_iter().zip(losses).zip(&self.sub_batch_sizes);
-            let shares = shares.map(|((among, loss), size)| {
-                let size = size.filter(|&size| size > 0)?;
-                Some(objective.share(loss?, among?, size))
-            });
-            shares.collect::<Vec<Option<f64>>>()
-        };
-        let (learner, reference) = (share("learner"), share("reference"));
-        let of_sample = |row: usize| {
-            let learner = || Some(Learner(learner[row]?));
-            let reference = || Some(Reference(reference[row]?));
-            let shares = match score? {
-                ScoreKind::HardLearner => ScoredBy::HardLearner { learner: learner()? },
-                ScoreKind::EasyReference => ScoredBy::EasyReference { reference: reference()? },
-                ScoreKind::Learnability => {
-                    ScoredBy::Learnability { learner: learner()?, reference: reference()? }
-                }
-            };
-            Some(shares.score())
-        };
-        (0..self.sub_batch_sizes.len()).map(of_sample).collect()
-    }
-}

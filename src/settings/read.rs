@@ -31,7 +31,7 @@ pub struct ReadSettings {
     pub caption_column: Option<String>,
     /// Shards in one task; absent: so many that there are at most 100,000 tasks.
     pub shards_per_task: Option<usize>,
-    /// How many tasks' shards may be left out after their retries failed.
+    /// How many shards may be left out whose tasks failed after all retries; the shards of a task are left out together.
     #[serde(default)]
     pub failed_shards_max: usize,
     /// Rejections over samples of one shard, beyond which the run exits with code 3.

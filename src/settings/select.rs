@@ -143,9 +143,14 @@ impl TryFrom<RawSelect> for SelectSettings {
             }
             None => Draw::Keep,
         };
-        for step in &steps {
+        for (step_idx, step) in steps.iter().enumerate() {
             let method = step.get("method").and_then(Value::as_str).unwrap_or_default();
-            if !FILTER_METHODS.contains(&method) && !is_draw(step) {
+            if is_draw(step) {
+                return Err(format!(
+                    "`select.step.{step_idx}`: `{method}` is a draw, and a draw must be the last step"
+                ));
+            }
+            if !FILTER_METHODS.contains(&method) {
                 let draws = [&SUPER_BATCH_METHODS[..], &POOL_METHODS].concat().join(", ");
                 return Err(format!(
                     "unknown method `{method}`: a filter is one of {}; a draw, as the last step, one of {draws}",

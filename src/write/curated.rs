@@ -34,7 +34,7 @@ pub fn commit(
     shard_idx: usize,
 ) -> Result<(), Error> {
     let shard = outputs.shards[shard_idx];
-    let batches = exchange::read_target_batches(run.run(), sources, shard_idx)?;
+    let batches = exchange::target_batches(run.run(), sources, shard_idx).collect::<Result<Vec<_>, _>>()?;
     let mut order: Vec<(u64, usize, usize)> = Vec::new();
     for (batch_idx, batch) in batches.iter().enumerate() {
         let positions = Rows(batch).u64(POSITION).values().iter().enumerate();

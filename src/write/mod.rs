@@ -23,7 +23,7 @@ use crate::run_folder::RunFolder;
 pub use distil::{TARGETS, target_bytes};
 pub use gather::GatherCounts;
 pub use output_plan::{OutputPlan, OutputShard};
-pub use stats::{Distribution, ShardStats, score_columns};
+pub use stats::{Distribution, ShardStats, rows_by_shard, score_columns};
 
 /// Does every undone step of the stage.
 pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {

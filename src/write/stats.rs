@@ -3,9 +3,10 @@
 //! The first fields are those of img2dataset, in its order, so that the field's dashboards read them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Float64Type, UInt32Type};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float64Type};
 use serde::{Deserialize, Serialize};
 
 use crate::embed::{SamplesCounts, ShardCounts};
@@ -91,18 +92,24 @@ pub fn score_columns(plan: &Plan) -> Vec<&str> {
     SCORES.into_iter().chain(filters).collect()
 }
 
-/// The distributions of score columns over the rows for which `is_in` holds.
-pub fn distributions(
-    verdicts: &RecordBatch,
-    columns: &[&str],
-    is_in: impl Fn(usize) -> bool,
-) -> BTreeMap<String, Distribution> {
+/// Where each shard's rows lie in a table of `select/`, which is in the order of the shards; nothing of a shard without
+/// rows.
+pub fn rows_by_shard(verdicts: &RecordBatch) -> BTreeMap<&str, Range<usize>> {
+    let mut by_shard: BTreeMap<&str, Range<usize>> = BTreeMap::new();
+    for (row, shard) in Rows(verdicts).text("shard").iter().enumerate() {
+        let rows = by_shard.entry(shard.expect("every row has a shard")).or_insert(row..row);
+        assert_eq!(rows.end, row, "the rows of a shard lie together");
+        rows.end += 1;
+    }
+    by_shard
+}
+
+/// The distributions of score columns.
+fn distributions(verdicts: &RecordBatch, columns: &[&str]) -> BTreeMap<String, Distribution> {
     let of_column = |name: &str| {
         let column = verdicts.column_by_name(name).expect("`select/` has these columns");
         let column = arrow::compute::cast(column, &DataType::Float64).expect("a number");
-        let values = column.as_primitive::<Float64Type>();
-        let values =
-            (0..values.len()).filter(|&row| values.is_valid(row) && is_in(row)).map(|row| values.value(row));
+        let values = column.as_primitive::<Float64Type>().iter().flatten();
         Some((name.to_owned(), Distribution::of(values.collect())?))
     };
     columns.iter().filter_map(|name| of_column(name)).collect()
@@ -115,9 +122,11 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
     let verdicts = table::read(run.run(), &verdicts_file, &[])?;
     let counts = run.committed_counts::<SamplesCounts>(&run.samples(), task)?;
     let first = run.plan().pool.first_shard_idx(task);
+    let (by_shard, columns) = (rows_by_shard(&verdicts), score_columns(run.plan()));
     let files = counts.shards.iter().enumerate().map(|(position, shard)| {
         let unusable = select.counts.unusable.get(&((first + position) as u32));
-        let stats = of_shard(shard, unusable, &verdicts, &score_columns(run.plan()));
+        let rows = by_shard.get(shard.shard.as_str()).cloned().unwrap_or(0..0);
+        let stats = of_shard(shard, unusable, &verdicts.slice(rows.start, rows.len()), &columns);
         let text = serde_json::to_vec_pretty(&stats).expect("statistics are representable as JSON");
         run.run().put(&format!("stats/{:05}_stats.json", first + position), &text)
     });
@@ -130,6 +139,7 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// `verdicts` are the shard's rows.
 fn of_shard(
     counts: &ShardCounts,
     unusable: Option<&BTreeMap<String, u64>>,
@@ -137,33 +147,25 @@ fn of_shard(
     columns: &[&str],
 ) -> ShardStats {
     let rows = Rows(verdicts);
-    let shards = rows.text("shard");
-    let is_in = |row: usize| shards.value(row) == counts.shard;
-    let n_of = |verdict: &str| {
-        (0..verdicts.num_rows())
-            .filter(|&row| is_in(row) && rows.text("verdict").value(row) == verdict)
-            .count() as u64
-    };
+    let n_of =
+        |verdict: &str| rows.text("verdict").iter().filter(|of_row| *of_row == Some(verdict)).count() as u64;
     let mut clusters = BTreeMap::new();
-    let of_rows =
-        verdicts.column_by_name("cluster").expect("`select/` has clusters").as_primitive::<UInt32Type>();
-    for row in (0..verdicts.num_rows()).filter(|&row| is_in(row) && of_rows.is_valid(row)) {
-        *clusters.entry(of_rows.value(row)).or_default() += 1;
+    for cluster in rows.u32("cluster").iter().flatten() {
+        *clusters.entry(cluster).or_default() += 1;
     }
     let failed = |is_of_kind: fn(Rejection) -> bool| {
         let of_kind =
             counts.rejected.iter().filter(|(text, _)| Rejection::from_text(text).is_some_and(is_of_kind));
         of_kind.map(|(_, n)| n).sum()
     };
-    let successes = (0..verdicts.num_rows()).filter(|&row| is_in(row)).count() as u64;
+    let successes = verdicts.num_rows() as u64;
     let mut status_dict = counts.rejected.clone();
     for (reason, n) in unusable.into_iter().flatten() {
         *status_dict.entry(reason.clone()).or_default() += n;
     }
     let mut filtered = BTreeMap::new();
-    let removed_by = rows.text("removed_by");
-    for row in (0..verdicts.num_rows()).filter(|&row| is_in(row) && removed_by.is_valid(row)) {
-        *filtered.entry(removed_by.value(row).to_owned()).or_default() += 1;
+    for removed_by in rows.text("removed_by").iter().flatten() {
+        *filtered.entry(removed_by.to_owned()).or_default() += 1;
     }
     status_dict.insert("success".to_owned(), successes);
     ShardStats {
@@ -179,7 +181,29 @@ fn of_shard(
         kept: n_of("kept"),
         not_drawn: n_of("not_drawn"),
         filtered,
-        scores: distributions(verdicts, columns, is_in),
+        scores: distributions(verdicts, columns),
         clusters,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Columns;
+
+    fn table(shards: &[&str]) -> RecordBatch {
+        Columns::default().text("shard", shards.iter().map(Some)).build()
+    }
+
+    #[test]
+    fn rows_of_a_shard_lie_together() {
+        assert_eq!(rows_by_shard(&table(&["a", "a", "c"])), [("a", 0..2), ("c", 2..3)].into());
+        assert_eq!(rows_by_shard(&table(&[])), BTreeMap::new());
+    }
+
+    #[test]
+    #[should_panic(expected = "lie together")]
+    fn a_shard_comes_once() {
+        rows_by_shard(&table(&["a", "b", "a"]));
     }
 }

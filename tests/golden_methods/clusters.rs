@@ -35,7 +35,7 @@ struct Quality {
 }
 
 fn points(file: &File) -> Matrix {
-    unit_rows(&matrix(&file.points))
+    unit_rows(matrix(&file.points))
 }
 
 /// Whole passes to the end, whatever the last ones bring.

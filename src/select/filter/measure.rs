@@ -6,12 +6,11 @@ use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use serde::{Deserialize, Serialize};
 
 use crate::bounds::{fits_size, fits_texts};
-use crate::embed::SamplesCounts;
 use crate::error::Error;
 use crate::exchange::{self, Source};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
-use crate::select::column::read_column;
+use crate::select::column::{read_column, read_sample_columns};
 use crate::select::cutoff::{Cutoff, Ranked, cutoffs, rank_of};
 use crate::select::scored::{ScoreCounts, scored_samples};
 use crate::settings::{Best, Filter, FractionOf, Keep, ModelRole};
@@ -19,9 +18,6 @@ use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
 use super::targets::Targets;
-
-/// The columns of `samples/` that a filter `metadata` is about.
-const METADATA_COLUMNS: [&str; 6] = ["shard", "sample_idx", "caption", "width", "height", "json"];
 
 /// Counts of one task of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +56,7 @@ impl Measurement {
 /// The measurement of a task by a filter whose cut, if it has one, is planned.
 pub fn measurement(run: &RunFolder, position: usize, task: usize) -> Result<Measurement, Error> {
     let stage = run.filter(position, "");
-    let (batch, samples, file) = read(run, position, task)?;
+    let (batch, samples, file) = read(run, position, task, &[])?;
     let rows = Rows(&batch);
     let scores: Vec<Option<f64>> = rows.f64("score").iter().collect();
     let is_within = rows.0.column_by_name("is_within").expect("a measurement has it").as_boolean();
@@ -88,13 +84,27 @@ pub fn measurement(run: &RunFolder, position: usize, task: usize) -> Result<Meas
     })
 }
 
+/// The samples of a task that came to a filter, in the order of the shards, and its score of each.
+pub fn measured_scores(
+    run: &RunFolder,
+    position: usize,
+    task: usize,
+    files: &mut Vec<FileRecord>,
+) -> Result<(Vec<SampleRef>, Vec<Option<f64>>), Error> {
+    let (batch, samples, file) = read(run, position, task, &["shard", "sample_idx", "score"])?;
+    files.push(file);
+    Ok((samples, Rows(&batch).f64("score").iter().collect()))
+}
+
+/// The named columns (all, if none are named) of what a filter committed of a task.
 fn read(
     run: &RunFolder,
     position: usize,
     task: usize,
+    columns: &[&str],
 ) -> Result<(RecordBatch, Vec<SampleRef>, FileRecord), Error> {
     let marker = run.committed::<FilterCounts>(&run.filter(position, ""), task)?;
-    let batch = table::read(run.run(), marker.file(), &[])?;
+    let batch = table::read(run.run(), marker.file(), columns)?;
     let samples = SampleRef::of_rows(&Rows(&batch), &run.plan().pool)?;
     Ok((batch, samples, marker.file().clone()))
 }
@@ -132,8 +142,8 @@ pub fn plan_cutoff(run: &RunFolder, position: usize, tasks: &[usize]) -> Result<
         let shard_of = |sample: SampleRef| sample.id(&run.plan().pool).shard.to_owned();
         let mut found = cutoffs(&[wanted], shard_of, |take| {
             for &task in tasks {
-                let (batch, samples, _) = read(run, position, task)?;
-                for (sample, score) in samples.into_iter().zip(Rows(&batch).f64("score")) {
+                let (samples, scores) = measured_scores(run, position, task, &mut Vec::new())?;
+                for (sample, score) in samples.into_iter().zip(scores) {
                     take(Ranked { group: 0, rank: rank_of(score, best.order), sample });
                 }
             }
@@ -197,22 +207,20 @@ impl Measurer {
         };
         match &run.plan().select.filters[self.position].filter {
             Filter::Metadata(filter) => {
-                let marker = run.committed::<SamplesCounts>(&run.samples(), task)?;
-                let storage = run.storage(&run.samples());
-                let table = table::read(storage, marker.file(), &METADATA_COLUMNS)?;
-                let rows = rows_of(run, &table, samples)?;
-                read.push(marker.file().clone());
+                let columns = ["caption", "width", "height", "json"];
+                let (table, file) = read_sample_columns(run, task, samples, &columns)?;
+                read.push(file);
                 let columns = Rows(&table);
                 let (widths, heights) = (columns.u32("width"), columns.u32("height"));
                 let (captions, jsons) = (columns.text("caption"), columns.text("json"));
-                let is_within = |&row: &usize| {
+                let is_within = |row: usize| {
                     let caption = captions.is_valid(row).then(|| captions.value(row));
                     let json = jsons.is_valid(row).then(|| jsons.value(row));
                     fits_size(filter, widths.value(row), heights.value(row))
                         && fits_texts(filter, caption, json)
                 };
                 let found = |row| Found { is_within: is_within(row), ..Found::default() };
-                Ok(rows.iter().map(found).collect())
+                Ok((0..samples.len()).map(found).collect())
             }
             Filter::Threshold(filter) => by_column(&filter.by, &filter.keep, read),
             Filter::ClipScore(filter) => {
@@ -275,12 +283,6 @@ impl Measurer {
         );
         Ok(found.into_iter().map(|(_, found)| found).collect())
     }
-}
-
-/// Where the samples stand in a table of their task, which is in the order of the shards.
-fn rows_of(run: &RunFolder, table: &RecordBatch, samples: &[SampleRef]) -> Result<Vec<usize>, Error> {
-    let all = SampleRef::of_rows(&Rows(table), &run.plan().pool)?;
-    Ok(samples.iter().map(|sample| all.binary_search(sample).expect("a scored sample was read")).collect())
 }
 
 /// Scores against the bounds; a sample without a score is within none.

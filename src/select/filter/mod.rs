@@ -19,7 +19,8 @@ use crate::executor::Executor;
 use crate::run_folder::RunFolder;
 use crate::settings::Filter;
 
-pub use measure::{Measurement, measurement};
+pub use measure::{Measurement, measured_scores, measurement};
+pub use neg_clip_loss::BATCHES_HELD;
 
 use measure::{Measurer, plan_cutoff};
 

@@ -16,8 +16,12 @@ use crate::settings::NegClipLossFilter;
 use super::measure::{Found, reaching};
 use super::semdedup::push_found;
 
-/// Batches in one group of tasks.
+/// Batches in one group of tasks, and half a batch more, as of dealing groups.
 const BATCHES_PER_GROUP: usize = 4;
+
+/// Samples of a batch that a group with its copies holds as many of as this times at most: `BATCHES_PER_GROUP`, half a
+/// batch more, what would be less than one, and the batch that is measured, which may be half as large again.
+pub const BATCHES_HELD: usize = BATCHES_PER_GROUP + 3;
 
 /// Measures every group, and says where the scores are.
 pub fn run(
@@ -30,8 +34,8 @@ pub fn run(
     let stage = run.filter(position, ".group");
     let groups: Vec<Vec<usize>> = run.stage_plan(&stage, || {
         let count = |task| Ok(reaching(run, position, task)?.0.len());
-        let groups =
-            group_tasks(run, tasks, count, BATCHES_PER_GROUP * filter.batch_size, filter.batch_size)?;
+        let size_max = BATCHES_PER_GROUP * filter.batch_size + filter.batch_size / 2;
+        let groups = group_tasks(run, tasks, count, size_max, filter.batch_size)?;
         Ok(groups.into_iter().map(|group| group.tasks).collect())
     })?;
     let all: Vec<usize> = (0..groups.len()).collect();

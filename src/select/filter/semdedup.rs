@@ -7,9 +7,11 @@ use crate::embed::read_embeddings;
 use crate::error::Error;
 use crate::exchange::{self, ExchangeWriter, Index, Source};
 use crate::executor::Executor;
+use crate::matrix::Matrix;
+use crate::noise::SampleId;
 use crate::run_folder::{Done, RunFolder, Stage};
 use crate::sample::SampleRef;
-use crate::select::semdedup::semdedup;
+use crate::select::semdedup::{least_similar_first, semdedup_in_blocks};
 use crate::settings::SemdedupFilter;
 use crate::table::{Columns, Rows};
 
@@ -30,9 +32,15 @@ pub fn run(
     let stage = run.filter(position, ".group");
     let n_clusters = run.plan().divide.as_ref().expect("checked with the settings").n_clusters;
     let clusters: Vec<usize> = (0..n_clusters).collect();
+    let deduplicator = Deduplicator {
+        run,
+        position,
+        filter,
+        dealt: &dealt,
+        memory_limit_bytes: executor.memory_limit_bytes,
+    };
     // the kernel shares out the processors itself, and one cluster at a time bounds the memory
-    executor
-        .run(run, &stage, &clusters, 1, |cluster| commit_cluster(run, position, filter, &dealt, cluster))?;
+    executor.run(run, &stage, &clusters, 1, |cluster| deduplicator.commit(cluster))?;
     exchange::sources(run, executor, &stage, &clusters, |index: Index| index, exchange::FILES_PER_LEVEL_MAX)
 }
 
@@ -73,28 +81,34 @@ fn commit_deal(run: &RunFolder, position: usize, task: usize) -> Result<(), Erro
     Ok(())
 }
 
-/// Finds the duplicates of one cluster.
-fn commit_cluster(
-    run: &RunFolder,
+/// What every task of a cluster takes.
+struct Deduplicator<'a> {
+    run: &'a RunFolder,
     position: usize,
-    filter: &SemdedupFilter,
-    dealt: &[Source],
-    cluster: usize,
-) -> Result<(), Error> {
-    let plan = run.plan();
-    let stage = run.filter(position, ".group");
-    let of_cluster = dealt.iter().filter(|source| source.index.n_rows(cluster) > 0);
-    let read = of_cluster.map(|source| source.file.clone()).collect();
-    let (mut samples, mut found) = (Vec::new(), Vec::new());
-    if let Some(batch) = exchange::read_target(run.run(), dealt, cluster)? {
-        let rows = Rows(&batch);
-        samples = SampleRef::of_rows(&rows, &plan.pool)?;
-        let ids: Vec<_> = samples.iter().map(|sample| sample.id(&plan.pool)).collect();
-        let (images, _) = rows.embeddings("image");
-        let similarities = rows.f32("centroid_similarity").values();
-        let duplicate_of = semdedup(&ids, &images, similarities, filter.epsilon);
-        let name = |row: usize| format!("{}:{}", ids[row].shard, rows.text("key").value(row));
-        found = duplicate_of
+    filter: &'a SemdedupFilter,
+    dealt: &'a [Source],
+    memory_limit_bytes: u64,
+}
+
+/// The samples of a cluster, but for their images.
+#[derive(Default)]
+struct Members {
+    samples: Vec<SampleRef>,
+    keys: Vec<String>,
+    centroid_similarities: Vec<f32>,
+}
+
+impl Deduplicator<'_> {
+    /// Finds and commits the duplicates of one cluster.
+    fn commit(&self, cluster: usize) -> Result<(), Error> {
+        let plan = self.run.plan();
+        let members = self.read_members(cluster)?;
+        let ids: Vec<SampleId> = members.samples.iter().map(|sample| sample.id(&plan.pool)).collect();
+        let order = least_similar_first(&ids, &members.centroid_similarities);
+        let read_images = |rows: &[usize]| self.read_images(cluster, rows);
+        let duplicate_of = semdedup_in_blocks(&order, self.filter.epsilon, self.block_size(), read_images)?;
+        let name = |row: usize| format!("{}:{}", ids[row].shard, members.keys[row]);
+        let found: Vec<Found> = duplicate_of
             .into_iter()
             .map(|other| Found {
                 is_within: other.is_none(),
@@ -102,10 +116,54 @@ fn commit_cluster(
                 ..Found::default()
             })
             .collect();
+        let stage = self.run.filter(self.position, ".group");
+        let of_cluster = self.dealt.iter().filter(|source| source.index.n_rows(cluster) > 0);
+        let read = of_cluster.map(|source| source.file.clone()).collect();
+        let written = push_found(self.run, &stage, cluster, &members.samples, &found)?;
+        self.run.commit(&stage, cluster, Done::new(vec![written.file], read, written.index))?;
+        Ok(())
     }
-    let written = push_found(run, &stage, cluster, &samples, &found)?;
-    run.commit(&stage, cluster, Done::new(vec![written.file], read, written.index))?;
-    Ok(())
+
+    /// Images of a block: with the block that it meets they take half of the memory.
+    fn block_size(&self) -> usize {
+        (self.memory_limit_bytes / 4 / (4 * self.dim() as u64)) as usize
+    }
+
+    fn dim(&self) -> usize {
+        let plan = self.run.plan();
+        let model = plan.divide.as_ref().and_then(|divide| plan.models.get(divide.model));
+        model.expect("checked with the settings").embedding_dim
+    }
+
+    fn read_members(&self, cluster: usize) -> Result<Members, Error> {
+        let mut members = Members::default();
+        for batch in exchange::target_batches(self.run.run(), self.dealt, cluster) {
+            let batch = batch?;
+            let rows = Rows(&batch);
+            members.samples.extend(SampleRef::of_rows(&rows, &self.run.plan().pool)?);
+            members.keys.extend(rows.text("key").iter().flatten().map(str::to_owned));
+            members.centroid_similarities.extend(rows.f32("centroid_similarity").values());
+        }
+        Ok(members)
+    }
+
+    /// The images of these members, in this order.
+    fn read_images(&self, cluster: usize, rows: &[usize]) -> Result<Matrix, Error> {
+        let mut images = Matrix::zeros(rows.len(), self.dim());
+        let mut wanted: Vec<(usize, usize)> = rows.iter().copied().zip(0..).collect();
+        wanted.sort_unstable();
+        let mut wanted = wanted.into_iter().peekable();
+        let mut start = 0;
+        for batch in exchange::target_batches(self.run.run(), self.dealt, cluster) {
+            let (of_batch, _) = Rows(&batch?).embeddings("image");
+            let end = start + of_batch.n_rows();
+            while let Some((row, place)) = wanted.next_if(|(row, _)| *row < end) {
+                images.row_mut(place).copy_from_slice(of_batch.row(row - start));
+            }
+            start = end;
+        }
+        Ok(images)
+    }
 }
 
 /// Writes what a group found as an exchange file back to the shards' tasks.
