@@ -9,6 +9,10 @@ use super::PlannedModel;
 /// Lowers the sizes of fit, banks and dealing groups to what the memory limit allows: a quarter of it for the banks,
 /// half for a group. The other half is for copies of what a draw looks at: a super-batch, which may be half as large
 /// again as it is meant to be, and its sub-batch.
+///
+/// # Errors
+///
+/// [`Error::MemoryLimit`] where the least of these sizes, or a group of batches of `neg_clip_loss`, does not fit.
 pub(super) fn fit_to_memory(
     settings: &Settings,
     models: &Models<PlannedModel>,
@@ -32,7 +36,8 @@ pub(super) fn fit_to_memory(
         let n_points_max = banks_bytes_max / (4 * dim * divide.n_clusters as u64);
         divide.fit_samples_per_cluster = divide.fit_samples_per_cluster.min(n_points_max.max(1) as usize);
     }
-    fit_groups(settings.memory_limit_bytes, models, select)
+    fit_groups(settings.memory_limit_bytes, models, select)?;
+    check_filters(settings, models)
 }
 
 /// Lowers the size of dealing groups alone, as [`fit_to_memory`].
@@ -67,7 +72,7 @@ fn row_bytes(models: &Models<PlannedModel>, role: ModelRole) -> u64 {
 }
 
 /// Whether the memory limit allows the groups of a filter `neg_clip_loss`, whose batches are no one's but the user's.
-pub(super) fn check_filters_memory(settings: &Settings, models: &Models<PlannedModel>) -> Result<(), Error> {
+fn check_filters(settings: &Settings, models: &Models<PlannedModel>) -> Result<(), Error> {
     let limit_bytes = settings.memory_limit_bytes;
     for filter in &settings.select.filters {
         let Filter::NegClipLoss(filter) = &filter.filter else { continue };

@@ -30,7 +30,7 @@ use crate::settings::{
 };
 
 pub use digests::Digests;
-use memory::{check_filters_memory, fit_groups, fit_to_memory};
+use memory::{fit_groups, fit_to_memory};
 pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;
@@ -108,7 +108,6 @@ impl Plan {
         let centroids = resolve_centroids(&mut divide, &models, settings.memory_limit_bytes)?;
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
-        check_filters_memory(settings, &models)?;
         check_experts(&models, &divide)?;
         check_engines(&divide, &select)?;
         let store = settings.store.as_ref().map(|store| {
@@ -198,7 +197,6 @@ impl Plan {
         }
         self.select.super_batches_per_group = settings.select.super_batches_per_group;
         fit_to_memory(settings, &self.models, &mut self.divide, &mut self.select)?;
-        check_filters_memory(settings, &self.models)?;
         Ok(self)
     }
 

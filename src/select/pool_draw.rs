@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
-use crate::settings::{Dbp, PoolDraw, Ranking, Top};
+use crate::settings::{PoolDraw, Ranking, Top};
 use crate::storage::FileRecord;
 use crate::table::Rows;
 
@@ -54,13 +54,14 @@ pub fn plan_cuts(run: &RunFolder, tasks: &[usize], draw: &PoolDraw) -> Result<Po
         if n_samples == 0 {
             return Err(Error::NothingScored);
         }
+        let n_kept = draw.filter_ratio().kept(n_samples);
         let wanted = match draw {
-            PoolDraw::Top(top) => vec![top.filter_ratio.kept(n_samples)],
-            PoolDraw::Balanced(balanced) => {
-                let n_kept = balanced.filter_ratio.kept(n_samples);
-                balanced_targets(run, tasks, n_kept)?
+            PoolDraw::Top(_) => vec![n_kept],
+            PoolDraw::Balanced(_) => balanced_targets(run, tasks, n_kept)?,
+            PoolDraw::Dbp(dbp) => {
+                let params = DensityParams { temperature: dbp.temperature, n_neighbours: dbp.n_neighbours };
+                density_targets(run, tasks, draw, &params, n_kept)?
             }
-            PoolDraw::Dbp(dbp) => density_targets(run, tasks, dbp, dbp.filter_ratio.kept(n_samples))?,
         };
         let shard_of = |sample: SampleRef| sample.id(&run.plan().pool).shard.to_owned();
         let cuts = cutoffs(&wanted, shard_of, |take| {
@@ -88,20 +89,25 @@ fn balanced_targets(run: &RunFolder, tasks: &[usize], n_kept: u64) -> Result<Vec
 }
 
 /// How many samples each cluster keeps, by how spread out those are that come to the draw.
-fn density_targets(run: &RunFolder, tasks: &[usize], dbp: &Dbp, n_kept: u64) -> Result<Vec<u64>, Error> {
+fn density_targets(
+    run: &RunFolder,
+    tasks: &[usize],
+    draw: &PoolDraw,
+    params: &DensityParams,
+    n_kept: u64,
+) -> Result<Vec<u64>, Error> {
     let centroids = read_centroids(run)?.rows;
     let mut sizes = vec![0; centroids.n_rows()];
     let mut distances = vec![0.0; centroids.n_rows()];
     for &task in tasks {
-        for ranked in pool_ranks(run, task, &PoolDraw::Dbp(dbp.clone()), &mut Vec::new())? {
+        for ranked in pool_ranks(run, task, draw, &mut Vec::new())? {
             sizes[ranked.group] += 1;
             distances[ranked.group] += ranked.score.expect("a distance to the centroid");
         }
     }
     let mean_distances: Vec<f64> =
         distances.iter().zip(&sizes).map(|(distance, size)| distance / (*size).max(1) as f64).collect();
-    let params = DensityParams { temperature: dbp.temperature, n_neighbours: dbp.n_neighbours };
-    Ok(density_quotas(&centroids, &mean_distances, &sizes, n_kept, &params))
+    Ok(density_quotas(&centroids, &mean_distances, &sizes, n_kept, params))
 }
 
 /// The samples of a task that come to the draw, as it ranks them, in the order of the shards.
@@ -132,18 +138,14 @@ pub fn pool_ranks(
             let similarities = Rows(&divided.table).f32("centroid_similarity");
             let plan = run.plan();
             let ranked = samples.into_iter().map(|sample| {
-                let row = divided.row(sample);
-                let (score, rank) = match draw {
-                    PoolDraw::Dbp(_) => {
-                        let distance = Some(1.0 - f64::from(similarities.value(row)));
-                        (distance, rank_of(distance, Ranking::Highest))
-                    }
-                    _ => {
-                        let id = sample.id(&plan.pool);
-                        let hash =
-                            keyed_hash(Purpose::Balance, plan.seed, plan.round, id.shard, id.sample_idx);
-                        (None, hash)
-                    }
+                let score = match draw {
+                    PoolDraw::Dbp(_) => Some(1.0 - f64::from(similarities.value(divided.row(sample)))),
+                    _ => None,
+                };
+                let id = sample.id(&plan.pool);
+                let rank = match score {
+                    Some(_) => rank_of(score, Ranking::Highest),
+                    None => keyed_hash(Purpose::Balance, plan.seed, plan.round, id.shard, id.sample_idx),
                 };
                 PoolRank { sample, score, group: divided.cluster(sample) as usize, rank }
             });

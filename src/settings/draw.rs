@@ -331,9 +331,7 @@ impl Draw {
     pub fn filter_ratio(&self) -> FilterRatio {
         match self {
             Draw::InSuperBatches(draw) => draw.deal.filter_ratio,
-            Draw::OverPool(PoolDraw::Top(top)) => top.filter_ratio,
-            Draw::OverPool(PoolDraw::Balanced(balanced)) => balanced.filter_ratio,
-            Draw::OverPool(PoolDraw::Dbp(dbp)) => dbp.filter_ratio,
+            Draw::OverPool(draw) => draw.filter_ratio(),
             Draw::Keep => FilterRatio::default(),
         }
     }
@@ -382,6 +380,15 @@ impl Deal {
 }
 
 impl PoolDraw {
+    /// The fraction that is not kept.
+    pub fn filter_ratio(&self) -> FilterRatio {
+        match self {
+            PoolDraw::Top(top) => top.filter_ratio,
+            PoolDraw::Balanced(balanced) => balanced.filter_ratio,
+            PoolDraw::Dbp(dbp) => dbp.filter_ratio,
+        }
+    }
+
     pub(super) fn check(
         &self,
         models: &Models<ModelSettings>,
