@@ -21,6 +21,8 @@ use crate::setup::SetupError;
 pub enum Error {
     #[error("cannot use pipeline file `{path}`")]
     Settings { path: PathBuf, source: Box<SettingsError> },
+    #[error("cannot use assumptions `{path}`")]
+    Assumptions { path: PathBuf, source: Box<SettingsError> },
     #[error("cannot use shard pattern `{pattern}`")]
     ShardPattern { pattern: String },
     #[error("cannot read shards over `{scheme}`: `{pattern}`")]
@@ -39,6 +41,8 @@ pub enum Error {
     NoShards { pattern: String },
     #[error("there is no shard `{path}`")]
     ShardMissing { path: PathBuf },
+    #[error("`{path}` is a folder, and no shard")]
+    ShardIsFolder { path: PathBuf },
     #[error("shard `{path}` is named twice")]
     ShardTwice { path: PathBuf },
     #[error("shard `{path}` is not below the pool's root `{root}`")]
@@ -68,6 +72,8 @@ pub enum Error {
     },
     #[error("model `{folder}`, the {model}, has no logit bias, which the sigmoid objective needs")]
     BiasMissing { model: ModelRole, folder: PathBuf },
+    #[error("the precomputed embeddings of the {model} have no `{key}`, which the draw's loss needs")]
+    PrecomputedLogit { model: ModelRole, key: &'static str },
     #[error("cannot find the ONNX Runtime library")]
     RuntimeMissing { searched: Vec<PathBuf> },
     #[error("cannot load the ONNX Runtime library `{path}`")]
@@ -176,7 +182,14 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Settings { .. } => {
-                "the documentation of `superbatch::settings` lists every table and key".to_owned()
+                "`pipelines/README.md` lists every table and key".to_owned()
+            }
+            Error::Assumptions { .. } => "`benches/billion.toml` is an example with every key".to_owned(),
+            Error::ShardIsFolder { path } => {
+                format!("`{0}/*.tar` names the tars of a folder, `{0}/*.parquet` its tables", path.display())
+            }
+            Error::NothingToShow { .. } => {
+                "shown are run folders, shards and Parquet files; `superbatch doctor --model FOLDER` shows a model".to_owned()
             }
             Error::ReadSetting { .. } => "paths are relative to the current folder".to_owned(),
             Error::Json { .. } => {
@@ -226,6 +239,9 @@ impl Error {
             Error::BiasMissing { model, .. } => format!(
                 "set `calibrate = true` in `[models.{model}]` to fit it to the pool, or `objective = \"softmax\"` in \
                  `[select]`, or state `logit_bias` in its `model.toml`"
+            ),
+            Error::PrecomputedLogit { model, key } => format!(
+                "state `{key}` in `precomputed` of `[models.{model}]`, or set `calibrate = true` there to fit it to the pool"
             ),
             Error::RuntimeMissing { searched } => {
                 let places: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
@@ -329,6 +345,7 @@ impl Error {
         matches!(
             self,
             Error::Settings { .. }
+                | Error::Assumptions { .. }
                 | Error::ReadSetting { .. }
                 | Error::Planted { .. }
                 | Error::Fit { .. }
@@ -342,6 +359,7 @@ impl Error {
                 | Error::RemoteShards { .. }
                 | Error::ShardColumns { .. }
                 | Error::ShardMissing { .. }
+                | Error::ShardIsFolder { .. }
                 | Error::ShardTwice { .. }
                 | Error::ShardOutsideRoot { .. }
                 | Error::PathNotUtf8 { .. }
@@ -349,6 +367,7 @@ impl Error {
                 | Error::ModelKind { .. }
                 | Error::ScaleMissing { .. }
                 | Error::BiasMissing { .. }
+                | Error::PrecomputedLogit { .. }
                 | Error::ExpertMissing { .. }
                 | Error::ExpertsDiffer
                 | Error::Export { .. }
@@ -373,7 +392,8 @@ impl Error {
     }
 }
 
-fn first_of(shards: &[String]) -> String {
+/// The first names of a list that may be long.
+pub fn first_of(shards: &[String]) -> String {
     let mut first: Vec<&str> = shards.iter().take(3).map(String::as_str).collect();
     if shards.len() > first.len() {
         first.push("…");

@@ -24,6 +24,7 @@ pub mod table;
 pub mod sample;
 mod bounds;
 mod foreign;
+mod numbers;
 
 // what a run is to do, what it has done, and who does it
 pub mod settings;

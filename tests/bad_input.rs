@@ -101,7 +101,13 @@ fn a_shard_without_a_sample_costs_no_other() {
     fs::write(folder.path().join("d.tar"), "").unwrap();
     let run = folder.path().join("run");
     let shards = format!("'{}'", folder.path().join("*.tar").display());
-    keep_all(&shards).with("divide.n_clusters=2").command("run", &run).assert().code(3);
+    let ended = keep_all(&shards).with("divide.n_clusters=2").command("run", &run).assert().code(3);
+    let said = text(&ended.get_output().stderr);
+    assert!(
+        said.contains("shards break off, and what follows could not be read or counted: c.tar\n"),
+        "{said}"
+    );
+    assert!(said.contains("8 read = 6 kept + 0 not drawn + 0 filtered + 2 rejected"), "{said}");
     let report = json(&run.join("report.json"));
     assert_eq!(report["counts"]["kept"], 6);
     let count = |idx: usize| json(&run.join(format!("stats/{idx:05}_stats.json")))["count"].as_u64().unwrap();
@@ -119,15 +125,13 @@ fn without_a_good_sample_a_run_says_why() {
     }
     let shards = format!("'{}'", folder.path().join("*.tar").display());
     let error = error_of(&mut keep_all(&shards).command("run", &folder.path().join("run")), 1);
-    assert!(
-        error.starts_with("error: no sample could be embedded\nhint: `rejection` in `samples/`"),
-        "{error}"
-    );
+    let why = "2 samples taken out by `shard_broken`\nerror: no sample could be";
+    assert!(error.starts_with(&format!("{why} embedded\nhint: `rejection` in `samples/`")), "{error}");
     let mut pipeline = keep_all(&shards);
     pipeline.sets.retain(|set| !set.starts_with("divide."));
     pipeline.file = without_divide(folder.path());
     let error = error_of(&mut pipeline.command("run", &folder.path().join("other")), 1);
-    assert!(error.starts_with("error: no sample could be scored\nhint: `rejection` in"), "{error}");
+    assert!(error.starts_with(&format!("{why} scored\nhint: `rejection` in")), "{error}");
 }
 
 fn without_divide(folder: &Path) -> PathBuf {
@@ -144,8 +148,8 @@ fn a_shard_that_cannot_be_read_stops_the_run_or_is_left_out() {
         fs::copy(root().join(format!("fixtures/faults/{from}.tar")), folder.path().join(format!("{to}.tar")))
             .unwrap();
     }
-    // reading a folder is an error of the disk, not of the bytes
-    fs::create_dir(folder.path().join("b.tar")).unwrap();
+    // memory at address 0 cannot be read: an error of the disk, not of the bytes
+    std::os::unix::fs::symlink("/proc/self/mem", folder.path().join("b.tar")).unwrap();
     let shards = format!("'{}'", folder.path().join("{a,b,c}.tar").display());
     let pipeline = keep_all(&shards).with("divide.n_clusters=2");
     let run = folder.path().join("run");
@@ -169,6 +173,7 @@ fn mistakes_in_settings_are_named_before_any_work() {
         ("read.shards=['fixtures/pool/shard-0000{0..99}.tar']", "/fixtures/pool/shard-000010.tar`"),
         ("read.shards=['fixtures/nothing/*.tar']", "no shard matches `fixtures/nothing/*.tar`"),
         ("read.shards=['fixtures/pool/*.tar','fixtures/pool/shard-00000.tar']", "is named twice"),
+        ("read.shards=['fixtures/pool']", "/fixtures/pool` is a folder, and no shard"),
         ("read.shard='x'", "unknown field `shard`"),
         ("select.step.0.gian=2", "unknown field `gian`"),
         ("select.step.0.filter_ratio=1", "filter_ratio"),
@@ -217,7 +222,10 @@ fn more_clusters_than_samples_cannot_be_fitted() {
 #[test]
 fn a_run_that_keeps_nothing_is_complete() {
     let folder = tempfile::tempdir().unwrap();
-    Pipeline::embedded().with("select.step.0.filter_ratio=0.9999").run(folder.path());
+    let pipeline = Pipeline::embedded().with("select.step.0.filter_ratio=0.9999");
+    let output = pipeline.command("run", folder.path()).assert().success().get_output().stderr.clone();
+    let said = " read = 0 kept + ";
+    assert!(text(&output).contains(said) && text(&output).contains("nothing was kept"), "{}", text(&output));
     assert_eq!(json(&folder.path().join("report.json"))["counts"]["kept"], 0);
     assert_eq!(names(&folder.path().join("stats")).len(), 3);
     assert!(names(&folder.path().join("curated")).is_empty());

@@ -118,5 +118,10 @@ fn a_file_of_assumptions_has_every_model() {
     std::fs::write(&file, text).unwrap();
     let mut command = superbatch(["plan", "pipelines/jest.toml", "--assume"]);
     let output = command.arg(&file).assert().code(2).get_output().stderr.clone();
-    assert!(String::from_utf8(output).unwrap().contains("`--assume` needs `models.reference`"));
+    let said = String::from_utf8(output).unwrap();
+    assert!(
+        said.contains("error: cannot use assumptions `")
+            && said.contains("`--assume` needs `models.reference`"),
+        "{said}"
+    );
 }

@@ -50,7 +50,8 @@ pub enum Command {
     Report(StageArgs),
     /// Scores and selects anew with the next checkpoint of the learner, into RUN/rounds/NNN.
     ///
-    /// Clusters and the embeddings of every other model are kept; the report compares the rounds.
+    /// Clusters and the embeddings of every other model are kept; the report compares the rounds. Each round draws with
+    /// noise of its own, so even the same checkpoint keeps other samples.
     Round {
         run: PathBuf,
         /// The folder of the new checkpoint, or a folder and one of its exports: `models/a@fp16`.

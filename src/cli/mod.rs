@@ -13,12 +13,12 @@ use clap::Parser;
 use crate::compare::{self, ModelName, ModelsRequest};
 use crate::doctor::{Bench, ExaminedModel};
 use crate::embed::{InferenceSettings, SessionSettings};
-use crate::error::Error;
+use crate::error::{Error, first_of};
 use crate::estimate::Estimate;
 use crate::executor::{Executor, Part};
 use crate::export::Exported;
+use crate::numbers::counted;
 use crate::plan::{Plan, Pool};
-use crate::rejection::Rejection;
 use crate::run_folder::{OtherPlan, PLAN, RunFolder};
 use crate::runtime::Device;
 use crate::settings::{
@@ -70,7 +70,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         Command::Run(stage) => {
             let settings = settings_of(&stage.pipeline)?;
             let (run, executor) = open(&stage, &settings, Embedding::On(settings.device))?;
-            pipeline::run(&run, &executor, &settings.inference())?;
+            explained(&run, pipeline::run(&run, &executor, &settings.inference()))?;
             finish(&run, &executor)
         }
         Command::Plan { pipeline, assume, json } => plan(&settings_of(&pipeline)?, assume.as_deref(), json),
@@ -202,7 +202,7 @@ fn round(run: PathBuf, learner: &str, device: Device, memory_limit_bytes: u64) -
     let run = pipeline::open_round(&base, &learner, &session, memory_limit_bytes)?;
     let executor = Executor { part: Part::WHOLE, n_threads, memory_limit_bytes, wait: Duration::ZERO };
     let inference = InferenceSettings { device, sessions: None, memory_limit_bytes };
-    pipeline::run(&run, &executor, &inference)?;
+    explained(&run, pipeline::run(&run, &executor, &inference))?;
     finish(&run, &executor)
 }
 
@@ -211,8 +211,18 @@ fn stage_command(
     work: impl Fn(&RunFolder, &Executor) -> Result<(), Error>,
 ) -> Result<Exit, Error> {
     let (run, executor) = open(stage, &settings_of(&stage.pipeline)?, Embedding::None)?;
-    work(&run, &executor)?;
+    explained(&run, work(&run, &executor))?;
     Ok(Exit::Done)
+}
+
+/// Where no sample is left, says what took them out.
+fn explained(run: &RunFolder, done: Result<(), Error>) -> Result<(), Error> {
+    if matches!(done, Err(Error::NothingEmbedded | Error::NothingScored)) {
+        for (cause, n) in report::taken_out(run)? {
+            diagnostic(&format!("{} taken out by `{cause}`", counted(n, "sample", "samples")));
+        }
+    }
+    done
 }
 
 fn settings_of(args: &PipelineArgs) -> Result<Settings, Error> {
@@ -267,10 +277,19 @@ fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
     for path in report::output_paths(run)? {
         output.line(&path)?;
     }
-    if let Some(n_broken) = report.counts.rejected.get(Rejection::ShardBroken.text()) {
+    if !report.broken_shards.is_empty() {
         diagnostic(&format!(
-            "{n_broken} shards are broken: what follows the break in them could not be read or counted"
+            "shards break off, and what follows could not be read or counted: {}",
+            first_of(&report.broken_shards)
         ));
+    }
+    let draws = match report.select.n_draws {
+        n_draws if n_draws > report.counts.kept => format!(", in {n_draws} draws"),
+        _ => String::new(),
+    };
+    diagnostic(&format!("{}{draws}", report.counts.sentence()));
+    if report.counts.kept == 0 {
+        diagnostic("nothing was kept: the report counts what each step took out");
     }
     let ratio_max = run.plan().read.rejection_ratio_max;
     let shard_ratio_max = run.plan().read.rejection_ratio_max_shard;
@@ -288,10 +307,15 @@ fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
 /// An interrupt ends the process at once: what is not committed is done again by the next run.
 fn exit_130_when_interrupted() {
     extern "C" fn exit(_signal: libc::c_int) {
-        // SAFETY: `_exit` may be called in a signal handler
-        unsafe { libc::_exit(130) }
+        const MESSAGE: &[u8] =
+            b"\ninterrupted: what was committed stays, and the same command goes on from there\n";
+        // SAFETY: `write` and `_exit` may be called in a signal handler; the message lives as long as the program
+        unsafe {
+            libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len());
+            libc::_exit(130)
+        }
     }
-    // SAFETY: the handler has the type that `signal` wants and calls nothing but `_exit`
+    // SAFETY: the handler has the type that `signal` wants and calls nothing but `write` and `_exit`
     unsafe { libc::signal(libc::SIGINT, exit as extern "C" fn(libc::c_int) as libc::sighandler_t) };
 }
 

@@ -7,10 +7,11 @@
 //! divide         a task a run of shards    hardness of each sample against the banks
 //! ```
 
-use crate::embed::complete_tasks;
+use crate::embed::{complete_tasks, tasks_at_once};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::executor::Executor;
+use crate::plan::row_bytes;
 use crate::run_folder::RunFolder;
 
 use super::assign::commit_assignments;
@@ -39,7 +40,8 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
         true => Engine::Kernels,
         false => Engine::of(settings.device, settings.products)?,
     };
-    executor.run(run, &assign, &tasks, executor.n_threads, |task| {
+    let n_at_once = tasks_at_once(run, executor, row_bytes(&run.plan().models, settings.model))?;
+    executor.run(run, &assign, &tasks, n_at_once, |task| {
         commit_assignments(run, &engine, settings.model, task, &centroids)
     })?;
     executor.run(run, &step("divide.bank"), &[0], 1, |_| commit_banks(run, settings, &tasks))?;

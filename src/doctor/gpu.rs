@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::error::Error;
-use crate::estimate::bytes;
+use crate::numbers::bytes;
 use crate::runtime::{Driver, Provider, library, missing_libraries, pin, requirements};
 
 use super::Findings;

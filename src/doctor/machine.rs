@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use crate::estimate::{bytes, free_bytes};
+use crate::estimate::free_bytes;
+use crate::numbers::bytes;
 
 use super::Findings;
 

@@ -6,7 +6,8 @@ use crate::embed::{
     SessionSettings, Sessions, StatedLogits,
 };
 use crate::error::Error;
-use crate::settings::DEFAULT_MEMORY_LIMIT_BYTES;
+use crate::plan::PlannedModel;
+use crate::settings::{DEFAULT_MEMORY_LIMIT_BYTES, EmbedSettings};
 
 use super::{ExaminedModel, Findings, bench};
 
@@ -50,7 +51,8 @@ pub fn examine(findings: &mut Findings, examined: &ExaminedModel) -> Result<(), 
 
 fn describe(findings: &mut Findings, loaded: &LoadedModel) {
     let model: &Model = &loaded.model;
-    findings.say("model", format!("{}, digest {}", model.folder.display(), model.digest));
+    let digest = PlannedModel::digest_of(model, &EmbedSettings::default());
+    findings.say("model", format!("{}, digest {digest} in a run", model.folder.display()));
     if model.kind() == ModelKind::Pair {
         describe_logits(findings, &model.logits);
     }

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::writer::SamplesCounts;
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::run_folder::RunFolder;
 
 /// The embed tasks that later stages stand on.
@@ -11,7 +13,12 @@ pub struct CompleteTasks {
     pub tasks: Vec<usize>,
     /// Shards of tasks that failed, which `failed_shards_max` allows leaving out.
     pub left_out_shards: Vec<String>,
+    /// Samples of the largest of these tasks.
+    pub n_samples_max: u64,
 }
+
+/// Of a task's embeddings in memory: as read, as gathered in another order, as a table to write.
+const COPIES_OF_A_TASK: u64 = 3;
 
 /// The embed tasks that are complete, fixed for all later stages by whoever comes first.
 ///
@@ -38,6 +45,19 @@ pub fn complete_tasks(run: &RunFolder) -> Result<CompleteTasks, Error> {
         if tasks.is_empty() {
             return Err(Error::NothingEmbedded);
         }
-        Ok(CompleteTasks { tasks, left_out_shards })
+        let mut n_samples_max = 0;
+        for &task in &tasks {
+            n_samples_max =
+                n_samples_max.max(run.committed_counts::<SamplesCounts>(&run.samples(), task)?.n_read());
+        }
+        Ok(CompleteTasks { tasks, left_out_shards, n_samples_max })
     })
+}
+
+/// How many tasks a step may do at once that holds so many bytes of embeddings a sample: as many as there are threads and
+/// as the memory limit has room for, at least one.
+pub fn tasks_at_once(run: &RunFolder, executor: &Executor, sample_bytes: u64) -> Result<usize, Error> {
+    let task_bytes = COPIES_OF_A_TASK * sample_bytes * complete_tasks(run)?.n_samples_max;
+    let n_fitting = executor.memory_limit_bytes / task_bytes.max(1);
+    Ok(n_fitting.clamp(1, executor.n_threads as u64) as usize)
 }

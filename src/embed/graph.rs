@@ -57,6 +57,14 @@ impl Graph {
         self.session.inputs().iter().map(|input| input.name().to_owned()).collect()
     }
 
+    /// The only input, or the usual one of a graph with several.
+    pub fn only_input_or<'a>(&'a self, usual: &'a str) -> &'a str {
+        match self.session.inputs() {
+            [only] => only.name(),
+            _ => usual,
+        }
+    }
+
     /// The element type of an input, if the graph has it.
     pub fn input_type(&self, name: &str) -> Option<TensorElementType> {
         let input = self.session.inputs().iter().find(|input| input.name() == name)?;

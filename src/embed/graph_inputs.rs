@@ -35,12 +35,7 @@ enum Axes {
 impl Pixels {
     /// The input is what `model.toml` names, else `pixel_values`, else the only one.
     pub fn of(graph: &Graph, side: &ImageSide) -> Result<Pixels, ModelError> {
-        let inputs = graph.input_names();
-        let only = match &inputs[..] {
-            [only] => only.as_str(),
-            _ => "pixel_values",
-        };
-        let name = side.input.as_deref().unwrap_or(only);
+        let name = side.input.as_deref().unwrap_or(graph.only_input_or("pixel_values"));
         let kind = graph.input_type(name).ok_or_else(|| graph.no_input("pixels"))?;
         match kind {
             TensorElementType::Float32 | TensorElementType::Float16 | TensorElementType::Bfloat16 => {}
@@ -203,8 +198,9 @@ pub(super) struct TokenInputs {
 }
 
 impl TokenInputs {
+    /// The ids' input is what `model.toml` names, else `input_ids`, else the only one.
     pub fn of(graph: &Graph, side: &TextSide) -> Result<TokenInputs, ModelError> {
-        let ids = side.input.as_deref().unwrap_or("input_ids");
+        let ids = side.input.as_deref().unwrap_or(graph.only_input_or("input_ids"));
         let known = [
             (ids, TokenInput::Ids),
             ("attention_mask", TokenInput::Mask),

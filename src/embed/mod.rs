@@ -20,7 +20,7 @@ mod complete;
 mod rows;
 
 pub use crate::runtime::Device;
-pub use complete::{CompleteTasks, complete_tasks};
+pub use complete::{CompleteTasks, complete_tasks, tasks_at_once};
 pub use decoded::{DecodedSample, EmbeddedBatch, Encoders, ModelInputs, SampleRow};
 pub use feed::{check_shard, open_shard};
 pub use infer::{CPU_ROWS_MAX, DEFAULT_INFERENCE_BATCH_SIZE, Sharing, rows_at_once};

@@ -15,8 +15,12 @@ use serde_json::json;
 use crate::cost::SelectionCost;
 use crate::embed::ModelKind;
 use crate::error::Error;
+use crate::numbers::{bytes, counted, whole};
 use crate::plan::{Plan, PlannedModel};
-use crate::settings::{Assumptions, DivideSettings, ModelRole, Settings};
+use crate::settings::{
+    ActiveClip, ActiveClipScore, Assumptions, DivideSettings, Draw, FractionOf, ModelRole, SelectSettings,
+    Settings, SuperBatchDraw, SuperBatchMethod, SuperBatches,
+};
 use crate::write::target_bytes;
 
 pub use disk::free_bytes;
@@ -31,8 +35,9 @@ pub struct Estimate {
     pub n_shards: u64,
     pub pool_bytes: u64,
     pub n_samples: u64,
-    /// At most, where several passes may draw a sample twice.
+    /// At most, where several passes may draw a sample twice, or filters take out what only the data tell.
     pub n_kept: u64,
+    /// None of a draw over the whole pool.
     pub n_super_batches: u64,
     pub embedding_bytes: u64,
     /// Kept rows on their way through the exchange.
@@ -70,10 +75,12 @@ impl Estimate {
     fn new(plan: &Plan, settings: &Settings, size: PoolSize, rates: Option<Rates>) -> Estimate {
         let n_samples = size.n_samples;
         let draw = &plan.select.draw;
-        let n_of_pass = draw.filter_ratio().kept(n_samples);
+        let n_reaching = reaching(&plan.select, n_samples);
+        let n_of_pass = draw.filter_ratio().kept(n_reaching);
         let n_passes = draw.deal().map_or(1, |deal| deal.n_passes as u64);
-        let n_kept = (n_of_pass * n_passes).min(n_samples);
-        let n_super_batches = draw.deal().map_or(1, |deal| (n_samples / deal.super_batch_size as u64).max(1));
+        let n_kept = (n_of_pass * n_passes).min(n_reaching);
+        let n_super_batches =
+            draw.deal().map_or(0, |deal| (n_reaching / deal.super_batch_size as u64).max(1));
         let kept_bytes = if plan.write.images { n_kept * size.sample_bytes } else { n_kept * ROW_BYTES };
         let kept_bytes = kept_bytes + n_kept * target_bytes(plan);
         let workload = Workload {
@@ -81,12 +88,16 @@ impl Estimate {
             size,
             kept_bytes,
             n_super_batches,
-            n_drawn: n_passes * (n_of_pass / n_super_batches),
+            n_drawn: n_passes * (n_of_pass / n_super_batches.max(1)),
             rates: rates.as_ref(),
         };
-        warn_of_clusters(plan, n_samples);
-        let scorer =
-            rates.as_ref().and_then(|rates| rates.relative_cost(ModelRole::Learner, ModelRole::FullLearner));
+        warn_of_sizes(plan, n_samples, n_reaching);
+        // a cheaper learner costs what was measured of it, and nothing is said where nothing was
+        let scorer = match (&rates, plan.models.has(ModelRole::FullLearner)) {
+            (Some(rates), true) => rates.relative_cost(ModelRole::Learner, ModelRole::FullLearner),
+            (None, true) => None,
+            (_, false) => Some(1.0),
+        };
         Estimate {
             n_shards: size.n_shards,
             pool_bytes: size.bytes(),
@@ -101,7 +112,7 @@ impl Estimate {
             memory_limit_bytes: settings.memory_limit_bytes,
             stages: workload.stages(),
             rates,
-            cost: selection_cost(plan, n_samples, n_kept, scorer.unwrap_or(1.0)),
+            cost: scorer.and_then(|scorer| selection_cost(plan, n_samples, n_kept, scorer)),
         }
     }
 
@@ -117,9 +128,9 @@ impl Estimate {
 
     pub fn text(&self, plan: &Plan) -> String {
         let mut text = String::new();
-        let shards =
-            format!("{} shards, {}, about {} samples", self.n_shards, bytes(self.pool_bytes), self.n_samples);
-        let _ = writeln!(text, "pool      {shards}");
+        let shards = counted(self.n_shards, "shard", "shards");
+        let pool = format!("{shards}, {}, about {} samples", bytes(self.pool_bytes), whole(self.n_samples));
+        let _ = writeln!(text, "pool      {pool}");
         for (role, model) in plan.models.iter() {
             let _ = writeln!(text, "{:9} {}: {}", role.to_string(), model.folder.display(), describe(model));
         }
@@ -127,14 +138,13 @@ impl Estimate {
             let DivideSettings { n_clusters, bank_size, device, .. } = divide;
             let _ = writeln!(text, "divide    {n_clusters} clusters on `{device}`, banks of {bank_size}");
         }
-        let _ = writeln!(
-            text,
-            "select    {}: about {} of {} samples, in {} super-batches",
-            plan.select.draw.name(),
-            self.n_kept,
-            self.n_samples,
-            self.n_super_batches,
-        );
+        let within = match plan.select.draw.deal() {
+            Some(_) => format!(", in {}", counted(self.n_super_batches, "super-batch", "super-batches")),
+            None => String::new(),
+        };
+        let draw = plan.select.draw.title();
+        let (kept, all) = (whole(self.n_kept), whole(self.n_samples));
+        let _ = writeln!(text, "select    {draw}: about {kept} of {all} samples{within}");
         let _ = writeln!(
             text,
             "disk      about {}: embeddings {}, exchange {}, curated shards {}",
@@ -169,11 +179,61 @@ impl Estimate {
     }
 }
 
-/// A fit wants a sample for each of its clusters; by an estimate nothing is refused.
-fn warn_of_clusters(plan: &Plan, n_samples: u64) {
+/// Samples that filters leave for the draw, so far as their filter ratios tell.
+fn reaching(select: &SelectSettings, n_samples: u64) -> u64 {
+    let best = select.filters.iter().filter_map(|filter| filter.filter.best());
+    best.fold(n_samples, |n_reaching, best| match best.of {
+        FractionOf::Reaching => best.filter_ratio.kept(n_reaching),
+        FractionOf::Pool => best.filter_ratio.kept(n_samples).min(n_reaching),
+    })
+}
+
+/// Says which sizes of the settings the pool has too few samples for; by an estimate nothing is refused.
+fn warn_of_sizes(plan: &Plan, n_samples: u64, n_reaching: u64) {
     let n_clusters = plan.divide.as_ref().map_or(0, |divide| divide.n_clusters as u64);
     if plan.centroids.is_none() && n_clusters > n_samples {
         tracing::warn!(n_clusters, n_samples, "more clusters than the pool has samples, by this estimate");
+    }
+    let Draw::InSuperBatches(SuperBatchDraw { deal, method }) = &plan.select.draw else { return };
+    let super_batch_size = deal.super_batch_size as u64;
+    let is_within = deal.super_batches == SuperBatches::WithinClusters;
+    if super_batch_size > n_reaching {
+        tracing::warn!(
+            super_batch_size,
+            n_reaching,
+            "a super-batch of more samples than come to the draw, by this estimate: all of them are one"
+        );
+    } else if is_within
+        && super_batch_size * n_clusters > n_reaching
+        && plan.models.experts().next().is_none()
+    {
+        tracing::warn!(
+            super_batch_size,
+            n_clusters,
+            n_reaching,
+            "clusters of fewer samples than a super-batch are drawn with their nearest: there will be some, by this estimate"
+        );
+    }
+    let size = super_batch_size.min(n_reaching);
+    match method {
+        SuperBatchMethod::Jest(jest) if jest.n_chunks as u64 > deal.filter_ratio.kept(size) => {
+            let sub_batch_size = deal.filter_ratio.kept(size);
+            tracing::warn!(
+                n_chunks = jest.n_chunks,
+                sub_batch_size,
+                "more chunks than a sub-batch has samples: one each"
+            );
+        }
+        SuperBatchMethod::ActiveClip(ActiveClip {
+            n_negatives, score: ActiveClipScore::Contrastive, ..
+        }) if *n_negatives as u64 >= size => {
+            tracing::warn!(
+                n_negatives,
+                super_batch_size = size,
+                "no fewer negatives than a super-batch has samples: each takes all others"
+            );
+        }
+        _ => {}
     }
 }
 
@@ -199,11 +259,6 @@ fn describe(model: &PlannedModel) -> String {
         ModelKind::Text => format!("captions alone, {} dimensions", model.embedding_dim),
         ModelKind::Classifier => format!("a classifier, {} classes", model.embedding_dim),
     }
-}
-
-/// Bytes for people: three digits and a unit.
-pub fn bytes(n: u64) -> String {
-    indicatif::BinaryBytes(n).to_string()
 }
 
 #[cfg(test)]

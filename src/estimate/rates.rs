@@ -94,14 +94,20 @@ impl Rates {
         let device = if *n_gpus > 0 { "GPU" } else { "core" };
         let models = self.samples_per_sec.iter();
         let models: String = models.map(|(role, rate)| format!("{role} {rate:.0}, ")).collect();
+        let samples = match models.as_str() {
+            // nothing is decoded where no model runs
+            "" => String::new(),
+            models => format!(
+                "samples a second: {models}of a {device}, decoding {decode_samples_per_sec:.0} of a core; "
+            ),
+        };
         let (source, source_of_disk) = match self.source {
             RatesSource::Measured => ("measured", "assumed"),
             RatesSource::Assumed => ("assumed", "assumed"),
         };
         format!(
-            "a node of {n_gpus} GPUs and {n_cores} cores; samples a second: {models}of a {device}, decoding \
-             {decode_samples_per_sec:.0} of a core; {flops_per_sec:.1e} operations a second of a core ({source}); \
-             {bytes_per_sec:.1e} bytes a second of a node ({source_of_disk})"
+            "a node of {n_gpus} GPUs and {n_cores} cores; {samples}{flops_per_sec:.1e} operations a second of a core \
+             ({source}); {bytes_per_sec:.1e} bytes a second of a node ({source_of_disk})"
         )
     }
 }

@@ -1,7 +1,7 @@
 //! What the stages take in, a table for people out.
 
-use super::bytes;
 use super::work::{StageTime, StageWork};
+use crate::numbers::{bytes, whole};
 
 /// A line a stage and one for all; seconds only where they are known. Rows end without white space.
 pub fn text(stages: &[StageWork]) -> String {
@@ -44,7 +44,7 @@ fn row(stage: &StageWork) -> Vec<String> {
         stage.stage.to_owned(),
         bytes(stage.read_bytes),
         bytes(stage.written_bytes),
-        stage.n_files.to_string(),
+        whole(stage.n_files),
         match stage.flops {
             None => "unknown".to_owned(),
             Some(0.0) => "0".to_owned(),

@@ -66,3 +66,30 @@ fn the_busiest_part_of_a_node_tells_its_seconds() {
     assert_eq!((write.gpu_secs, write.core_secs), (0.0, 0.0));
     assert_eq!(write.node_secs, (10e6 + 2e6 + 0.3e6 + 4e6) / 1e6);
 }
+
+#[test]
+fn filters_that_keep_a_fraction_are_counted() {
+    let mut plan: Plan = serde_json::from_str(include_str!("../report/testdata/plan.json")).unwrap();
+    let settings = Settings::load("pipelines/quickstart.toml".as_ref(), &[]).unwrap();
+    let assumed = toml::from_str::<Assumptions>(ASSUMED).unwrap();
+    let step = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
+    let mut of_steps = |steps: &[&str]| {
+        let steps: Vec<toml::Value> = steps.iter().map(|text| step(text).into()).collect();
+        plan.select = toml::Table::from_iter([("step".to_owned(), steps.into())]).try_into().unwrap();
+        let estimate = Estimate::assumed(&plan, &settings, &assumed);
+        (estimate.n_kept, estimate.n_super_batches, estimate.text(&plan))
+    };
+    let half = "method = 'clip_score'\nkeep = { filter_ratio = 0.5 }";
+    let third = "method = 'threshold'\nby = 'clip_score'\nkeep = { filter_ratio = 0.7, of = 'pool' }";
+    let bound = "method = 'semdedup'\nepsilon = 0.1";
+    let (n_kept, n_super_batches, text) = of_steps(&[half, third, bound]);
+    assert_eq!((n_kept, n_super_batches), (300, 0));
+    assert!(text.contains("select    filters alone: about 300 of 1,000 samples\n"), "{text}");
+    let draw = "method = 'random'\nfilter_ratio = 0.8\nsuper_batch_size = 100";
+    let (n_kept, n_super_batches, text) = of_steps(&[half, draw]);
+    assert_eq!((n_kept, n_super_batches), (100, 5));
+    assert!(
+        text.contains("random, filter ratio 0.8: about 100 of 1,000 samples, in 5 super-batches\n"),
+        "{text}"
+    );
+}

@@ -1,7 +1,7 @@
 //! A plan and the size of its pool in, what each stage reads, writes and computes out.
 //!
 //! What cannot be done without is counted: each pass over files, products of embeddings, the models' operations. The fit
-//! of clusters is counted with all its iterations, which it seldom needs. Files are those of data, on their way through
+//! of clusters is counted with all its iterations, which it seldom needs, and on the cores, wherever it runs. Files are those of data, on their way through
 //! the exchange too; a marker stands beside each. Merges of the exchange, beyond 1,000 tasks, and the reads of filters are
 //! left out.
 

@@ -81,11 +81,12 @@ struct Towers {
 
 impl Towers {
     fn of(kept: &Kept, model: ModelRole) -> Result<Towers, Error> {
-        let planned = kept.run.plan().models.get(model).filter(|planned| {
-            let is_whole = matches!(model, ModelRole::Learner | ModelRole::Reference | ModelRole::Base);
-            is_whole && planned.kind != ModelKind::Classifier
-        });
+        let is_whole = matches!(model, ModelRole::Learner | ModelRole::Reference | ModelRole::Base);
+        let planned = kept.run.plan().models.get(model).filter(|_| is_whole);
         let planned = planned.ok_or(ExportError::NoEmbeddings { model })?;
+        if planned.kind == ModelKind::Classifier {
+            return Err(ExportError::Classifier { model }.into());
+        }
         Ok(Towers { model, kind: planned.kind, width: planned.embedding_dim })
     }
 }

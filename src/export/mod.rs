@@ -72,6 +72,8 @@ pub enum ExportError {
     NoClusters,
     #[error("the pool has no images")]
     NoImages,
+    #[error("`models.{model}` is a classifier, which gives losses of classes and no embeddings")]
+    Classifier { model: ModelRole },
     #[error("the run has no embeddings of all samples under `models.{model}`")]
     NoEmbeddings { model: ModelRole },
     #[error("the run holds no images, and shard `{shard}` is no plain tar in which they can be found again")]
@@ -92,6 +94,7 @@ impl ExportError {
             ExportError::NoImages => "`--to datacomp` and `--to clip-retrieval` need none",
             ExportError::NoEmbeddings { .. } => "`--model` takes `learner`, `reference` or `base`",
             ExportError::ImagesLost { .. } => "run again with `write.images = true` and `--replan`",
+            ExportError::Classifier { .. } => "`--to webdataset` takes the images and labels of any run",
             ExportError::NothingKept | ExportError::Option { .. } => return None,
         };
         Some(hint.to_owned())

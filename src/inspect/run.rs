@@ -13,8 +13,8 @@ use crate::status::Status;
 #[derive(Debug, Serialize)]
 pub struct Run {
     path: PathBuf,
-    method: &'static str,
-    filter_ratio: String,
+    /// What draws, and how much it drops.
+    draw: String,
     seed: u64,
     pool_root: PathBuf,
     n_shards: usize,
@@ -28,8 +28,7 @@ impl Run {
         let plan = run.plan();
         Ok(Run {
             path: run.run().root().to_owned(),
-            method: plan.select.draw.name(),
-            filter_ratio: plan.select.draw.filter_ratio().to_string(),
+            draw: plan.select.draw.title(),
             seed: plan.seed,
             pool_root: plan.pool.root.clone(),
             n_shards: plan.pool.shards.len(),
@@ -40,24 +39,15 @@ impl Run {
 
     pub fn text(&self) -> String {
         let mut text = format!(
-            "{}: run of `{}`, filter ratio {}, seed {}\npool of {} shards below {}",
+            "{}: run of {}, seed {}\npool of {} shards below {}",
             self.path.display(),
-            self.method,
-            self.filter_ratio,
+            self.draw,
             self.seed,
             self.n_shards,
             self.pool_root.display()
         );
         if let Some(counts) = &self.counts {
-            let _ = write!(
-                text,
-                "\n{} read = {} kept + {} not drawn + {} filtered + {} rejected",
-                counts.read,
-                counts.kept,
-                counts.not_drawn,
-                counts.filtered.values().sum::<u64>(),
-                counts.rejected.values().sum::<u64>()
-            );
+            let _ = write!(text, "\n{}", counts.sentence());
             for (rejection, n) in &counts.rejected {
                 let _ = write!(text, "\n  {n} {rejection}");
             }

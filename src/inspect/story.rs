@@ -51,6 +51,7 @@ struct CuratedRow {
 struct Plans {
     complete: Option<CompleteTasks>,
     super_batches: HashMap<u64, SuperBatch>,
+    n_passes: usize,
     outputs: Option<OutputPlan>,
 }
 
@@ -110,6 +111,7 @@ impl Plans {
         Ok(Plans {
             complete: run.stage_plan_if_present(&run.embed())?,
             super_batches: super_batches.map(|planned| (planned.super_batch, *planned)).collect(),
+            n_passes: draws.as_ref().map_or(1, |draws| draws.n_passes),
             outputs: run.stage_plan_if_present(&run.write("write"))?,
         })
     }
@@ -147,7 +149,7 @@ fn stories_of_task(run: &RunFolder, plans: &Plans, task: usize, key: &str) -> Re
         Ok(Story {
             shard: shard.to_owned(),
             sample_idx,
-            sentence: sentence(&fate, &plans.super_batches, &run.plan().select.draw),
+            sentence: plans.sentence(&fate, &run.plan().select.draw),
             curated: match (selected.as_ref(), select_row) {
                 (Some(table), Some(row)) => plans.curated_row(run, task, table, row)?,
                 _ => None,
@@ -201,54 +203,73 @@ impl Plans {
     }
 }
 
-/// Why a sample was kept or not, as far as the run has come.
-fn sentence(fate: &Fate, super_batches: &HashMap<u64, SuperBatch>, draw: &Draw) -> String {
-    let row = match fate {
-        Fate::Rejected(rejection) => return format!("rejected: {rejection}"),
-        Fate::LeftOut => return "left out: a model has no embeddings of its shard".to_owned(),
-        Fate::Undecided => return "undecided: `select` has not come to its shard yet".to_owned(),
-        Fate::Decided(row) => *row,
-    };
-    let scores = scores(row);
-    let verdict = row.text_of("verdict");
-    if verdict == Some(Verdict::Filtered.text()) {
-        let filter = row.text_of("removed_by").unwrap_or_default();
-        let of = row
-            .text_of("duplicate_of")
-            .map_or_else(String::new, |other| format!(", as a duplicate of {other}"));
-        return format!("filtered: taken out by `{filter}`{of}{scores}");
-    }
-    let is_kept = verdict == Some(Verdict::Kept.text());
-    let Some(super_batch) = row.position("super_batch") else {
-        let by = row
-            .number("score")
-            .map_or_else(String::new, |score| format!(", with a score of {}", number(score)));
-        return match is_kept {
-            true => format!("kept: by `{}` over the whole pool{by}{scores}", draw.name()),
-            false => format!("not drawn: by `{}` over the whole pool{by}{scores}", draw.name()),
+impl Plans {
+    /// Why a sample was kept or not, as far as the run has come.
+    fn sentence(&self, fate: &Fate, draw: &Draw) -> String {
+        let row = match fate {
+            Fate::Rejected(rejection) => return format!("rejected: {rejection}"),
+            Fate::LeftOut => return "left out: a model has no embeddings of its shard".to_owned(),
+            Fate::Undecided => return "undecided: `select` has not come to its shard yet".to_owned(),
+            Fate::Decided(row) => *row,
         };
-    };
-    let planned = super_batches.get(&super_batch);
-    if !is_kept {
-        let kept = planned.map_or_else(String::new, |planned| {
-            format!(", which kept {} of {} samples", planned.n_kept, planned.n_samples)
-        });
-        return format!("not drawn: it came to the draw of super-batch {super_batch}{kept}{scores}");
+        let what = match (row.text_of("removed_by"), row.position("super_batch")) {
+            (Some(filter), _) => filtered(row, filter),
+            (None, Some(super_batch)) => self.in_super_batch(row, super_batch, draw),
+            (None, None) => over_pool(row, draw),
+        };
+        what + &scores(row)
     }
-    let rank = row.position("draw_rank").expect("a kept sample was drawn") + 1;
-    let of = planned.map_or_else(String::new, |planned| format!(" of {}", planned.n_kept));
-    let how = match (draw.name(), row.position("chunk"), row.number("conditional_score")) {
-        ("random", ..) => ", uniformly".to_owned(),
-        (_, Some(chunk), Some(score)) => {
-            format!(", chunk {chunk}, with a conditional score of {}", number(score))
-        }
-        _ => String::new(),
-    };
-    let pass = match row.position("pass") {
-        Some(pass) if pass > 0 => format!(" of pass {pass}"),
-        _ => String::new(),
-    };
-    format!("kept: drawn as number {rank}{of} in super-batch {super_batch}{pass}{how}{scores}")
+
+    fn in_super_batch(&self, row: &Row, super_batch: u64, draw: &Draw) -> String {
+        let planned = self.super_batches.get(&super_batch);
+        let is_one_of_several = self.n_passes > 1;
+        let Some(rank) = row.position("draw_rank") else {
+            let passes = if is_one_of_several {
+                format!(" in each of {} passes", self.n_passes)
+            } else {
+                String::new()
+            };
+            let drew = planned.map_or_else(String::new, |SuperBatch { n_kept, n_samples, .. }| {
+                format!(", which drew {n_kept} times{passes} from {n_samples} samples")
+            });
+            return format!("not drawn: it came to the draw of super-batch {super_batch}{drew}");
+        };
+        let of = planned.map_or_else(String::new, |planned| format!(" of {}", planned.n_kept));
+        let how = match (draw.name(), row.position("chunk"), row.number("conditional_score")) {
+            ("random", ..) => ", uniformly".to_owned(),
+            (_, Some(chunk), Some(score)) => {
+                format!(", chunk {chunk}, with a conditional score of {}", number(score))
+            }
+            _ => String::new(),
+        };
+        let pass = match row.position("pass") {
+            Some(pass) if is_one_of_several => format!(", pass {pass}"),
+            _ => String::new(),
+        };
+        let repeats = match row.position("n_repeats") {
+            Some(n) if n > 1 => format!(", the first of {n} times"),
+            _ => String::new(),
+        };
+        format!("kept: drawn as number {}{of} in super-batch {super_batch}{pass}{repeats}{how}", rank + 1)
+    }
+}
+
+fn filtered(row: &Row, filter: &str) -> String {
+    let score =
+        row.number(filter).map_or_else(String::new, |score| format!(", where it has {}", number(score)));
+    let of =
+        row.text_of("duplicate_of").map_or_else(String::new, |other| format!(", as a duplicate of {other}"));
+    format!("filtered: taken out by `{filter}`{score}{of}")
+}
+
+fn over_pool(row: &Row, draw: &Draw) -> String {
+    let score =
+        row.number("score").map_or_else(String::new, |score| format!(", with a score of {}", number(score)));
+    match (draw, row.text_of("verdict") == Some(Verdict::Kept.text())) {
+        (Draw::Keep, _) => "kept: no filter took it out".to_owned(),
+        (draw, true) => format!("kept: by `{}` over the whole pool{score}", draw.name()),
+        (draw, false) => format!("not drawn: by `{}` over the whole pool{score}", draw.name()),
+    }
 }
 
 /// What the sample scores by itself, as far as there are models.
@@ -290,10 +311,15 @@ mod tests {
     }
 
     fn said(fate: &Fate, method: &str) -> String {
+        said_of(fate, method, 1)
+    }
+
+    fn said_of(fate: &Fate, method: &str, n_passes: usize) -> String {
         let step = format!("[[step]]\nmethod = '{method}'\nfilter_ratio = 0.8\nsuper_batch_size = 400");
         let select: SelectSettings = toml::from_str(&step).unwrap();
         let planned = SuperBatch { super_batch: 3, n_samples: 400, n_kept: 80 };
-        sentence(fate, &[(3, planned)].into(), &select.draw)
+        let super_batches = [(3, planned)].into();
+        Plans { complete: None, super_batches, n_passes, outputs: None }.sentence(fate, &select.draw)
     }
 
     #[test]
@@ -312,8 +338,13 @@ mod tests {
         let not_drawn = row(Verdict::NotDrawn, None, Some((0.25, 1.0)));
         assert_eq!(
             said(&Fate::Decided(&not_drawn), "jest"),
-            "not drawn: it came to the draw of super-batch 3, which kept 80 of 400 samples; \
+            "not drawn: it came to the draw of super-batch 3, which drew 80 times from 400 samples; \
              learnability −0.75 (learner loss 0.25 − reference loss 1.00)"
+        );
+        let of_passes = said_of(&Fate::Decided(&not_drawn), "jest", 3);
+        assert!(
+            of_passes.contains("which drew 80 times in each of 3 passes from 400 samples; "),
+            "{of_passes}"
         );
         assert_eq!(said(&Fate::Rejected("undecodable_image"), "jest"), "rejected: undecodable_image");
         assert!(

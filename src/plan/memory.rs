@@ -61,13 +61,13 @@ pub(super) fn fit_groups(
 
 /// Bytes of a sample in a group, which holds the learner's embeddings and one reference's. An audit takes part in no draw,
 /// and must change none.
-fn scored_bytes(models: &Models<PlannedModel>) -> u64 {
+pub fn scored_bytes(models: &Models<PlannedModel>) -> u64 {
     let references = std::iter::once(ModelRole::Reference).chain(models.experts().map(ModelRole::Expert));
     row_bytes(models, ModelRole::Learner) + references.map(|role| row_bytes(models, role)).max().unwrap_or(0)
 }
 
 /// Bytes of a sample's embeddings in memory; 0 without the model.
-fn row_bytes(models: &Models<PlannedModel>, role: ModelRole) -> u64 {
+pub fn row_bytes(models: &Models<PlannedModel>, role: ModelRole) -> u64 {
     models.get(role).map_or(0, |model| model.row_bytes(EmbeddingDtype::F32))
 }
 

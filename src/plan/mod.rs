@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::divide::PlannedCentroids;
-use crate::embed::{SessionSettings, open_shard};
+use crate::embed::{ModelKind, SessionSettings, open_shard};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
@@ -31,6 +31,7 @@ use crate::settings::{
 
 pub use digests::Digests;
 use memory::{fit_groups, fit_to_memory};
+pub use memory::{row_bytes, scored_bytes};
 pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;
@@ -41,7 +42,7 @@ pub use vectors::{PlannedVectors, VectorFile, VectorFiles};
 pub const FORMAT_VERSION: u32 = 1;
 
 /// Versions of the stages' algorithms; a change of one redoes the stage and those after it.
-const ALGORITHM_VERSION: u32 = 1;
+const ALGORITHM_VERSION: u32 = 2;
 
 /// The run folder from the folder of one of its rounds, `RUN/rounds/NNN`.
 const BASE: &str = "../..";
@@ -176,7 +177,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The plan if its models' embeddings had these widths.
+    /// The plan if its models' embeddings had these widths; a classifier has its classes.
     ///
     /// # Errors
     ///
@@ -186,10 +187,10 @@ impl Plan {
         settings: &Settings,
         width_of: impl Fn(ModelRole) -> usize,
     ) -> Result<Plan, Error> {
-        let widened = self
-            .models
-            .iter()
-            .map(|(role, model)| (role, PlannedModel { embedding_dim: width_of(role), ..model.clone() }));
+        let widened = self.models.iter().map(|(role, model)| match model.kind {
+            ModelKind::Classifier => (role, model.clone()),
+            _ => (role, PlannedModel { embedding_dim: width_of(role), ..model.clone() }),
+        });
         self.models = widened.collect();
         if let (Some(divide), Some(asked)) = (&mut self.divide, &settings.divide) {
             divide.bank_size = asked.bank_size;

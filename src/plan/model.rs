@@ -257,12 +257,18 @@ pub(super) fn check(
     }
     let is_base = role == ModelRole::Base;
     let takes_logits = !is_base && (takes_logits(&wants.select.draw) || losses_wanted(wants.select, role));
-    if takes_logits && !planned.calibrate && planned.logit_scale.is_none() {
+    let needs_bias = takes_logits && wants.select.objective == Objective::Sigmoid;
+    let lacks_scale = takes_logits && !planned.calibrate && planned.logit_scale.is_none();
+    let lacks_bias = needs_bias && !planned.calibrate && planned.logit_bias.is_none();
+    if !is_run && (lacks_scale || lacks_bias) {
+        let key = if lacks_scale { "logit_scale" } else { "logit_bias" };
+        return Err(Error::PrecomputedLogit { model: role, key });
+    }
+    if lacks_scale {
         let initial = initial_logit_scale.map(LogitScale::get);
         return Err(Error::ScaleMissing { model: role, folder: folder(), initial });
     }
-    let needs_bias = takes_logits && wants.select.objective == Objective::Sigmoid;
-    if needs_bias && !planned.calibrate && planned.logit_bias.is_none() {
+    if lacks_bias {
         return Err(Error::BiasMissing { model: role, folder: folder() });
     }
     Ok(())

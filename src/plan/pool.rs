@@ -52,7 +52,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// A pattern that matches nothing, a named shard that is not there, a shard that is named twice.
+    /// A pattern that matches nothing, a named shard that is not there or is a folder, a shard that is named twice.
     pub fn find(settings: &ReadSettings) -> Result<Pool, Error> {
         let mut paths = Vec::new();
         for entry in &settings.shards {
@@ -83,6 +83,9 @@ impl Pool {
             let id = below.to_str().ok_or_else(|| Error::PathNotUtf8 { path: path.clone() })?.to_owned();
             let (size_bytes, modified_ns) =
                 storage.guard(&id)?.ok_or_else(|| Error::ShardMissing { path: path.clone() })?;
+            if path.is_dir() {
+                return Err(Error::ShardIsFolder { path });
+            }
             let sidecar = if settings.sidecar { sidecar_of(&storage, &id)? } else { None };
             shards.push(Shard { id, size_bytes, modified_ns, sidecar });
         }
@@ -222,5 +225,6 @@ mod tests {
         std::os::unix::fs::symlink(root.join("a/00.tar"), root.join("a/02.tar")).unwrap();
         assert!(matches!(pool_of(&[&at("a/*.tar")]), Err(Error::ShardTwice { .. })));
         assert!(matches!(pool_of(&[]), Err(Error::NoShards { .. })));
+        assert!(matches!(pool_of(&[&at("a")]), Err(Error::ShardIsFolder { .. })));
     }
 }

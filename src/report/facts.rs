@@ -6,8 +6,8 @@ use crate::cost::SelectionCost;
 use crate::plan::Plan;
 use crate::settings::ModelRole;
 
-use super::html::{number, percent_of, whole};
 use super::summary::{READ_BOUNDS, Report};
+use crate::numbers::{number, percent_of, whole};
 
 /// One line: what, and how much.
 #[derive(Serialize)]
@@ -24,7 +24,7 @@ pub fn facts(report: &Report, plan: &Plan) -> Vec<Fact> {
         (select.effective_samples, select.effective_samples_of_collisions)
     {
         let value = format!("{} by entropy, {} by collisions", number(entropy), number(collisions));
-        say("samples of a super-batch over which the first chunk’s draw is as good as uniform", value);
+        say("effective samples of a super-batch in the first chunk’s draw", value);
     }
     if let (Some(drawn), Some(best), Some(all)) =
         (select.mean_score_of_drawn, select.mean_score_of_best, select.mean_score_of_all)
@@ -50,11 +50,19 @@ pub fn facts(report: &Report, plan: &Plan) -> Vec<Fact> {
         let n_filtered: u64 = scored_filters.map(|(_, n)| n).sum();
         let n_scored = n_kept + report.counts.not_drawn + n_filtered;
         let cost = SelectionCost::new(n_scored, n_kept, 1.0);
-        let value = format!(
-            "{} times training on it, if the scoring learner costs as much as the trained one; {} once for the reference",
-            number(cost.cost),
-            number(cost.reference_cost)
-        );
+        let reference = number(cost.reference_cost);
+        let value = match plan.models.has(ModelRole::FullLearner) {
+            true => format!(
+                "{} samples scored by the cheaper learner, whose cost `superbatch plan` measures beside the full one’s; \
+                 {reference} times training on it once for the reference",
+                number(cost.n_scored_per_kept)
+            ),
+            false => format!(
+                "{} times training on it, if the scoring learner costs as much as the trained one; {reference} once for \
+                 the reference",
+                number(cost.cost)
+            ),
+        };
         say("cost of a kept sample", value);
     }
     if let Some(audit) = &report.audit {

@@ -20,7 +20,8 @@ use crate::write::Distribution;
 use super::chart::{Bars, CLUSTERS_DRAWN_MAX, Quantiles};
 use super::facts::{Fact, facts};
 use super::planted::Planted;
-use super::summary::{DivideReport, Report};
+use super::summary::{DivideReport, READ_BOUNDS, Report};
+use crate::numbers::{bytes, counted, number, percent, percent_of, whole};
 
 /// Rows of a table that may be as long as the pool; `report.json` has all.
 const ROWS_MAX: usize = 100;
@@ -42,19 +43,29 @@ struct Page<'a> {
     n_read: String,
     n_kept: String,
     kept_share: String,
-    filter_ratio: String,
+    /// What draws, and how much it drops.
+    draw: String,
+    /// Where it is more than samples are kept.
+    n_draws: Option<String>,
     pool: Pool<'a>,
     /// Kept, not drawn, filtered, rejected: together what was read.
     conservation: Vec<Share<'a>>,
+    /// In the order of the steps.
     filtered: Vec<Share<'a>>,
     rejected: Vec<Share<'a>>,
     worst_shard_ratio: String,
     left_out_shards: Cut<&'a String>,
+    broken_shards: Cut<&'a String>,
     models: Vec<Model<'a>>,
     divide: Option<Divide>,
-    n_super_batches: String,
+    /// None of a draw over the whole pool.
+    n_super_batches: Option<String>,
+    /// Clusters that were drawn with others; none where there are none.
+    n_joined_clusters: Option<String>,
     /// Of drawn sub-batches, of their samples dealt anew, of uniform draws.
     batch_learnability: Option<[String; 3]>,
+    /// Whether the draw looks at the pairs of a sub-batch, which batch learnability is of.
+    is_by_pairs: bool,
     learnability: Option<Quantiles>,
     scores: Vec<ScoreRow<'a>>,
     planted: Option<PlantedRow>,
@@ -144,6 +155,7 @@ struct ScoreRow<'a> {
 struct PlantedRow {
     n: String,
     pool: String,
+    reaching: String,
     kept: String,
     random: String,
     random_deviation: String,
@@ -160,8 +172,6 @@ impl<'a> Page<'a> {
     fn new(report: &'a Report, plan: &'a Plan) -> Page<'a> {
         let counts = &report.counts;
         let share = |name: &'a str, n: u64| Share { name, n: whole(n), share: percent(n, counts.read) };
-        let shares =
-            |by_name: &'a BTreeMap<String, u64>| by_name.iter().map(|(name, &n)| share(name, n)).collect();
         let curated = report.curated.iter().map(|shard| Curated {
             name: &shard.name,
             rows: whole(shard.rows),
@@ -173,10 +183,11 @@ impl<'a> Page<'a> {
             n_read: whole(counts.read),
             n_kept: whole(counts.kept),
             kept_share: percent(counts.kept, counts.read),
-            filter_ratio: plan.select.draw.filter_ratio().to_string(),
+            draw: plan.select.draw.title(),
+            n_draws: (select.n_draws > counts.kept).then(|| whole(select.n_draws)),
             pool: Pool {
                 root: &plan.pool.root,
-                n_shards: whole(plan.pool.shards.len() as u64),
+                n_shards: counted(plan.pool.shards.len() as u64, "shard", "shards"),
                 size: bytes(plan.pool.size_bytes()),
             },
             conservation: vec![
@@ -185,22 +196,29 @@ impl<'a> Page<'a> {
                 share("filtered", counts.filtered.values().sum()),
                 share("rejected", counts.rejected.values().sum()),
             ],
-            filtered: shares(&counts.filtered),
-            rejected: shares(&counts.rejected),
+            filtered: by_step(&counts.filtered, &plan.select).map(|(name, n)| share(name, n)).collect(),
+            rejected: counts.rejected.iter().map(|(name, &n)| share(name, n)).collect(),
             worst_shard_ratio: percent_of(report.rejection_ratio_max_of_shards),
             left_out_shards: Cut::new(report.left_out_shards.iter()),
+            broken_shards: Cut::new(report.broken_shards.iter()),
             models: models(plan),
             divide: report
                 .divide
                 .as_ref()
                 .zip(plan.divide.as_ref())
                 .map(|(divide, settings)| Divide::new(divide, settings)),
-            n_super_batches: whole(select.n_super_batches),
+            n_super_batches: plan
+                .select
+                .draw
+                .deal()
+                .map(|_| counted(select.n_super_batches, "super-batch", "super-batches")),
+            n_joined_clusters: (select.n_joined_clusters > 0).then(|| whole(select.n_joined_clusters as u64)),
             batch_learnability: select
                 .batch_learnability
                 .zip(select.batch_learnability_reshuffled)
                 .zip(select.batch_learnability_random)
                 .map(|((drawn, reshuffled), random)| [drawn, reshuffled, random].map(number)),
+            is_by_pairs: plan.select.draw.pair_score().is_some(),
             learnability: match learnability {
                 (Some(pool), Some(kept)) => Quantiles::new(&pool.deciles, &kept.deciles),
                 _ => None,
@@ -263,11 +281,30 @@ impl PlantedRow {
         PlantedRow {
             n: whole(planted.n_planted),
             pool: percent_of(planted.pool_share),
+            reaching: percent_of(planted.reaching_share),
             kept: percent_of(planted.kept_share),
             random: percent_of(planted.random_share_mean),
             random_deviation: percent_of(planted.random_share_standard_deviation),
         }
     }
+}
+
+/// What each step took out, in their order; a step of several parts has a line for each that took something.
+fn by_step<'a>(
+    filtered: &'a BTreeMap<String, u64>,
+    select: &'a SelectSettings,
+) -> impl Iterator<Item = (&'a str, u64)> {
+    let bounds = filtered.get_key_value(READ_BOUNDS).map(|(name, &n)| (name.as_str(), n));
+    let steps = select.filters.iter().flat_map(|filter| {
+        let is_part = |name: &str| name.strip_prefix(&filter.name).is_some_and(|rest| rest.starts_with('.'));
+        let parts: Vec<(&str, u64)> = filtered
+            .iter()
+            .filter(|(name, _)| **name == filter.name || is_part(name))
+            .map(|(name, &n)| (name.as_str(), n))
+            .collect();
+        if parts.is_empty() { vec![(filter.name.as_str(), 0)] } else { parts }
+    });
+    bounds.into_iter().chain(steps)
 }
 
 fn models(plan: &Plan) -> Vec<Model<'_>> {
@@ -328,41 +365,6 @@ fn pipeline(plan: &Plan) -> String {
         report: &plan.report,
     };
     toml::to_string_pretty(&pipeline).expect("settings came from TOML")
-}
-
-/// With a comma between thousands.
-pub fn whole(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Three decimals, fewer where there are three digits or more before the point.
-pub fn number(value: f64) -> String {
-    let n_decimals = match value.abs() {
-        above if above >= 1000.0 => 0,
-        above if above >= 100.0 => 1,
-        _ => 3,
-    };
-    format!("{value:.n_decimals$}").replace('-', "−")
-}
-
-fn percent(n: u64, of: u64) -> String {
-    percent_of(n as f64 / of.max(1) as f64)
-}
-
-pub fn percent_of(ratio: f64) -> String {
-    format!("{:.2} %", ratio * 100.0)
-}
-
-fn bytes(n: u64) -> String {
-    indicatif::BinaryBytes(n).to_string()
 }
 
 #[cfg(test)]
@@ -435,9 +437,21 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_readable() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(whole), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([-0.5, 52.7110, 202.04, 12_345.6].map(number), ["−0.500", "52.711", "202.0", "12346"]);
-        assert_eq!((percent(1, 3).as_str(), percent(0, 0).as_str()), ("33.33 %", "0.00 %"));
+    fn filters_are_listed_by_step_and_none_is_left_out() {
+        let (mut report, mut plan) = quickstart();
+        let step = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
+        let steps = [
+            "method = 'semdedup'\nepsilon = 0.1",
+            "method = 'clip_score'\nkeep = { min = 0.0 }",
+            "method = 'decontaminate'\nname = 'clean'\nsets = [{ name = 'b', path = 'b.npy' }, { name = 'a', path = 'a.npy' }]",
+        ];
+        let steps: Vec<toml::Table> = steps.map(step).into();
+        plan.select = toml::Table::from_iter([("step".to_owned(), steps.into())]).try_into().unwrap();
+        report.counts.filtered =
+            [("semdedup", 3), ("clean.a", 2), (READ_BOUNDS, 5)].map(|(name, n)| (name.to_owned(), n)).into();
+        let listed: Vec<_> = by_step(&report.counts.filtered, &plan.select).collect();
+        assert_eq!(listed, [(READ_BOUNDS, 5), ("semdedup", 3), ("clip_score", 0), ("clean.a", 2)]);
+        let page = page(&report, &plan);
+        assert!(page.contains("filters alone") && !page.contains("super-batches."));
     }
 }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::executor::Executor;
 use crate::run_folder::{Done, RunFolder};
 
-pub use summary::{Counts, Report};
+pub use summary::{Counts, Report, taken_out};
 
 const JSON: &str = "report.json";
 const HTML: &str = "report.html";

@@ -19,6 +19,8 @@ pub struct Planted {
     pub n_planted: u64,
     /// Planted over all samples of the pool that were not rejected.
     pub pool_share: f64,
+    /// Over those that came to the draw: what a uniform draw behind the same filters is expected to keep.
+    pub reaching_share: f64,
     pub kept_share: f64,
     /// Over ten seeds of a uniform draw of as many samples of the pool.
     pub random_share_mean: f64,
@@ -31,6 +33,7 @@ pub struct PlantedCounts {
     /// The share of the pool that is kept.
     chance: f64,
     pool: Share,
+    reaching: Share,
     kept: Share,
     controls: Vec<Share>,
 }
@@ -66,6 +69,7 @@ impl PlantedCounts {
             planted: PlantedSamples::read(path)?,
             chance: n_kept as f64 / n_decided.max(1) as f64,
             pool: Share::default(),
+            reaching: Share::default(),
             kept: Share::default(),
             controls: vec![Share::default(); N_CONTROL_SEEDS as usize],
         }))
@@ -78,8 +82,12 @@ impl PlantedCounts {
         for row in 0..verdicts.num_rows() {
             let id = (shards.value(row).to_owned(), keys.value(row).to_owned());
             let is_planted = self.planted.contains(&id);
+            let verdict = rows.text("verdict").value(row);
             self.pool.add(is_planted);
-            if rows.text("verdict").value(row) == Verdict::Kept.text() {
+            if verdict != Verdict::Filtered.text() {
+                self.reaching.add(is_planted);
+            }
+            if verdict == Verdict::Kept.text() {
                 self.kept.add(is_planted);
             }
             for (seed, control) in self.controls.iter_mut().enumerate() {
@@ -99,6 +107,7 @@ impl PlantedCounts {
         Planted {
             n_planted: self.pool.n_planted,
             pool_share: self.pool.ratio(),
+            reaching_share: self.reaching.ratio(),
             kept_share: self.kept.ratio(),
             random_share_mean: mean,
             random_share_standard_deviation: variance.sqrt(),

@@ -16,8 +16,8 @@ use crate::plan::Plan;
 use crate::rejection::Rejection;
 use crate::run_folder::{Marker, RunFolder};
 use crate::select::{
-    Audit, CalibratedLogits, DrawCounts, DrawPlans, SuperBatchCounts, Verdict, VerdictCounts, audit,
-    calibrated_models,
+    Audit, CalibratedLogits, DrawCounts, DrawPlans, ReachCounts, ScoreCounts, SuperBatchCounts, Verdict,
+    VerdictCounts, audit, calibrated_models, joined_clusters,
 };
 use crate::smallest::Smallest;
 use crate::table::{self, Rows};
@@ -44,6 +44,8 @@ pub struct Report {
     pub worst_shard: Option<String>,
     /// Shards of failed tasks that the settings allow leaving out.
     pub left_out_shards: Vec<String>,
+    /// Shards that break off, of which only what comes before the break was read.
+    pub broken_shards: Vec<String>,
     /// What ran each model, by role.
     pub inference: BTreeMap<String, Vec<Inference>>,
     /// Of all samples with a verdict, by column.
@@ -102,6 +104,10 @@ pub struct DivideReport {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SelectReport {
     pub n_super_batches: u64,
+    /// Draws of kept samples: more than samples where one may be drawn again.
+    pub n_draws: u64,
+    /// Clusters that were drawn with a nearest one, having fewer samples than a super-batch.
+    pub n_joined_clusters: usize,
     /// Mean of `F(A)/|A|` over the drawn sub-batches, nats.
     pub batch_learnability: Option<f64>,
     /// The same after the kept samples of each dealing group were dealt anew.
@@ -136,6 +142,7 @@ impl Report {
         let mut counts = Counts::default();
         let mut worst: Option<(f64, String)> = None;
         let mut columns = ColumnSummaries::default();
+        let mut broken_shards = Vec::new();
         let mut planted = PlantedCounts::read(run, &complete.tasks)?;
         for &task in &complete.tasks {
             let read = run.committed::<SamplesCounts>(&run.samples(), task)?.counts;
@@ -144,6 +151,9 @@ impl Report {
             let verdicts = table::read(run.run(), marker.file(), &[])?;
             let by_shard = rows_by_shard(&verdicts);
             for shard in &read.shards {
+                if shard.rejected.contains_key(Rejection::ShardBroken.text()) {
+                    broken_shards.push(shard.shard.clone());
+                }
                 let n_rows = by_shard.get(shard.shard.as_str()).map_or(0, ExactSizeIterator::len);
                 let ratio = rejection_ratio(shard, n_rows as u64);
                 if worst.as_ref().is_none_or(|(highest, _)| ratio > *highest) {
@@ -175,7 +185,8 @@ impl Report {
             divide: divide_report(run, &complete, &columns)?,
             inference: inference(run, &complete.tasks)?,
             left_out_shards: complete.left_out_shards,
-            select: select_report(run)?,
+            broken_shards,
+            select: select_report(run, columns.n_draws)?,
             audit: audit(run)?,
             planted: planted.map(PlantedCounts::finish),
             rounds: compare_rounds(run)?,
@@ -186,7 +197,35 @@ impl Report {
     }
 }
 
+/// What took out samples before the draw, by filter or reason, as far as the run has come.
+pub fn taken_out(run: &RunFolder) -> Result<BTreeMap<String, u64>, Error> {
+    let mut by_cause: BTreeMap<String, u64> = BTreeMap::new();
+    let mut add = |cause: &String, n: u64| *by_cause.entry(cause.clone()).or_default() += n;
+    for task in 0..run.plan().pool.n_tasks() {
+        if let Some(marker) = run.marker::<SamplesCounts>(&run.samples(), task)? {
+            let rejected = marker.counts.shards.iter().flat_map(|shard| &shard.rejected);
+            rejected.for_each(|(cause, &n)| add(cause, n));
+        }
+        if let Some(marker) = run.marker::<ScoreCounts>(&run.score("select.score"), task)? {
+            marker.counts.unusable.values().flatten().for_each(|(cause, &n)| add(cause, n));
+        }
+        if let Some(marker) = run.marker::<ReachCounts>(&run.filtered(), task)? {
+            marker.counts.filtered.iter().for_each(|(cause, &n)| add(cause, n));
+        }
+    }
+    Ok(by_cause)
+}
+
 impl Counts {
+    /// In one line.
+    pub fn sentence(&self) -> String {
+        let Counts { read, kept, not_drawn, filtered, rejected } = self;
+        let (filtered, rejected): (u64, u64) = (filtered.values().sum(), rejected.values().sum());
+        format!(
+            "{read} read = {kept} kept + {not_drawn} not drawn + {filtered} filtered + {rejected} rejected"
+        )
+    }
+
     fn add(&mut self, read: &SamplesCounts, verdicts: &VerdictCounts) {
         self.read += read.n_read();
         self.kept += verdicts.kept;
@@ -217,6 +256,7 @@ fn rejection_ratio(shard: &ShardCounts, n_verdicts: u64) -> f64 {
 #[derive(Default)]
 struct ColumnSummaries {
     columns: BTreeMap<(String, bool), ColumnSummary>,
+    n_draws: u64,
     cluster_sizes: BTreeMap<u32, u64>,
     kept_cluster_sizes: BTreeMap<u32, u64>,
 }
@@ -258,6 +298,7 @@ impl ColumnSummaries {
                 }
             }
         }
+        self.n_draws += rows.u32("n_repeats").iter().flatten().map(u64::from).sum::<u64>();
         for (row, cluster) in rows.u32("cluster").iter().enumerate() {
             let Some(cluster) = cluster else { continue };
             *self.cluster_sizes.entry(cluster).or_default() += 1;
@@ -347,7 +388,7 @@ fn compare_rounds(run: &RunFolder) -> Result<Vec<RoundComparison>, Error> {
     compared.collect()
 }
 
-fn select_report(run: &RunFolder) -> Result<SelectReport, Error> {
+fn select_report(run: &RunFolder, n_draws: u64) -> Result<SelectReport, Error> {
     let stage = run.select("select.draw");
     let plans: Option<DrawPlans> = run.stage_plan_if_present(&stage)?;
     let mut super_batches: Vec<SuperBatchCounts> = Vec::new();
@@ -364,6 +405,8 @@ fn select_report(run: &RunFolder) -> Result<SelectReport, Error> {
     }
     Ok(SelectReport {
         n_super_batches: super_batches.len() as u64,
+        n_draws,
+        n_joined_clusters: joined_clusters(run)?,
         batch_learnability: mean(|counts| counts.batch_learnability),
         batch_learnability_reshuffled: mean(|counts| counts.batch_learnability_reshuffled),
         batch_learnability_random: mean(|counts| counts.batch_learnability_random),

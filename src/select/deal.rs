@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::divide::{merge_small, read_centroids};
+use crate::embed::tasks_at_once;
 use crate::error::Error;
 use crate::exchange::{self, ExchangeWriter, Index};
 use crate::executor::Executor;
 use crate::noise::{Purpose, keyed_hash};
+use crate::plan::scored_bytes;
 use crate::run_folder::{Done, RunFolder};
 use crate::settings::Deal;
 
@@ -33,7 +35,8 @@ pub struct Partitions {
 pub fn run(run: &RunFolder, executor: &Executor, tasks: &[usize], deal: &Deal) -> Result<Dealt, Error> {
     let partitions = plan_partitions(run, tasks, deal)?;
     let stage = run.select("select.deal");
-    executor.run(run, &stage, tasks, executor.n_threads, |task| commit(run, &partitions, task))?;
+    let n_at_once = tasks_at_once(run, executor, scored_bytes(&run.plan().models))?;
+    executor.run(run, &stage, tasks, n_at_once, |task| commit(run, &partitions, task))?;
     let index = |index: Index| index;
     let sources = exchange::sources(run, executor, &stage, tasks, index, exchange::FILES_PER_LEVEL_MAX)?;
     Ok(Dealt { partitions, sources })
@@ -54,6 +57,15 @@ fn plan_partitions(run: &RunFolder, tasks: &[usize], deal: &Deal) -> Result<Part
             true => (0..sizes.len() as u32).collect(),
             false => merge_small(&centroids, &sizes, deal.super_batch_size),
         };
+        let n_joined = n_joined(&joined);
+        if n_joined > 0 {
+            let super_batch_size = deal.super_batch_size;
+            tracing::warn!(
+                n_joined,
+                super_batch_size,
+                "clusters of fewer samples than a super-batch are drawn with their nearest, and quotas are of those together"
+            );
+        }
         let mut joined_sizes: BTreeMap<u32, usize> = BTreeMap::new();
         for (cluster, &size) in sizes.iter().enumerate() {
             *joined_sizes.entry(joined[cluster]).or_default() += size;
@@ -68,6 +80,16 @@ fn plan_partitions(run: &RunFolder, tasks: &[usize], deal: &Deal) -> Result<Part
         }
         Ok(Partitions { joined, ranges })
     })
+}
+
+/// How many clusters were too small for a super-batch, and are drawn with their nearest.
+pub fn joined_clusters(run: &RunFolder) -> Result<usize, Error> {
+    let partitions: Option<Partitions> = run.stage_plan_if_present(&run.select("select.deal"))?;
+    Ok(partitions.map_or(0, |partitions| n_joined(&partitions.joined)))
+}
+
+fn n_joined(joined: &[u32]) -> usize {
+    joined.iter().enumerate().filter(|(cluster, with)| *cluster != **with as usize).count()
 }
 
 /// Deals and commits one task.

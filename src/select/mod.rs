@@ -65,6 +65,7 @@ mod stage;
 mod audit;
 
 pub use audit::{Audit, audit};
+pub use deal::joined_clusters;
 pub use draw::{DrawCounts, SuperBatchCounts, WeightCounts};
 pub use draw_plan::{DrawPlans, SuperBatch};
 pub use filter::BATCHES_HELD;

@@ -32,7 +32,7 @@ pub struct AssumedPool {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AssumedModel {
-    /// Width of an embedding; of a classifier, the number of its classes.
+    /// Width of an embedding; a classifier keeps the number of its own classes.
     pub embedding_dim: usize,
     /// Operations of a forward pass over one sample, a multiplication and an addition being two.
     pub flops: f64,
@@ -64,7 +64,7 @@ impl Assumptions {
         let text = fs::read_to_string(path)
             .map_err(|source| Error::ReadSetting { path: path.to_owned(), source })?;
         Assumptions::parse(&text, roles)
-            .map_err(|source| Error::Settings { path: path.to_owned(), source: Box::new(source) })
+            .map_err(|source| Error::Assumptions { path: path.to_owned(), source: Box::new(source) })
     }
 
     fn parse(text: &str, roles: impl IntoIterator<Item = ModelRole>) -> Result<Assumptions, SettingsError> {

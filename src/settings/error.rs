@@ -31,11 +31,12 @@ pub enum SettingsError {
     )]
     DivideModel { model: ModelRole },
     #[error(
-        "the filter name `{name}` is taken by a column or by an earlier filter, or has other letters than a to z, digits and `_`"
+        "the filter name `{name}` is taken by a column or by an earlier filter, or has other letters than a to z, digits and \
+         `_`: give the step a `name` of its own"
     )]
     FilterName { name: String },
-    #[error("`{column}` is no column that samples can be ranked by here")]
-    NoSuchColumn { column: String },
+    #[error("`{column}` is no column that samples can be ranked by here: {}", one_of(known))]
+    NoSuchColumn { column: String, known: Vec<String> },
     #[error(
         "experts take the reference's place: they need super-batches within clusters, and no `models.reference` or \
          full model beside them"
@@ -59,4 +60,11 @@ pub enum SettingsError {
     SizesWithoutImages { table: String },
     #[error("`write.distil` needs `models.reference`, or the experts of all clusters")]
     NoExperts,
+}
+
+fn one_of(known: &[String]) -> String {
+    match known {
+        [] => "there is none".to_owned(),
+        known => format!("there are {}", known.join(", ")),
+    }
 }

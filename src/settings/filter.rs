@@ -126,14 +126,28 @@ pub struct JsonBound {
 
 /// What of a score's range passes.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(
-    untagged,
-    expecting = "expected `{ min = … }`, `{ max = … }` or `{ filter_ratio = …, of = \"reaching\" | \"pool\" }`"
-)]
+#[serde(try_from = "Map<String, Value>", untagged)]
 pub enum Keep {
     Min(AtLeast),
     Max(AtMost),
     Best(Best),
+}
+
+impl TryFrom<Map<String, Value>> for Keep {
+    type Error = String;
+
+    /// By the key that says which it is, so that a mistake in it is told as one of that kind.
+    fn try_from(table: Map<String, Value>) -> Result<Keep, String> {
+        let kinds = ["min", "max", "filter_ratio"].map(|key| table.contains_key(key));
+        let kept = match kinds {
+            [true, false, false] => parse(table).map(Keep::Min),
+            [false, true, false] => parse(table).map(Keep::Max),
+            [false, false, true] => parse(table).map(Keep::Best),
+            _ => Err("expected `{ min = … }`, `{ max = … }` or `{ filter_ratio = …, of = \"reaching\" | \"pool\" }`"
+                .to_owned()),
+        };
+        kept.map_err(|error| format!("`keep`: {error}"))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
@@ -352,6 +366,21 @@ impl Filter {
             Filter::NormSim(filter) => Some(filter.model),
             Filter::Decontaminate(filter) => Some(filter.model),
             Filter::Metadata(_) | Filter::Threshold(_) | Filter::Semdedup(_) => None,
+        }
+    }
+
+    /// The best of the pool, if that is what it keeps.
+    pub fn best(&self) -> Option<Best> {
+        let keep = match self {
+            Filter::Threshold(filter) => filter.keep,
+            Filter::ClipScore(filter) => filter.keep,
+            Filter::NegClipLoss(filter) => filter.keep,
+            Filter::NormSim(filter) => filter.keep,
+            Filter::Metadata(_) | Filter::Decontaminate(_) | Filter::Semdedup(_) => return None,
+        };
+        match keep {
+            Keep::Best(best) => Some(best),
+            Keep::Min(_) | Keep::Max(_) => None,
         }
     }
 

@@ -19,6 +19,7 @@ mod models;
 mod divide;
 mod filter;
 mod draw;
+mod pool_draw;
 mod select;
 mod write;
 mod assumed;
@@ -26,8 +27,8 @@ mod assumed;
 pub use assumed::{AssumedModel, AssumedPool, Assumptions, Node};
 pub use divide::{DivideSettings, FitKind};
 pub use draw::{
-    ActiveClip, ActiveClipScore, Balanced, ClassAct, Dbp, Deal, Draw, FullLoss, Jest, PassPool, PoolDraw,
-    Random, Ranking, SoftCap, SuperBatchDraw, SuperBatchMethod, SuperBatches, Top,
+    ActiveClip, ActiveClipScore, ClassAct, Deal, Draw, FullLoss, Jest, PassPool, Random, SoftCap,
+    SuperBatchDraw, SuperBatchMethod, SuperBatches,
 };
 pub use embed::{EmbedSettings, EmbeddingDtype};
 pub use error::SettingsError;
@@ -37,6 +38,7 @@ pub use filter::{
     ThresholdFilter,
 };
 pub use models::{ModelRole, ModelSettings, Models, PrecomputedSettings};
+pub use pool_draw::{Balanced, Dbp, PoolDraw, Ranking, Top};
 pub use read::{ReadSettings, SampleContents};
 pub use select::{OWN_COLUMNS, ScoreKind, SelectSettings};
 pub use write::{Order, ReportSettings, WriteSettings};
@@ -167,7 +169,12 @@ impl Settings {
 }
 
 fn syntax(error: toml::de::Error) -> SettingsError {
-    SettingsError::Syntax(error.to_string().trim_end().to_owned())
+    // a step is read after its text, and the line would be the first step's
+    let message = match error.message() {
+        message if message.starts_with(select::AT_STEP) => message.to_owned(),
+        _ => error.to_string(),
+    };
+    SettingsError::Syntax(message.trim_end().to_owned())
 }
 
 fn out_of_range(key: &str, value: impl ToString, must: &'static str) -> SettingsError {
@@ -298,6 +305,21 @@ mod tests {
         let of_learner = ["divide.model=learner", "select.step.0.score=hard_learner", "write.distil=true"];
         assert!(message(&no_reference, &of_learner).contains("`write.distil` needs `models.reference`"));
         assert!(message(PIPELINE, &["select.step=[]"]).contains("0 steps"));
+        let filtered = |filter: &str| {
+            PIPELINE.replace("[[select.step]]", &format!("[[select.step]]\n{filter}\n[[select.step]]"))
+        };
+        let keep = message(&filtered("method = 'clip_score'\nkeep = { filter_ratio = 1.2 }"), &[]);
+        assert!(
+            keep.contains("`select.step.0`: `keep`: filter_ratio `1.2` is not in 0 ≤ ratio < 1"),
+            "{keep}"
+        );
+        // no line of the file, which would be the first step's
+        assert!(!keep.contains("line"), "{keep}");
+        let both = message(&filtered("method = 'clip_score'\nkeep = { min = 1, max = 2 }"), &[]);
+        assert!(both.contains("expected `{ min = … }`, `{ max = … }`"), "{both}");
+        let by = message(&filtered("method = 'threshold'\nby = 'similarity'\nkeep = { min = 0 }"), &[]);
+        assert!(by.contains("there are learner_similarity, reference_similarity, learner_loss"), "{by}");
+        assert!(!by.contains("hardness"), "{by}");
         let no_learner = PIPELINE.replace("[models.learner]\n        folder = \"l\"", "");
         assert!(message(&no_learner, &[]).contains("`models.learner`"));
     }

@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::select::{Objective, Precision};
 
-use super::draw::{Draw, POOL_METHODS, SUPER_BATCH_METHODS, SuperBatches};
+use super::draw::{Draw, SUPER_BATCH_METHODS, SuperBatches};
 use super::filter::{FILTER_METHODS, Filter, NamedFilter};
+use super::pool_draw::POOL_METHODS;
 use super::{ModelRole, ModelSettings, Models, SettingsError, check_sizes};
 
 /// What is filtered out, and how the rest is drawn.
@@ -137,7 +138,7 @@ impl TryFrom<RawSelect> for SelectSettings {
             SUPER_BATCH_METHODS.contains(&method) || POOL_METHODS.contains(&method)
         };
         let draw = match steps.pop_if(|step| is_draw(step)) {
-            Some(step) => Draw::parse(step).map_err(|error| format!("the last step of `select`: {error}"))?,
+            Some(step) => Draw::parse(step).map_err(|error| at_step(steps.len(), &error))?,
             None if steps.is_empty() => {
                 return Err("`select.step` holds 0 steps, but must hold at least one".to_owned());
             }
@@ -146,21 +147,24 @@ impl TryFrom<RawSelect> for SelectSettings {
         for (step_idx, step) in steps.iter().enumerate() {
             let method = step.get("method").and_then(Value::as_str).unwrap_or_default();
             if is_draw(step) {
-                return Err(format!(
-                    "`select.step.{step_idx}`: `{method}` is a draw, and a draw must be the last step"
+                return Err(at_step(
+                    step_idx,
+                    &format!("`{method}` is a draw, and a draw must be the last step"),
                 ));
             }
             if !FILTER_METHODS.contains(&method) {
                 let draws = [&SUPER_BATCH_METHODS[..], &POOL_METHODS].concat().join(", ");
-                return Err(format!(
-                    "unknown method `{method}`: a filter is one of {}; a draw, as the last step, one of {draws}",
-                    FILTER_METHODS.join(", ")
-                ));
+                let filters = FILTER_METHODS.join(", ");
+                let error = format!(
+                    "unknown method `{method}`: a filter is one of {filters}; a draw, as the last step, one of {draws}"
+                );
+                return Err(at_step(step_idx, &error));
             }
         }
-        let filters = steps.into_iter().enumerate().map(|(step_idx, step)| {
-            NamedFilter::parse(step).map_err(|error| format!("`select.step.{step_idx}`: {error}"))
-        });
+        let filters = steps
+            .into_iter()
+            .enumerate()
+            .map(|(step_idx, step)| NamedFilter::parse(step).map_err(|error| at_step(step_idx, &error)));
         Ok(SelectSettings {
             objective: raw.objective,
             precision: raw.precision,
@@ -169,6 +173,13 @@ impl TryFrom<RawSelect> for SelectSettings {
             draw,
         })
     }
+}
+
+/// How messages about a step begin.
+pub(super) const AT_STEP: &str = "`select.step.";
+
+fn at_step(step_idx: usize, error: &str) -> String {
+    format!("{AT_STEP}{step_idx}`: {error}")
 }
 
 impl From<SelectSettings> for RawSelect {
@@ -274,11 +285,16 @@ pub(super) fn check_column(
             false => Err(SettingsError::NoClusters { what: "a column of `divide`" }),
         };
     }
-    let is_score = |filter: &NamedFilter| {
-        filter.name == column && !matches!(filter.filter, Filter::Metadata(_) | Filter::Semdedup(_))
-    };
-    match filters.iter().any(is_score) {
-        true => Ok(()),
-        false => Err(SettingsError::NoSuchColumn { column: column.to_owned() }),
+    if filters.iter().any(|filter| filter.name == column && is_ranked(filter)) {
+        return Ok(());
     }
+    let own = OWN_COLUMNS.into_iter().filter(|own| check_column(own, &[], models, has_clusters).is_ok());
+    let of_filters = filters.iter().filter(|filter| is_ranked(filter)).map(|filter| filter.name.as_str());
+    let known = own.chain(of_filters).map(str::to_owned).collect();
+    Err(SettingsError::NoSuchColumn { column: column.to_owned(), known })
+}
+
+/// Whether a filter's column has numbers: those of `metadata` and `semdedup` have none.
+fn is_ranked(filter: &NamedFilter) -> bool {
+    !matches!(filter.filter, Filter::Metadata(_) | Filter::Semdedup(_))
 }

@@ -20,6 +20,10 @@ const TEXT_BYTES_MAX: u64 = 256 << 20;
 /// Where Hugging Face's exports lie, in the order in which they are looked for.
 const PLACES: [&str; 2] = ["onnx", "."];
 
+/// The folders of each tower's files where exports of OpenCLIP's models are laid out so: `model.onnx` in both,
+/// `preprocess_cfg.json` in the one, `tokenizer.json` in the other.
+pub(super) const TOWER_FOLDERS: [&str; 2] = ["visual", "textual"];
+
 /// The graph files of a model; both towers may be in one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GraphPaths {
@@ -109,9 +113,13 @@ impl Found {
                 found.image = found.image.or(image);
                 found.text = found.text.or(text);
                 found.single = single;
-                break;
+                return Ok(found);
             }
         }
+        let [image, text] =
+            TOWER_FOLDERS.map(|tower| find(folder.join(tower).join(with_suffix("model.onnx", variant))));
+        found.image = found.image.or(image);
+        found.text = found.text.or(text);
         Ok(found)
     }
 }

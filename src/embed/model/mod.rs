@@ -25,7 +25,9 @@ use serde_json::Value;
 
 use super::image::{JpegDecoding, Preprocessing};
 use crate::error::Error;
-use folder::{GraphPaths, combined_graph, external_paths, find_graphs, read_file, read_graph, read_json};
+use folder::{
+    GraphPaths, TOWER_FOLDERS, combined_graph, external_paths, find_graphs, read_file, read_graph, read_json,
+};
 use graph_file::GraphFile;
 use manifest::Manifest;
 use open_clip::OpenClip;
@@ -178,7 +180,7 @@ impl Model {
 /// What a folder's files say of the model as a whole.
 struct Stated {
     manifest: Manifest,
-    /// `config.json`; null where there is none.
+    /// `config.json`; null where there is none of Hugging Face's.
     config: Value,
     /// Looked at where Hugging Face's file on the subject is not there.
     open_clip: Option<OpenClip>,
@@ -195,11 +197,13 @@ fn read(folder: &Path, choice: ModelChoice) -> Result<Model, ModelError> {
     if !folder.is_dir() {
         return Err(ModelError::MissingFile { path: folder.to_owned() });
     }
-    let stated = Stated {
-        manifest: Manifest::read(folder)?,
-        config: read_json(&folder.join("config.json"))?.unwrap_or(Value::Null),
-        open_clip: OpenClip::read(folder)?,
+    let open_clip = OpenClip::read(folder)?;
+    let config = match &open_clip {
+        Some(open_clip) if open_clip.is_config() => None,
+        _ => read_json(&folder.join("config.json"))?,
     };
+    let config = config.unwrap_or(Value::Null);
+    let stated = Stated { manifest: Manifest::read(folder)?, config, open_clip };
     let image = |graph| image_side(folder, &stated, choice, graph);
     let text = |graph| text_side(folder, &stated, graph);
     let parts = match find_graphs(folder, choice.variant, &stated.manifest, &stated.config)? {
@@ -274,9 +278,15 @@ fn image_side(
 }
 
 fn text_side(folder: &Path, stated: &Stated, graph: PathBuf) -> Result<TextSide, ModelError> {
-    let path = folder.join("tokenizer.json");
-    let tokenizer = read_file(&path)?.ok_or(ModelError::MissingFile { path })?;
     let pooling = pooling::resolve(folder, &stated.manifest, &read_graph(&graph)?)?;
+    let (path, beside_graph) = (folder.join("tokenizer.json"), folder.join(TOWER_FOLDERS[1]));
+    let (folder, tokenizer) = match read_file(&path)? {
+        Some(tokenizer) => (folder, tokenizer),
+        None => {
+            let tokenizer = read_file(&beside_graph.join("tokenizer.json"))?;
+            (beside_graph.as_path(), tokenizer.ok_or(ModelError::MissingFile { path })?)
+        }
+    };
     Ok(TextSide {
         graph,
         pooling,

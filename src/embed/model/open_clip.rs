@@ -1,5 +1,6 @@
 //! `open_clip_config.json`, as OpenCLIP puts its models on the hub, in; what of `model.toml` it amounts to out, for folders
-//! without Hugging Face's own files.
+//! without Hugging Face's own files. Where each tower has a folder, its two halves are `config.json` and
+//! `visual/preprocess_cfg.json`.
 //!
 //! # Source
 //!
@@ -10,11 +11,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::CaptionForm;
 use super::error::ModelError;
-use super::folder::read_file;
+use super::folder::{TOWER_FOLDERS, read_file};
 use super::manifest::{Manifest, ResizeRule, Size};
 use crate::embed::image::{CropStart, Resample};
 
@@ -24,6 +26,9 @@ use crate::embed::image::{CropStart, Resample};
 pub(super) struct OpenClip {
     model_cfg: ModelConfig,
     preprocess_cfg: PreprocessConfig,
+    /// Whether `config.json` is the first of them, and not Hugging Face's.
+    #[serde(skip)]
+    is_config: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,9 +115,19 @@ const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 impl OpenClip {
     /// Reads the folder's file, if it has one.
     pub fn read(folder: &Path) -> Result<Option<OpenClip>, ModelError> {
-        let path = folder.join(FILE);
-        let Some(bytes) = read_file(&path)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|source| ModelError::Json { path, source })
+        if let Some(whole) = read(&folder.join(FILE))? {
+            return Ok(Some(whole));
+        }
+        let Some(preprocess_cfg) = read(&folder.join(TOWER_FOLDERS[0]).join("preprocess_cfg.json"))? else {
+            return Ok(None);
+        };
+        let path = folder.join("config.json");
+        let model_cfg = read(&path)?.ok_or(ModelError::MissingFile { path })?;
+        Ok(Some(OpenClip { model_cfg, preprocess_cfg, is_config: true }))
+    }
+
+    pub fn is_config(&self) -> bool {
+        self.is_config
     }
 
     /// The logarithm of the scale that training began with.
@@ -199,6 +214,14 @@ impl TextConfig {
         }
         Ok(form)
     }
+}
+
+/// A file of JSON, if it is there.
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
+    let Some(bytes) = read_file(path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| ModelError::Json { path: path.to_owned(), source })
 }
 
 fn unsupported(value: String) -> ModelError {

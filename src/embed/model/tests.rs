@@ -26,7 +26,9 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
     fs::create_dir(folder.path().join("onnx")).unwrap();
     for (name, text) in files {
         let bytes = if name.ends_with(".onnx") { graph(text) } else { text.as_bytes().to_vec() };
-        fs::write(folder.path().join(name), bytes).unwrap();
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
     }
     folder
 }

@@ -13,7 +13,7 @@ use crate::sample::SampleRef;
 use crate::select::column::{read_column, read_sample_columns};
 use crate::select::cutoff::{Cutoff, Ranked, cutoffs, rank_of};
 use crate::select::scored::{ScoreCounts, scored_samples};
-use crate::settings::{Best, Filter, FractionOf, Keep, ModelRole};
+use crate::settings::{Filter, FractionOf, Keep, ModelRole};
 use crate::storage::FileRecord;
 use crate::table::{self, Columns, Rows};
 
@@ -310,21 +310,4 @@ pub fn found_table(run: &RunFolder, samples: &[SampleRef], found: &[Found]) -> R
         .text("duplicate_of", found.iter().map(|found| found.duplicate_of.as_ref()))
         .text("part", found.iter().map(|found| found.part.as_ref()));
     columns.build()
-}
-
-impl Filter {
-    /// The best of the pool, if that is what the filter keeps.
-    fn best(&self) -> Option<Best> {
-        let keep = match self {
-            Filter::Threshold(filter) => filter.keep,
-            Filter::ClipScore(filter) => filter.keep,
-            Filter::NegClipLoss(filter) => filter.keep,
-            Filter::NormSim(filter) => filter.keep,
-            Filter::Metadata(_) | Filter::Decontaminate(_) | Filter::Semdedup(_) => return None,
-        };
-        match keep {
-            Keep::Best(best) => Some(best),
-            Keep::Min(_) | Keep::Max(_) => None,
-        }
-    }
 }

@@ -14,8 +14,10 @@ mod neg_clip_loss;
 mod semdedup;
 mod targets;
 
+use crate::embed::tasks_at_once;
 use crate::error::Error;
 use crate::executor::Executor;
+use crate::plan::row_bytes;
 use crate::run_folder::RunFolder;
 use crate::settings::Filter;
 
@@ -36,7 +38,9 @@ pub fn run(run: &RunFolder, executor: &Executor, tasks: &[usize]) -> Result<(), 
                 _ => Vec::new(),
             };
             let measurer = Measurer::open(run, position, found)?;
-            executor.run(run, &stage, tasks, executor.n_threads, |task| measurer.commit(run, task))?;
+            let sample_bytes = named.filter.model().map_or(0, |model| row_bytes(&run.plan().models, model));
+            let n_at_once = tasks_at_once(run, executor, sample_bytes)?;
+            executor.run(run, &stage, tasks, n_at_once, |task| measurer.commit(run, task))?;
         }
         executor.wait_for_others(run, &stage, tasks)?;
         plan_cutoff(run, position, tasks)?;

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use crate::divide::{Texts, read_divided};
-use crate::embed::read_embeddings;
+use crate::embed::{read_embeddings, tasks_at_once};
 use crate::error::Error;
 use crate::exchange::{self, ExchangeWriter, Index, Source};
 use crate::executor::Executor;
 use crate::matrix::Matrix;
 use crate::noise::SampleId;
+use crate::plan::row_bytes;
 use crate::run_folder::{Done, RunFolder, Stage};
 use crate::sample::SampleRef;
 use crate::select::semdedup::{least_similar_first, semdedup_in_blocks};
@@ -26,12 +27,13 @@ pub fn run(
     filter: &SemdedupFilter,
 ) -> Result<Vec<Source>, Error> {
     let deal = run.filter(position, ".deal");
-    executor.run(run, &deal, tasks, executor.n_threads, |task| commit_deal(run, position, task))?;
+    let divide = run.plan().divide.as_ref().expect("checked with the settings");
+    let n_at_once = tasks_at_once(run, executor, row_bytes(&run.plan().models, divide.model))?;
+    executor.run(run, &deal, tasks, n_at_once, |task| commit_deal(run, position, task))?;
     let dealt =
         exchange::sources(run, executor, &deal, tasks, |index: Index| index, exchange::FILES_PER_LEVEL_MAX)?;
     let stage = run.filter(position, ".group");
-    let n_clusters = run.plan().divide.as_ref().expect("checked with the settings").n_clusters;
-    let clusters: Vec<usize> = (0..n_clusters).collect();
+    let clusters: Vec<usize> = (0..divide.n_clusters).collect();
     let deduplicator = Deduplicator {
         run,
         position,

@@ -93,6 +93,44 @@ fn hugging_faces_files_and_the_manifest_go_before_it() {
 }
 
 #[test]
+fn each_tower_may_have_a_folder() {
+    let files = |visual: &'static str| {
+        let whole: Value = serde_json::from_str(CLIP).unwrap();
+        [
+            ("visual/model.onnx", "pixels".to_owned()),
+            ("visual/preprocess_cfg.json", visual.to_owned()),
+            ("textual/model.onnx", "tokens".to_owned()),
+            ("textual/tokenizer.json", CLIP_TOKENIZER.to_owned()),
+            ("textual/tokenizer_config.json", r#"{"pad_token": "<|endoftext|>"}"#.to_owned()),
+            ("config.json", whole["model_cfg"].to_string()),
+            ("model.toml", "logit_scale = 100.0".to_owned()),
+        ]
+    };
+    let open = |files: &[(&str, String)]| {
+        let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+        super::open(&files)
+    };
+    let model =
+        open(&files(r#"{"size": 224, "mean": [0.5, 0.5, 0.5], "interpolation": "bilinear"}"#)).unwrap();
+    let images = &model.parts.image().unwrap().preprocessing;
+    // the model's own size goes before that of its transforms
+    assert_eq!(images.resize, Resize::ShortestSide { side: 256, crop_width: 256, crop_height: 256 });
+    assert_eq!((images.mean, images.resample), ([0.5; 3], Resample::Bilinear));
+    assert_eq!((preparation(&model).context_length, preparation(&model).pad_token.as_str()), (76, "!"));
+    assert!(model.parts.text().unwrap().graph.ends_with("textual/model.onnx"));
+    let without = |name: &str| {
+        let files = files("{}").into_iter().filter(|(file, _)| *file != name);
+        open(&files.collect::<Vec<_>>()).unwrap_err()
+    };
+    for (name, missing) in [("config.json", "config.json"), ("textual/tokenizer.json", "tokenizer.json")] {
+        assert!(
+            matches!(without(name), ModelError::MissingFile { path } if path.ends_with(missing)),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn what_is_not_done_here_is_refused() {
     let error = |config: &str| open(&files(config, &[])).unwrap_err();
     let wide = error(r#"{"model_cfg": {"vision_cfg": {"image_size": [224, 448]}}}"#);
