@@ -103,17 +103,12 @@ impl Fold for Sum {
     }
 
     #[inline(always)]
-    fn add<S: Simd, const M: usize, const N: usize>(
-        self,
-        simd: S,
-        sums: &mut [S::f32s; M],
-        products: &[[S::f32s; N]; M],
-    ) {
-        for n in 0..N {
-            for m in 0..M {
-                sums[m] = simd.add_f32s(sums[m], products[m][n]);
-            }
+    fn add<S: Simd, const N: usize>(self, simd: S, sums: S::f32s, products: [S::f32s; N]) -> S::f32s {
+        let mut sums = sums;
+        for product in &products {
+            sums = simd.add_f32s(sums, *product);
         }
+        sums
     }
 
     #[inline(always)]

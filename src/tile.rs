@@ -133,7 +133,7 @@ impl Tile {
 /// `e^x` for `x ≤ 0`, of one number: [`vector::exp_nonpositive`].
 #[inline(always)]
 pub fn exp_nonpositive(x: f32) -> f32 {
-    vector::exp_nonpositive(Scalar, [x])[0]
+    vector::exp_nonpositive(Scalar, x)
 }
 
 /// Seeded unit rows for tests.

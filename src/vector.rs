@@ -1,8 +1,5 @@
-//! Exponentials and logarithms of K registers of f32 at once, or of single numbers with [`pulp::Scalar`]. By arithmetic
+//! Exponentials and logarithms of as many f32 at once as a register holds: of one with [`pulp::Scalar`]. By arithmetic
 //! alone, so that loops over one vectorise.
-//!
-//! Each operation is done on all K registers before the next: a processor looks ahead over about a hundred instructions,
-//! and K chains side by side keep it busy where one chain after the other would have it wait.
 
 use pulp::Simd;
 
@@ -15,7 +12,7 @@ use pulp::Simd;
 /// `x = n·ln 2 + r`, |r| ≤ ½ ln 2 (Cody and Waite); the polynomial in r is our own minimax fit (relative
 /// error 7.5e-8).
 #[inline(always)]
-pub fn exp_nonpositive<S: Simd, const K: usize>(simd: S, x: [S::f32s; K]) -> [S::f32s; K] {
+pub fn exp_nonpositive<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // adding it rounds to an integer, which is then in the lowest bits
     const ROUND: f32 = 12_582_912.0; // 1.5·2²³
     // ln 2 as a part with few bits, so that n times it is exact, and the rest
@@ -23,24 +20,15 @@ pub fn exp_nonpositive<S: Simd, const K: usize>(simd: S, x: [S::f32s; K]) -> [S:
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     const EXP: [f32; 6] = [1.000_000_1, 0.999_999_7, 0.499_988_9, 0.166_675_8, 0.041_915_875, 0.008_297_571];
     let splat = |value| simd.splat_f32s(value);
-    let (mut r, mut rounded) = (x, x);
-    for k in 0..K {
-        r[k] = simd.max_f32s(x[k], splat(-87.0));
-        rounded[k] = simd.mul_add_e_f32s(r[k], splat(std::f32::consts::LOG2_E), splat(ROUND));
-    }
-    for k in 0..K {
-        let n = simd.sub_f32s(rounded[k], splat(ROUND));
-        r[k] = simd.mul_add_e_f32s(n, splat(-LN_2_HIGH), r[k]);
-        r[k] = simd.mul_add_e_f32s(n, splat(-LN_2_LOW), r[k]);
-    }
-    let mut exponential = horner(simd, r, EXP);
-    for k in 0..K {
-        // times 2^n: n is added to the exponent of a number near 1, which stays above the smallest for n ≥ −126
-        let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded[k]), simd.splat_u32s(23));
-        let near_one = simd.transmute_u32s_f32s(exponential[k]);
-        exponential[k] = simd.transmute_f32s_u32s(simd.add_u32s(near_one, exponent));
-    }
-    exponential
+    let x = simd.max_f32s(x, splat(-87.0));
+    let rounded = simd.mul_add_e_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));
+    let n = simd.sub_f32s(rounded, splat(ROUND));
+    let r = simd.mul_add_e_f32s(n, splat(-LN_2_HIGH), x);
+    let r = simd.mul_add_e_f32s(n, splat(-LN_2_LOW), r);
+    // times 2^n: n is added to the exponent of a number near 1, which stays above the smallest for n ≥ −126
+    let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded), simd.splat_u32s(23));
+    let near_one = simd.transmute_u32s_f32s(horner(simd, r, EXP));
+    simd.transmute_f32s_u32s(simd.add_u32s(near_one, exponent))
 }
 
 /// `ln(1 + z)` for `0 ≤ z ≤ 1`, with a relative error below 3e-7.
@@ -49,7 +37,7 @@ pub fn exp_nonpositive<S: Simd, const K: usize>(simd: S, x: [S::f32s; K]) -> [S:
 ///
 /// `z·P(z)`, P our own minimax fit (relative error 3e-8).
 #[inline(always)]
-pub fn ln_1p<S: Simd, const K: usize>(simd: S, z: [S::f32s; K]) -> [S::f32s; K] {
+pub fn ln_1p<S: Simd>(simd: S, z: S::f32s) -> S::f32s {
     const LN_1P_OVER_Z: [f32; 9] = [
         0.999_999_94,
         -0.499_994_93,
@@ -61,11 +49,7 @@ pub fn ln_1p<S: Simd, const K: usize>(simd: S, z: [S::f32s; K]) -> [S::f32s; K] 
         -0.029_504_146,
         0.005_232_421_7,
     ];
-    let mut logarithm = horner(simd, z, LN_1P_OVER_Z);
-    for k in 0..K {
-        logarithm[k] = simd.mul_f32s(z[k], logarithm[k]);
-    }
-    logarithm
+    simd.mul_f32s(z, horner(simd, z, LN_1P_OVER_Z))
 }
 
 /// `ln(1 + e^l) = max(l, 0) + ln(1 + e^−|l|)`.
@@ -73,32 +57,20 @@ pub fn ln_1p<S: Simd, const K: usize>(simd: S, z: [S::f32s; K]) -> [S::f32s; K] 
 /// The relative error is below 1e-6 for every logit above −87, where the loss is 1.6e-38; below, the loss
 /// stays there.
 #[inline(always)]
-pub fn softplus<S: Simd, const K: usize>(simd: S, logits: [S::f32s; K]) -> [S::f32s; K] {
-    let mut minus_abs = logits;
-    for value in &mut minus_abs {
-        *value = simd.min_f32s(*value, simd.neg_f32s(*value));
-    }
-    let mut losses = ln_1p(simd, exp_nonpositive(simd, minus_abs));
-    for k in 0..K {
-        losses[k] = simd.add_f32s(simd.max_f32s(logits[k], simd.splat_f32s(0.0)), losses[k]);
-    }
-    losses
+pub fn softplus<S: Simd>(simd: S, logit: S::f32s) -> S::f32s {
+    let minus_abs = simd.min_f32s(logit, simd.neg_f32s(logit));
+    let rest = ln_1p(simd, exp_nonpositive(simd, minus_abs));
+    simd.add_f32s(simd.max_f32s(logit, simd.splat_f32s(0.0)), rest)
 }
 
 /// `coefficients[0] + coefficients[1]·x + …`
 #[inline(always)]
-fn horner<S: Simd, const K: usize, const N: usize>(
-    simd: S,
-    x: [S::f32s; K],
-    coefficients: [f32; N],
-) -> [S::f32s; K] {
-    let mut sums = [simd.splat_f32s(coefficients[N - 1]); K];
+fn horner<S: Simd, const N: usize>(simd: S, x: S::f32s, coefficients: [f32; N]) -> S::f32s {
+    let mut sum = simd.splat_f32s(coefficients[N - 1]);
     for coefficient in coefficients[..N - 1].iter().rev() {
-        for k in 0..K {
-            sums[k] = simd.mul_add_e_f32s(sums[k], x[k], simd.splat_f32s(*coefficient));
-        }
+        sum = simd.mul_add_e_f32s(sum, x, simd.splat_f32s(*coefficient));
     }
-    sums
+    sum
 }
 
 /// Every set of instructions that this processor has and the kernels know.
@@ -136,15 +108,12 @@ mod tests {
         fn with_simd<S: Simd>(self, simd: S) {
             let (vectors, rest) = S::as_mut_simd_f32s(self.values);
             assert!(rest.is_empty());
-            // two registers at once, the last perhaps with itself
-            for start in (0..vectors.len()).step_by(2) {
-                let both = [start, (start + 1).min(vectors.len() - 1)];
-                let found = match self.function {
-                    Function::Exp => exp_nonpositive(simd, both.map(|at| vectors[at])),
-                    Function::Ln1p => ln_1p(simd, both.map(|at| vectors[at])),
-                    Function::Softplus => softplus(simd, both.map(|at| vectors[at])),
+            for vector in vectors {
+                *vector = match self.function {
+                    Function::Exp => exp_nonpositive(simd, *vector),
+                    Function::Ln1p => ln_1p(simd, *vector),
+                    Function::Softplus => softplus(simd, *vector),
                 };
-                both.into_iter().zip(found).for_each(|(at, found)| vectors[at] = found);
             }
         }
     }

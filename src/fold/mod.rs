@@ -27,13 +27,13 @@ pub trait Fold: Copy + Send + Sync {
 
     fn start<S: Simd>(self, simd: S) -> Self::State<S>;
 
-    /// Takes in a few registers of products of each of M columns; −∞ stands for one that is left out.
-    fn add<S: Simd, const M: usize, const N: usize>(
+    /// Takes in a few registers of products; −∞ stands for one that is left out.
+    fn add<S: Simd, const N: usize>(
         self,
         simd: S,
-        states: &mut [Self::State<S>; M],
-        products: &[[S::f32s; N]; M],
-    );
+        state: Self::State<S>,
+        products: [S::f32s; N],
+    ) -> Self::State<S>;
 
     /// The total with what the lanes hold; they hold at most [`TERMS_MAX`] products each.
     fn merge<S: Simd>(self, simd: S, state: Self::State<S>, total: f64) -> f64;
@@ -191,7 +191,9 @@ fn take_in<S: Simd, F: Fold, const M: usize, const N: usize>(
             products[m] = mask::<S, N>(products[m], masks[m]);
         }
     }
-    fold.add(simd, states, &products);
+    for m in 0..M {
+        states[m] = fold.add(simd, states[m], products[m]);
+    }
 }
 
 #[cold]
@@ -236,18 +238,11 @@ mod tests {
         }
 
         #[inline(always)]
-        fn add<S: Simd, const M: usize, const N: usize>(
-            self,
-            simd: S,
-            states: &mut [S::f32s; M],
-            products: &[[S::f32s; N]; M],
-        ) {
-            for (state, products) in states.iter_mut().zip(products) {
-                *state = products.iter().fold(*state, |state, product| match self {
-                    Plain::Sum => simd.add_f32s(state, simd.max_f32s(*product, simd.splat_f32s(-9.0))),
-                    Plain::Largest => simd.max_f32s(state, *product),
-                });
-            }
+        fn add<S: Simd, const N: usize>(self, simd: S, state: S::f32s, products: [S::f32s; N]) -> S::f32s {
+            products.into_iter().fold(state, |state, product| match self {
+                Plain::Sum => simd.add_f32s(state, simd.max_f32s(product, simd.splat_f32s(-9.0))),
+                Plain::Largest => simd.max_f32s(state, product),
+            })
         }
 
         #[inline(always)]

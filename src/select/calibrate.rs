@@ -231,7 +231,7 @@ fn add_moments(moments: &mut Moments, similarities: &[f32], logit_scale: f32, lo
                 let of_larger = 1.0 / (1.0 + z);
                 let p = if l > 0.0 { of_larger } else { z * of_larger };
                 let curvature = z * of_larger * of_larger;
-                sums[0][lane] += l.max(0.0) + vector::ln_1p(Scalar, [z])[0];
+                sums[0][lane] += l.max(0.0) + vector::ln_1p(Scalar, z);
                 sums[1][lane] += p;
                 sums[2][lane] += p * s;
                 sums[3][lane] += curvature;

@@ -122,18 +122,13 @@ impl Fold for LossSum {
     }
 
     #[inline(always)]
-    fn add<S: Simd, const M: usize, const N: usize>(
-        self,
-        simd: S,
-        sums: &mut [S::f32s; M],
-        products: &[[S::f32s; N]; M],
-    ) {
-        for n in 0..N {
-            let losses = softplus(simd, logits(simd, self.scale, self.bias, products, n));
-            for m in 0..M {
-                sums[m] = simd.add_f32s(sums[m], losses[m]);
-            }
+    fn add<S: Simd, const N: usize>(self, simd: S, sums: S::f32s, products: [S::f32s; N]) -> S::f32s {
+        let (scale, bias) = (simd.splat_f32s(self.scale), simd.splat_f32s(self.bias));
+        let mut sums = sums;
+        for product in &products {
+            sums = simd.add_f32s(sums, softplus(simd, simd.mul_add_e_f32s(*product, scale, bias)));
         }
+        sums
     }
 
     #[inline(always)]
@@ -159,66 +154,35 @@ impl Fold for LogSumExp {
     }
 
     #[inline(always)]
-    fn add<S: Simd, const M: usize, const N: usize>(
+    fn add<S: Simd, const N: usize>(
         self,
         simd: S,
-        states: &mut [(S::f32s, S::f32s); M],
-        products: &[[S::f32s; N]; M],
-    ) {
-        let mut larger = states.map(|(largest, _)| largest);
-        for n in 0..N {
-            let logits = logits(simd, self.scale, self.bias, products, n);
-            for m in 0..M {
-                larger[m] = simd.max_f32s(larger[m], logits[m]);
-            }
+        (largest, sums): (S::f32s, S::f32s),
+        products: [S::f32s; N],
+    ) -> (S::f32s, S::f32s) {
+        let (scale, bias) = (simd.splat_f32s(self.scale), simd.splat_f32s(self.bias));
+        let mut logits = products;
+        let mut larger = largest;
+        for logit in &mut logits {
+            *logit = simd.mul_add_e_f32s(*logit, scale, bias);
+            larger = simd.max_f32s(larger, *logit);
         }
-        let shrink = exp_difference(simd, states.map(|(largest, _)| largest), larger);
-        for m in 0..M {
-            states[m] = (larger[m], simd.mul_f32s(states[m].1, shrink[m]));
+        let shrink = exp_nonpositive(simd, simd.sub_f32s(largest, larger));
+        let mut sums = simd.mul_f32s(sums, shrink);
+        for logit in logits {
+            sums = simd.add_f32s(sums, exp_nonpositive(simd, simd.sub_f32s(logit, larger)));
         }
-        for n in 0..N {
-            let logits = logits(simd, self.scale, self.bias, products, n);
-            let exponentials = exp_difference(simd, logits, larger);
-            for m in 0..M {
-                states[m].1 = simd.add_f32s(states[m].1, exponentials[m]);
-            }
-        }
+        (larger, sums)
     }
 
     #[inline(always)]
     fn merge<S: Simd>(self, simd: S, (largest, sums): (S::f32s, S::f32s), total: f64) -> f64 {
         let of_all = simd.reduce_max_f32s(largest);
-        let [shrink] = exp_difference(simd, [largest], [simd.splat_f32s(of_all)]);
+        let shrink = exp_nonpositive(simd, simd.sub_f32s(largest, simd.splat_f32s(of_all)));
         let sums = simd.mul_f32s(sums, shrink);
         let sum: f64 = lanes::<S>(&sums).iter().map(|sum| f64::from(*sum)).sum();
         log_add_exp(total, f64::from(of_all) + sum.ln())
     }
-}
-
-/// `e^(x − y)` for `x ≤ y`.
-#[inline(always)]
-fn exp_difference<S: Simd, const M: usize>(simd: S, mut x: [S::f32s; M], y: [S::f32s; M]) -> [S::f32s; M] {
-    for m in 0..M {
-        x[m] = simd.sub_f32s(x[m], y[m]);
-    }
-    exp_nonpositive(simd, x)
-}
-
-/// `scale · product + bias` of the n-th register of each column.
-#[inline(always)]
-fn logits<S: Simd, const M: usize, const N: usize>(
-    simd: S,
-    scale: f32,
-    bias: f32,
-    products: &[[S::f32s; N]; M],
-    n: usize,
-) -> [S::f32s; M] {
-    let (scale, bias) = (simd.splat_f32s(scale), simd.splat_f32s(bias));
-    let mut logits = [bias; M];
-    for m in 0..M {
-        logits[m] = simd.mul_add_e_f32s(products[m][n], scale, bias);
-    }
-    logits
 }
 
 impl Mask<'_> {
