@@ -124,7 +124,7 @@ pub enum Error {
     NoLearner,
     #[error("the run's clusters are of its learner's embeddings, which a new checkpoint changes")]
     DividedByLearner,
-    #[error("the experts' embeddings differ in width")]
+    #[error("the experts' embeddings differ in kind or width")]
     ExpertsDiffer,
     #[error("cannot use target embeddings `{path}`")]
     Targets { path: PathBuf, source: NpyError },

@@ -28,7 +28,7 @@ use crate::table;
 pub const FILES_PER_LEVEL_MAX: usize = 1000;
 
 /// Bytes of rows that a writer holds before it writes row groups.
-const BUFFERED_BYTES_MAX: usize = 256 << 20;
+pub const BUFFERED_BYTES_MAX: usize = 256 << 20;
 
 /// Where the rows of each target lie in one exchange file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,7 +257,8 @@ fn merge_level(
 ) -> Result<Vec<Source>, Error> {
     let groups: Vec<&[Source]> = sources.chunks(files_max).collect();
     let tasks: Vec<usize> = (0..groups.len()).collect();
-    executor.run(run, stage, &tasks, executor.n_threads, |task| {
+    let n_at_once = executor.n_fitting(BUFFERED_BYTES_MAX as u64);
+    executor.run(run, stage, &tasks, n_at_once, |task| {
         let inputs = groups[task];
         let storage = run.storage(stage);
         let targets: std::collections::BTreeSet<usize> =

@@ -60,6 +60,12 @@ pub struct Executor {
 }
 
 impl Executor {
+    /// How many tasks that hold so many bytes each are done at once: as many as there are threads and as the memory limit has
+    /// room for, at least one.
+    pub fn n_fitting(&self, task_bytes: u64) -> usize {
+        (self.memory_limit_bytes / task_bytes.max(1)).clamp(1, self.n_threads as u64) as usize
+    }
+
     /// Which of a stage's tasks are this process's to do.
     pub fn todo(&self, run: &RunFolder, stage: &Stage, tasks: &[usize]) -> Result<Vec<usize>, Error> {
         let own: Vec<usize> = tasks.iter().copied().filter(|&task| self.part.holds(task)).collect();

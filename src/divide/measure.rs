@@ -129,7 +129,7 @@ fn hardness_table(
 pub struct DividedTask {
     pub samples: Vec<SampleRef>,
     clusters: Vec<u32>,
-    /// All columns of `divide/`, a row a sample.
+    /// The columns of `divide/` that were asked for, a row a sample.
     pub table: RecordBatch,
     pub file: FileRecord,
 }
@@ -150,11 +150,12 @@ impl DividedTask {
     }
 }
 
-/// The committed clusters and hardness of a task.
-pub fn read_divided(run: &RunFolder, task: usize) -> Result<DividedTask, Error> {
+/// The committed clusters of a task, and more columns of `divide/`.
+pub fn read_divided(run: &RunFolder, task: usize, more: &[&str]) -> Result<DividedTask, Error> {
     let stage = run.divide("divide").expect("the plan has the stage");
     let marker = run.committed::<u64>(&stage, task)?;
-    let table = table::read(run.storage(&stage), marker.file(), &[])?;
+    let columns = [&["shard", "sample_idx", "cluster"], more].concat();
+    let table = table::read(run.storage(&stage), marker.file(), &columns)?;
     let rows = Rows(&table);
     let samples = SampleRef::of_rows(&rows, &run.plan().pool)?;
     let clusters = rows.u32("cluster").values().to_vec();

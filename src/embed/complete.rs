@@ -54,10 +54,7 @@ pub fn complete_tasks(run: &RunFolder) -> Result<CompleteTasks, Error> {
     })
 }
 
-/// How many tasks a step may do at once that holds so many bytes of embeddings a sample: as many as there are threads and
-/// as the memory limit has room for, at least one.
+/// How many tasks a step does at once that holds so many bytes of embeddings a sample.
 pub fn tasks_at_once(run: &RunFolder, executor: &Executor, sample_bytes: u64) -> Result<usize, Error> {
-    let task_bytes = COPIES_OF_A_TASK * sample_bytes * complete_tasks(run)?.n_samples_max;
-    let n_fitting = executor.memory_limit_bytes / task_bytes.max(1);
-    Ok(n_fitting.clamp(1, executor.n_threads as u64) as usize)
+    Ok(executor.n_fitting(COPIES_OF_A_TASK * sample_bytes * complete_tasks(run)?.n_samples_max))
 }

@@ -133,7 +133,10 @@ impl Graph {
         n: usize,
         length: usize,
     ) -> Result<Matrix, Error> {
-        let of_tokens = |shape: &[i64]| matches!(shape, [rows, tokens, width] if (*rows, *tokens) == (n as i64, length as i64) && *width > 0);
+        let of_tokens = |shape: &[i64]| match shape {
+            [rows, tokens, width] => (*rows, *tokens) == (n as i64, length as i64) && *width > 0,
+            _ => false,
+        };
         let [(shape, values)] = self.run_raw(inputs, [output], "[samples, tokens, width]", of_tokens)?;
         Ok(Matrix::new(values, shape[2] as usize))
     }

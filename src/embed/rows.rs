@@ -37,6 +37,24 @@ impl EmbeddedRows {
         samples.iter().map(row).collect()
     }
 
+    /// The same samples without anything of a model, of the same kind and width.
+    pub fn blank(&self) -> EmbeddedRows {
+        EmbeddedRows {
+            samples: self.samples.clone(),
+            rows: self.rows.zeros(),
+            rejections: vec![None; self.samples.len()],
+        }
+    }
+
+    /// Takes over what another model of the same kind and width says of some of the same samples.
+    pub fn take(&mut self, other: &EmbeddedRows, is_taken: impl Fn(&SampleRef) -> bool) {
+        assert_eq!(self.samples, other.samples, "every model embeds the same samples");
+        for row in (0..self.samples.len()).filter(|&row| is_taken(&other.samples[row])) {
+            self.rejections[row] = other.rejections[row];
+            self.rows.take(row, &other.rows);
+        }
+    }
+
     /// Both towers, where the model has both.
     pub fn pairs(&self) -> Option<(&Matrix, &Matrix)> {
         self.rows.images().zip(self.rows.captions())

@@ -169,8 +169,8 @@ fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, ModelError> {
 ///
 /// # Source
 ///
-/// transformers, `SiglipTokenizer.canonicalize_text` and `Siglip2Tokenizer`; open_clip, `canonicalize_text`. Lower case is by character, as in the
-/// tokenizers made of those classes: Python's rule for a sigma at the end of a word is not followed.
+/// transformers, `SiglipTokenizer.canonicalize_text` and `Siglip2Tokenizer`; open_clip, `canonicalize_text`. Lower case is by
+/// character, as in the tokenizers made of those classes: Python's rule for a sigma at the end of a word is not followed.
 fn bring_into_form(inner: &mut tokenizers::Tokenizer, form: CaptionForm) -> tokenizers::Result<()> {
     let replace = |pattern: ReplacePattern, by| Replace::new(pattern, by).map(NormalizerWrapper::from);
     let mut normalizers: Vec<NormalizerWrapper> = match form {

@@ -54,6 +54,34 @@ impl ModelRows {
         }
     }
 
+    /// As many rows of zeros.
+    pub fn zeros(&self) -> ModelRows {
+        let zeros = |rows: &Matrix| Matrix::zeros(rows.n_rows(), rows.n_cols());
+        match self {
+            ModelRows::Pairs { images, captions } => {
+                ModelRows::Pairs { images: zeros(images), captions: zeros(captions) }
+            }
+            ModelRows::Images(rows) => ModelRows::Images(zeros(rows)),
+            ModelRows::Captions(rows) => ModelRows::Captions(zeros(rows)),
+            ModelRows::Logits(rows) => ModelRows::Logits(zeros(rows)),
+        }
+    }
+
+    /// Takes over one row of another model's, of the same kind.
+    pub fn take(&mut self, row: usize, other: &ModelRows) {
+        let copy = |to: &mut Matrix, from: &Matrix| to.row_mut(row).copy_from_slice(from.row(row));
+        match (self, other) {
+            (ModelRows::Pairs { images, captions }, ModelRows::Pairs { images: x, captions: y }) => {
+                copy(images, x);
+                copy(captions, y);
+            }
+            (ModelRows::Images(to), ModelRows::Images(from))
+            | (ModelRows::Captions(to), ModelRows::Captions(from))
+            | (ModelRows::Logits(to), ModelRows::Logits(from)) => copy(to, from),
+            _ => panic!("models of one kind"),
+        }
+    }
+
     /// The image embeddings, if the model gives them.
     pub fn images(&self) -> Option<&Matrix> {
         match self {

@@ -36,16 +36,16 @@ pub(super) fn fit_to_memory(
         let n_points_max = banks_bytes_max / (4 * dim * divide.n_clusters as u64);
         divide.fit_samples_per_cluster = divide.fit_samples_per_cluster.min(n_points_max.max(1) as usize);
     }
-    fit_groups(settings.memory_limit_bytes, models, select)?;
-    check_filters(settings, models)
+    fit_select(settings.memory_limit_bytes, models, select)
 }
 
-/// Lowers the size of dealing groups alone, as [`fit_to_memory`].
-pub(super) fn fit_groups(
+/// The same of what `select` holds alone.
+pub(super) fn fit_select(
     memory_limit_bytes: u64,
     models: &Models<PlannedModel>,
     select: &mut SelectSettings,
 ) -> Result<(), Error> {
+    check_filters(memory_limit_bytes, models, select)?;
     let Some(deal) = select.draw.deal() else { return Ok(()) };
     let super_batch_bytes = deal.super_batch_size as u64 * scored_bytes(models).max(1);
     let needed_bytes = 6 * super_batch_bytes;
@@ -72,9 +72,12 @@ pub fn row_bytes(models: &Models<PlannedModel>, role: ModelRole) -> u64 {
 }
 
 /// Whether the memory limit allows the groups of a filter `neg_clip_loss`, whose batches are no one's but the user's.
-fn check_filters(settings: &Settings, models: &Models<PlannedModel>) -> Result<(), Error> {
-    let limit_bytes = settings.memory_limit_bytes;
-    for filter in &settings.select.filters {
+fn check_filters(
+    limit_bytes: u64,
+    models: &Models<PlannedModel>,
+    select: &SelectSettings,
+) -> Result<(), Error> {
+    for filter in &select.filters {
         let Filter::NegClipLoss(filter) = &filter.filter else { continue };
         let needed_bytes = (BATCHES_HELD * filter.batch_size) as u64 * row_bytes(models, filter.model);
         if needed_bytes > limit_bytes {

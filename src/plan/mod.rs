@@ -30,7 +30,7 @@ use crate::settings::{
 };
 
 pub use digests::Digests;
-use memory::{fit_groups, fit_to_memory};
+use memory::{fit_select, fit_to_memory};
 pub use memory::{row_bytes, scored_bytes};
 pub use model::PlannedModel;
 use model::Wants;
@@ -168,7 +168,7 @@ impl Plan {
         let mut plan = self.clone();
         plan.models.insert(ModelRole::Learner, model);
         warn_of_equal_models(&plan.models);
-        fit_groups(memory_limit_bytes, &plan.models, &mut plan.select)?;
+        fit_select(memory_limit_bytes, &plan.models, &mut plan.select)?;
         plan.round = round;
         // both below the folder of the run, wherever that is moved
         plan.base = Some(PathBuf::from(BASE));
@@ -263,7 +263,7 @@ fn warn_of_equal_models(models: &Models<PlannedModel>) {
     }
 }
 
-/// Whether every cluster has its expert, and all of them embed in spaces of one width.
+/// Whether every cluster has its expert, and all of them are of one kind and width.
 fn check_experts(models: &Models<PlannedModel>, divide: &Option<DivideSettings>) -> Result<(), Error> {
     let Some(first) = models.experts().next() else { return Ok(()) };
     let n_clusters = divide.as_ref().map_or(0, |divide| divide.n_clusters as u32);
@@ -273,8 +273,9 @@ fn check_experts(models: &Models<PlannedModel>, divide: &Option<DivideSettings>)
     if let Some(cluster) = models.experts().find(|cluster| *cluster >= n_clusters) {
         return Err(Error::ExpertWithoutCluster { cluster });
     }
-    let width = |cluster| models.get(ModelRole::Expert(cluster)).map(|expert| expert.embedding_dim);
-    match models.experts().find(|cluster| width(*cluster) != width(first)) {
+    let form =
+        |cluster| models.get(ModelRole::Expert(cluster)).map(|expert| (expert.kind, expert.embedding_dim));
+    match models.experts().find(|cluster| form(*cluster) != form(first)) {
         Some(_) => Err(Error::ExpertsDiffer),
         None => Ok(()),
     }

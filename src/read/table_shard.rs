@@ -26,8 +26,8 @@ const ROWS_HELD: usize = 8;
 ///
 /// The image is bytes, or a struct of `bytes` and `path` as Hugging Face's `Image` stores it. The key is the column `key`
 /// if there is one, else the image's path, or the column `image_path`, up to the first dot of its file name, else, or
-/// where an earlier row has that path too, the row's number. What else has one value a row is the sample's JSON; a label is the column `cls` or `label`,
-/// or the one that the settings name.
+/// where an earlier row has that path too, the row's number. What else has one value a row is the sample's JSON; a label is
+/// the column `cls` or `label`, or the one that the settings name.
 ///
 /// # Errors
 ///

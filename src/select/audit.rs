@@ -7,10 +7,11 @@ use crate::embed::complete_tasks;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::noise::Purpose;
+use crate::plan::{Plan, row_bytes, scored_bytes};
 use crate::rank::{Overlap, spearman};
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
-use crate::settings::{Draw, ModelRole, SuperBatchDraw};
+use crate::settings::{Deal, Draw, ModelRole, SuperBatchDraw};
 
 use super::counts::{kept_in, super_batch_sizes};
 use super::draw::Passes;
@@ -36,7 +37,8 @@ pub struct Audit {
     pub kept_overlap_by_chance: f64,
 }
 
-/// Scores and draws the audited part twice; none where no full model audits, or where the draw looks at no models.
+/// Scores and draws the audited part twice; none where no full model audits, or where the draw looks at no models. Its groups
+/// take no more memory than those of the run's draw, unless a single super-batch or task does.
 pub fn audit(run: &RunFolder) -> Result<Option<Audit>, Error> {
     let plan = run.plan();
     let is_audited = |role: &ModelRole| role.audited_by().is_some_and(|full| plan.models.has(full));
@@ -50,13 +52,23 @@ pub fn audit(run: &RunFolder) -> Result<Option<Audit>, Error> {
     let mut tasks = plan.audited_tasks();
     tasks.retain(|task| complete.binary_search(task).is_ok());
     let count = |task| Ok(reach_counts(run, task)?.reaching as usize);
-    let size_max = group_size_max(plan, &draw.deal);
+    let size_max = audited_size_max(plan, &draw.deal);
     let mut agreement = Agreement::default();
     for group in group_tasks(run, &tasks, count, size_max, draw.deal.super_batch_size)? {
         let (cheap, full) = read_both(run, &group.tasks)?;
         agreement.add(run, draw, &cheap, &full)?;
     }
     Ok(Some(agreement.finish(audited)))
+}
+
+/// Samples whose embeddings under the cheaper and under the full models take as much as those of a dealing group.
+fn audited_size_max(plan: &Plan, deal: &Deal) -> usize {
+    let cheap_bytes = scored_bytes(&plan.models);
+    let full = [ModelRole::FullLearner, ModelRole::FullReference];
+    let full_bytes: u64 = full.into_iter().map(|role| row_bytes(&plan.models, role)).sum();
+    // a model that is not audited stands beside the full ones once more
+    let share = cheap_bytes as f64 / (2 * cheap_bytes + full_bytes).max(1) as f64;
+    ((group_size_max(plan, deal) as f64 * share) as usize).max(deal.super_batch_size)
 }
 
 /// The samples of some tasks that both kinds of models embedded, under the cheaper and under the full models.

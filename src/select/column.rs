@@ -38,7 +38,7 @@ pub fn read_column(
         let row = |sample: &SampleRef| all.binary_search(sample).expect("a scored sample");
         return Ok(samples.iter().map(row).map(|row| values[row]).collect());
     }
-    let divided = read_divided(run, task)?;
+    let divided = read_divided(run, task, &[column])?;
     let values = numbers(&divided.table, column).expect("the settings name columns that there are");
     read.push(divided.file.clone());
     Ok(samples.iter().map(|sample| values[divided.row(*sample)]).collect())

@@ -1,5 +1,7 @@
 //! Centroids, how spread their clusters are, and a total in; how many samples of each cluster are kept out.
 
+use rayon::prelude::*;
+
 use crate::matrix::{Matrix, dot};
 
 /// How density-based pruning weighs clusters.
@@ -58,7 +60,7 @@ pub fn density_quotas(
     assert!(params.temperature > 0.0 && params.n_neighbours > 0, "{params:?}");
     let filled: Vec<usize> = (0..sizes.len()).filter(|cluster| sizes[*cluster] > 0).collect();
     let complexities: Vec<f64> = filled
-        .iter()
+        .par_iter()
         .map(|&cluster| d_inter(centroids, &filled, cluster, params.n_neighbours) * mean_distances[cluster])
         .collect();
     let highest = complexities.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -79,8 +81,11 @@ fn d_inter(centroids: &Matrix, filled: &[usize], cluster: usize, n_neighbours: u
     let others = filled.iter().filter(|other| **other != cluster);
     let mut distances: Vec<f64> =
         others.map(|other| 1.0 - f64::from(dot(centroids.row(cluster), centroids.row(*other)))).collect();
+    if n_neighbours < distances.len() {
+        distances.select_nth_unstable_by(n_neighbours, f64::total_cmp);
+        distances.truncate(n_neighbours);
+    }
     distances.sort_by(f64::total_cmp);
-    distances.truncate(n_neighbours);
     match distances.len() {
         0 => 1.0,
         n => distances.iter().sum::<f64>() / n as f64,

@@ -133,7 +133,7 @@ pub fn pool_ranks(
             Ok(ranked.collect())
         }
         PoolDraw::Balanced(_) | PoolDraw::Dbp(_) => {
-            let divided = read_divided(run, task)?;
+            let divided = read_divided(run, task, &["centroid_similarity"])?;
             read.push(divided.file.clone());
             let similarities = Rows(&divided.table).f32("centroid_similarity");
             let plan = run.plan();

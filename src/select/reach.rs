@@ -103,7 +103,7 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
         scores.push((&filter.name, column));
     }
     let mut counts = ReachCounts { reaching: 0, clusters: BTreeMap::new(), filtered: BTreeMap::new() };
-    let divided = plan.divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
+    let divided = plan.divide.as_ref().map(|_| read_divided(run, task, &[])).transpose()?;
     for (sample, removed_by) in samples.iter().zip(&removed_by) {
         match removed_by {
             Some(removed_by) => *counts.filtered.entry(removed_by.clone()).or_default() += 1,

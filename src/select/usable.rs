@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::divide::read_divided;
+use crate::divide::{DividedTask, read_divided};
 use crate::embed::{EmbeddedRows, read_embeddings};
 use crate::error::Error;
 use crate::fold::Precision;
@@ -156,21 +156,16 @@ pub struct UsableRows {
 pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     let plan = run.plan();
     let mut read = Vec::new();
-    let embedded = read_embedded(run, task, |role| !role.is_audit(), &mut read)?;
+    let divided = plan.divide.as_ref().map(|_| read_divided(run, task, &[])).transpose()?;
+    read.extend(divided.iter().map(|divided| divided.file.clone()));
+    let (embedded, files) = read_embedded(run, task, divided.as_ref(), |role| !role.is_audit())?;
+    read.extend(files);
     let samples = embedded.values().next().expect("a plan has a model").samples.clone();
     assert!(embedded.values().all(|rows| rows.samples == samples), "every model embeds the same samples");
-    let divided = plan.divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
-    read.extend(divided.iter().map(|divided| divided.file.clone()));
     let mut unusable = Unusable::new();
     let mut is_usable = vec![true; samples.len()];
     for (row, is_usable) in is_usable.iter_mut().enumerate() {
-        // an expert counts in its own cluster alone
-        let counts = |role: &ModelRole| match (role, &divided) {
-            (ModelRole::Expert(cluster), Some(divided)) => divided.cluster_of(samples[row]) == Some(*cluster),
-            _ => true,
-        };
-        let rejections = embedded.iter().filter(|(role, _)| counts(role));
-        if let Some(rejection) = rejections.filter_map(|(_, rows)| rows.rejections[row]).min() {
+        if let Some(rejection) = embedded.values().filter_map(|rows| rows.rejections[row]).min() {
             *is_usable = false;
             let of_shard = unusable.entry(samples[row].shard_idx).or_default();
             *of_shard.entry(rejection.text().to_owned()).or_default() += 1;
@@ -180,7 +175,7 @@ pub fn read_usable(run: &RunFolder, task: usize) -> Result<UsableRows, Error> {
     let kept: Vec<SampleRef> = usable.iter().map(|&row| samples[row]).collect();
     let clusters: Option<Vec<u32>> =
         divided.map(|divided| kept.iter().map(|sample| divided.cluster(*sample)).collect());
-    let models = scored_models(run, &embedded, &usable, clusters.as_deref())?;
+    let models = scored_models(run, &embedded, &usable)?;
     Ok(UsableRows { samples: kept, clusters, models, unusable, read })
 }
 
@@ -192,34 +187,50 @@ pub fn read_scored(
     samples: &[SampleRef],
     read: &mut Vec<FileRecord>,
 ) -> Result<(ScoredModels, Option<Vec<u32>>), Error> {
-    let is_scored = |role: ModelRole| match role {
-        ModelRole::Reference => !has_experts(run.plan()),
-        ModelRole::Learner | ModelRole::Expert(_) => true,
-        _ => false,
-    };
-    let embedded = read_embedded(run, task, is_scored, read)?;
-    let divided = run.plan().divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
+    let divided = run.plan().divide.as_ref().map(|_| read_divided(run, task, &[])).transpose()?;
     read.extend(divided.iter().map(|divided| divided.file.clone()));
+    let (embedded, files) = read_embedded(run, task, divided.as_ref(), |role| SCORED.contains(&role))?;
+    read.extend(files);
     let clusters: Option<Vec<u32>> =
         divided.map(|divided| samples.iter().map(|sample| divided.cluster(*sample)).collect());
     let rows = embedded.values().next().map(|any| any.rows_of(samples)).unwrap_or_default();
-    Ok((scored_models(run, &embedded, &rows, clusters.as_deref())?, clusters))
+    Ok((scored_models(run, &embedded, &rows)?, clusters))
 }
 
-/// The embeddings of a task under some models.
+/// The embeddings of a task under some models, and their files; the experts, in a run that has them, come as the reference.
 fn read_embedded(
     run: &RunFolder,
     task: usize,
+    divided: Option<&DividedTask>,
     is_wanted: impl Fn(ModelRole) -> bool,
-    read: &mut Vec<FileRecord>,
-) -> Result<BTreeMap<ModelRole, EmbeddedRows>, Error> {
-    let mut embedded = BTreeMap::new();
-    for (role, _) in run.plan().models.iter().filter(|(role, _)| is_wanted(*role)) {
+) -> Result<(BTreeMap<ModelRole, EmbeddedRows>, Vec<FileRecord>), Error> {
+    let mut read = Vec::new();
+    let mut embedded: BTreeMap<ModelRole, EmbeddedRows> = BTreeMap::new();
+    for (role, _) in run.plan().models.iter() {
+        let reference_of = match role {
+            ModelRole::Expert(cluster) => Some(cluster),
+            _ => None,
+        };
+        let as_role = if reference_of.is_some() { ModelRole::Reference } else { role };
+        if !is_wanted(as_role) {
+            continue;
+        }
         let (rows, file) = read_embeddings(run, role, task)?;
         read.push(file);
-        embedded.insert(role, rows);
+        // of the experts one at a time is held, and of each its own cluster is kept
+        match reference_of {
+            Some(cluster) => {
+                let divided = divided.expect("experts come with clusters");
+                let of_cluster = |sample: &SampleRef| divided.cluster_of(*sample) == Some(cluster);
+                let reference = embedded.entry(as_role).or_insert_with(|| rows.blank());
+                reference.take(&rows, of_cluster);
+            }
+            None => {
+                embedded.insert(role, rows);
+            }
+        }
     }
-    Ok(embedded)
+    Ok((embedded, read))
 }
 
 /// The scored models that have both towers, over these rows of a task.
@@ -227,48 +238,16 @@ fn scored_models(
     run: &RunFolder,
     embedded: &BTreeMap<ModelRole, EmbeddedRows>,
     rows: &[usize],
-    clusters: Option<&[u32]>,
 ) -> Result<ScoredModels, Error> {
     let mut models = Vec::new();
     for role in SCORED {
-        let towers = match role {
-            ModelRole::Reference if has_experts(run.plan()) => {
-                experts_rows(embedded, rows, clusters.expect("experts come with clusters"))
-            }
-            _ => embedded
-                .get(&role)
-                .and_then(EmbeddedRows::pairs)
-                .map(|(images, captions)| (images.gather(rows), captions.gather(rows))),
-        };
-        if let Some((images, captions)) = towers {
+        if let Some((images, captions)) = embedded.get(&role).and_then(EmbeddedRows::pairs) {
+            let (images, captions) = (images.gather(rows), captions.gather(rows));
             let (loss, precision) = (loss_in(run, role, None)?, run.plan().select.precision);
             models.push(ScoredModel { role, images, captions, loss, precision });
         }
     }
     Ok(ScoredModels(models))
-}
-
-/// Each sample's embeddings under the expert of its cluster; none where an expert lacks a tower.
-fn experts_rows(
-    embedded: &BTreeMap<ModelRole, EmbeddedRows>,
-    rows: &[usize],
-    clusters: &[u32],
-) -> Option<(Matrix, Matrix)> {
-    let mut experts: BTreeMap<u32, (&Matrix, &Matrix)> = BTreeMap::new();
-    for (role, embedded) in embedded {
-        if let ModelRole::Expert(cluster) = role {
-            experts.insert(*cluster, embedded.pairs()?);
-        }
-    }
-    // all experts are of one width, which a task without usable samples has too
-    let (images, captions) = experts.values().next().expect("only runs with experts ask");
-    let mut all = (Matrix::zeros(0, images.n_cols()), Matrix::zeros(0, captions.n_cols()));
-    for (&row, &cluster) in rows.iter().zip(clusters) {
-        let (images, captions) = experts[&cluster];
-        all.0.push_row(images.row(row));
-        all.1.push_row(captions.row(row));
-    }
-    Some(all)
 }
 
 /// The full models' embeddings of some samples of a task, in place of the cheaper models that stand for them: the rows of

@@ -58,7 +58,8 @@ pub fn commit_verdicts(run: &RunFolder, drawn: &Drawn, task: usize) -> Result<()
     let score_marker = run.committed::<ScoreCounts>(&run.score("select.score"), task)?;
     let scored = table::read(run.run(), score_marker.file(), &[])?;
     let reached = read_reached(run, task)?;
-    let divided = run.plan().divide.as_ref().map(|_| read_divided(run, task)).transpose()?;
+    let more = DIVIDED_COLUMNS.map(|(name, _)| name);
+    let divided = run.plan().divide.as_ref().map(|_| read_divided(run, task, &more)).transpose()?;
     let (samples, samples_file) = read_sample_columns(run, task, &reached.samples, &["key"])?;
     let mut read = vec![score_marker.file().clone(), reached.file.clone(), samples_file];
     read.extend(divided.iter().map(|divided| divided.file.clone()));

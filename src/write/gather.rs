@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::embed::{SamplesCounts, open_shard};
 use crate::error::Error;
-use crate::exchange::{self, ExchangeWriter, Index};
+use crate::exchange::{self, BUFFERED_BYTES_MAX, ExchangeWriter, Index};
 use crate::read::ReadSample;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
@@ -30,6 +30,9 @@ const SAMPLE_COLUMNS: [&str; 8] =
 
 /// Bytes of images that wait for their rows to be handed on.
 const WAITING_BYTES_MAX: usize = 64 << 20;
+
+/// What a task holds at most beside its rows without images.
+pub const HELD_BYTES_MAX: u64 = (WAITING_BYTES_MAX + BUFFERED_BYTES_MAX) as u64;
 
 /// Counts of one task of `write.gather`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -38,7 +38,8 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
         return Ok(());
     }
     let gather = run.write("write.gather");
-    executor.run(run, &gather, &tasks, executor.n_threads, |task| gather::commit(run, &outputs, task))?;
+    let n_at_once = executor.n_fitting(gather::HELD_BYTES_MAX);
+    executor.run(run, &gather, &tasks, n_at_once, |task| gather::commit(run, &outputs, task))?;
 
     let index = |counts: GatherCounts| counts.index;
     let sources = exchange::sources(run, executor, &gather, &tasks, index, FILES_PER_LEVEL_MAX)?;

@@ -26,7 +26,8 @@ const JPEG_START: &[u8] = &[0xff, 0xd8, 0xff];
 /// # Errors
 ///
 /// [`Rejection::ImageTooLarge`] if the header announces more pixels than the limit (checked before they are
-/// allocated), [`Rejection::UnsupportedAvif`] or [`Rejection::UnsupportedJpeg2000`], [`Rejection::UndecodableImage`] for everything that is not a whole image of a known format.
+/// allocated), [`Rejection::UnsupportedAvif`] or [`Rejection::UnsupportedJpeg2000`], [`Rejection::UndecodableImage`] for
+/// everything that is not a whole image of a known format.
 ///
 /// # Parity
 ///

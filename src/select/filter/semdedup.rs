@@ -51,7 +51,7 @@ fn commit_deal(run: &RunFolder, position: usize, task: usize) -> Result<(), Erro
     let plan = run.plan();
     let settings = plan.divide.as_ref().expect("checked with the settings");
     let (samples, file) = reaching(run, position, task)?;
-    let divided = read_divided(run, task)?;
+    let divided = read_divided(run, task, &["centroid_similarity"])?;
     let (embedded, embeddings_file) = read_embeddings(run, settings.model, task)?;
     let texts = Texts::read(run, task)?;
     let mut by_cluster: BTreeMap<usize, Vec<SampleRef>> = BTreeMap::new();
