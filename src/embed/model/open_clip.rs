@@ -4,8 +4,9 @@
 //!
 //! # Source
 //!
-//! open_clip 3, `factory.py` (the image tower's size, stated or not, takes the place of that of `preprocess_cfg`), `transform.py` (defaults and
-//! resize modes) and `tokenizer.py`. `init_logit_scale` and `init_logit_bias` are what training began with, and not taken.
+//! open_clip 3, `factory.py` (the image tower's size, stated or not, takes the place of that of `preprocess_cfg`),
+//! `transform.py` (defaults and resize modes) and `tokenizer.py`. `init_logit_scale` and `init_logit_bias` are what training
+//! began with, and not taken.
 
 use std::collections::BTreeMap;
 use std::path::Path;
