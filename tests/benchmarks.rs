@@ -13,7 +13,8 @@ loader.exec_module(run)
 print(json.dumps(eval('run.chosen_parts(' + sys.argv[2] + ')')))
 ";
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/run");
-    let output = Command::new("python3").args(["-B", "-c", program]).arg(file).arg(arguments).output().unwrap();
+    let output =
+        Command::new("python3").args(["-B", "-c", program]).arg(file).arg(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
