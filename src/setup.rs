@@ -11,7 +11,13 @@ use std::process::{Command, Stdio};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
-use crate::runtime::{Pin, Provider, library, missing_libraries, pin};
+use crate::runtime::{
+    CudaLibrary, Pin, Provider, library, library_names, missing_libraries, needed_libraries, pin,
+    requirements,
+};
+
+/// Where the runtime's packages have its library.
+const LIBRARY_FOLDER: &str = "onnxruntime/capi";
 
 /// Which build of the runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +34,31 @@ impl Build {
             Build::Cuda => "onnxruntime-gpu",
         })
     }
+
+    /// Every package that is to be in a folder, those of CUDA unless all its libraries are found elsewhere.
+    fn requirements(self, packages: &Path) -> Vec<&'static str> {
+        let mut requirements = vec![self.pin().requirement];
+        // what is there already is replaced, and may have had some of them
+        let lacks_cuda = || {
+            let runtime = packages.join(LIBRARY_FOLDER).join("libonnxruntime.so");
+            packages.exists() || !missing_libraries(Provider::Cuda, &runtime).is_empty()
+        };
+        if self == Build::Cuda && lacks_cuda() {
+            requirements.extend(needed_libraries(Provider::Cuda).iter().map(CudaLibrary::requirement));
+            requirements.dedup();
+        }
+        requirements
+    }
+
+    /// The runtime's library among some packages, if it is the pinned one and has what it needs beside it.
+    fn checked(self, packages: &Path, runtime: Pin, expected: &'static str) -> Result<PathBuf, SetupError> {
+        let library = checked_library(packages, runtime, expected)?;
+        let libraries = match self {
+            Build::Cpu => Vec::new(),
+            Build::Cuda => missing_libraries(Provider::Cuda, &library),
+        };
+        if libraries.is_empty() { Ok(library) } else { Err(SetupError::LibrariesMissing { libraries }) }
+    }
 }
 
 /// Why the runtime could not be installed.
@@ -39,12 +70,14 @@ pub enum SetupError {
     Platform { package: &'static str, arch: &'static str },
     #[error("cannot run `{python}`")]
     Python { python: String, source: io::Error },
-    #[error("pip cannot install {requirement}: {said}")]
-    Pip { requirement: String, said: String },
+    #[error("pip cannot install {requirements}: {said}")]
+    Pip { requirements: String, said: String },
     #[error("{requirement} has no library of the runtime")]
     NoLibrary { requirement: &'static str },
     #[error("`{path}` has SHA-256 {found}, and not {expected} as pinned")]
     OtherHash { path: PathBuf, found: String, expected: &'static str },
+    #[error("the packages are there, but {} cannot be loaded", library_names(libraries))]
+    LibrariesMissing { libraries: Vec<CudaLibrary> },
     #[error("cannot write `{path}`")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -69,6 +102,10 @@ impl SetupError {
             SetupError::NoLibrary { .. } | SetupError::OtherHash { .. } => {
                 "the index gave another package than the pinned one: ask whoever keeps it".to_owned()
             }
+            SetupError::LibrariesMissing { libraries } => format!(
+                "install them by another way, where the linker looks or in an active Python environment: pip install {}",
+                requirements(libraries)
+            ),
             SetupError::Write { .. } => "set `XDG_DATA_HOME` to a folder that can be written".to_owned(),
         }
     }
@@ -90,52 +127,51 @@ fn install(build: Build, python: &str) -> Result<PathBuf, SetupError> {
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
     let expected = runtime.sha256(os, arch).ok_or(SetupError::Platform { package, arch })?;
     let packages = data.join(format!("{package}-{}", runtime.version()));
+    let check = |packages: &Path| build.checked(packages, runtime, expected);
     // absent, or damaged since
-    if checked_library(&packages, runtime, expected).is_err() {
-        let unfinished = data.join(format!(".unfinished-{}-{package}", std::process::id()));
-        let installed = pip_install(python, runtime.requirement, &unfinished)
-            .and_then(|()| checked_library(&unfinished, runtime, expected))
-            .and_then(|_| {
-                let _ = fs::remove_dir_all(&packages);
-                fs::rename(&unfinished, &packages).map_err(write_error(&packages))
-            });
-        if installed.is_err() {
-            let _ = fs::remove_dir_all(&unfinished);
-        }
-        installed?;
+    if check(&packages).is_err() {
+        replace(python, &build.requirements(&packages), &packages, |packages| check(packages).map(drop))?;
     }
-    let library = checked_library(&packages, runtime, expected)?;
-    if build == Build::Cuda {
-        let mut missing: Vec<&str> =
-            missing_libraries(Provider::Cuda, &library).iter().map(|library| library.requirement()).collect();
-        missing.dedup();
-        for requirement in missing {
-            pip_install(python, requirement, &packages)?;
-        }
-    }
+    let library = check(&packages)?;
     take_into_use(&data, &packages)?;
     Ok(library)
 }
 
-/// Unpacks a package, and nothing that it depends on, into a folder. The wheel is chosen by platform and not by the
-/// interpreter's version, since only libraries are wanted.
-fn pip_install(python: &str, requirement: &str, folder: &Path) -> Result<(), SetupError> {
+/// Installs packages into a folder in place of what is in it, which stays until the new ones have passed the check.
+fn replace(
+    python: &str,
+    requirements: &[&str],
+    packages: &Path,
+    check: impl FnOnce(&Path) -> Result<(), SetupError>,
+) -> Result<(), SetupError> {
+    let name = packages.file_name().expect("packages lie in a folder of their own").to_string_lossy();
+    let beside = |what| packages.with_file_name(format!(".{what}-{}-{name}", std::process::id()));
+    let (unfinished, old) = (beside("unfinished"), beside("old"));
+    let installed = pip_install(python, requirements, &unfinished).and_then(|()| check(&unfinished));
+    let in_place = installed.and_then(|()| {
+        if packages.exists() {
+            fs::rename(packages, &old).map_err(write_error(packages))?;
+        }
+        fs::rename(&unfinished, packages).map_err(write_error(packages))
+    });
+    let unneeded = if in_place.is_ok() { old } else { unfinished };
+    let _ = fs::remove_dir_all(unneeded);
+    in_place
+}
+
+/// Unpacks packages, and nothing that they depend on, into a new folder: all by one call, since pip takes away a folder that
+/// is there already, and the packages of CUDA share one. Wheels are chosen by platform and not by the interpreter's version,
+/// since only libraries are wanted.
+fn pip_install(python: &str, requirements: &[&str], folder: &Path) -> Result<(), SetupError> {
     let mut command = Command::new(python);
-    command.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--upgrade",
-    ]);
+    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);
     command.args(["--only-binary", ":all:", "--implementation", "cp", "--python-version", "3.12"]);
     for platform in wheel_platforms(std::env::consts::OS, std::env::consts::ARCH) {
         command.args(["--platform", &platform]);
     }
-    command.arg("--target").arg(folder).arg(requirement).stdin(Stdio::null());
-    tracing::info!(requirement, folder = %folder.display(), "fetching with pip");
+    command.arg("--target").arg(folder).args(requirements).stdin(Stdio::null());
+    let requirements = requirements.join(" ");
+    tracing::info!(requirements, folder = %folder.display(), "fetching with pip");
     let output =
         command.output().map_err(|source| SetupError::Python { python: python.to_owned(), source })?;
     if output.status.success() {
@@ -145,7 +181,7 @@ fn pip_install(python: &str, requirement: &str, folder: &Path) -> Result<(), Set
     let errors: Vec<&str> =
         stderr.lines().filter(|line| !line.starts_with("WARNING")).map(str::trim).collect();
     let said = errors.last().map_or_else(|| output.status.to_string(), |line| (*line).to_owned());
-    Err(SetupError::Pip { requirement: requirement.to_owned(), said })
+    Err(SetupError::Pip { requirements, said })
 }
 
 /// What wheels call a system and a processor, as Rust names them.
@@ -158,7 +194,7 @@ fn wheel_platforms(os: &str, arch: &str) -> Vec<String> {
 
 /// The runtime's library among some packages, if it is the pinned one.
 fn checked_library(packages: &Path, runtime: Pin, expected: &'static str) -> Result<PathBuf, SetupError> {
-    let library = library::library_in(&packages.join("onnxruntime/capi"));
+    let library = library::library_in(&packages.join(LIBRARY_FOLDER));
     let library = library.ok_or(SetupError::NoLibrary { requirement: runtime.requirement })?;
     let found = sha256(&library).map_err(write_error(&library))?;
     if found == expected {
@@ -212,6 +248,81 @@ mod tests {
         assert_eq!(wheel_platforms("macos", "aarch64"), ["macosx_14_0_arm64"]);
         let linux = ["manylinux_2_27_aarch64", "manylinux_2_28_aarch64"];
         assert_eq!(wheel_platforms("linux", "aarch64"), linux);
+    }
+
+    /// Python whose pip takes wheels from a folder and from nowhere else.
+    fn python_with_wheels(folder: &Path, wheels: &[(&str, &str)]) -> String {
+        let program = r#"
+import sys, zipfile
+folder, name, file, arch = sys.argv[1:]
+tag, info = f"py3-none-manylinux_2_28_{arch}", f"{name}-1.0.dist-info"
+with zipfile.ZipFile(f"{folder}/{name}-1.0-{tag}.whl", "w") as wheel:
+    wheel.writestr(file, name)
+    wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    wheel.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: {tag}\n")
+    wheel.writestr(f"{info}/RECORD", "")
+"#;
+        for (name, file) in wheels {
+            let mut python = Command::new("python3");
+            python.args(["-c", program]).arg(folder).args([name, file, std::env::consts::ARCH]);
+            assert!(python.status().unwrap().success());
+        }
+        let python = folder.join("python");
+        let links = folder.display();
+        fs::write(
+            &python,
+            format!("#!/bin/sh\nPIP_NO_INDEX=1 PIP_FIND_LINKS='{links}' exec python3 \"$@\"\n"),
+        )
+        .unwrap();
+        fs::set_permissions(&python, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        python.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn packages_that_share_a_folder_are_all_there_or_the_old_ones_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["nvidia/cu13/lib/libcublas.so", "nvidia/cudnn/lib/libcudnn.so"];
+        let python = python_with_wheels(folder.path(), &[("cublas", files[0]), ("cudnn", files[1])]);
+        let packages = folder.path().join("data/packages");
+        let has_all = |packages: &Path| files.iter().all(|file| packages.join(file).is_file());
+        let check = |packages: &Path| match has_all(packages) {
+            true => Ok(()),
+            false => Err(SetupError::NoLibrary { requirement: "both" }),
+        };
+        // what was installed once, in part and in another version
+        fs::create_dir_all(packages.join("nvidia/cudnn/lib")).unwrap();
+        fs::write(packages.join("old"), "").unwrap();
+        let of_one = replace(&python, &["cudnn==1.0"], &packages, check);
+        assert!(matches!(of_one, Err(SetupError::NoLibrary { .. })));
+        assert!(packages.join("old").is_file());
+        replace(&python, &["cublas==1.0", "cudnn==1.0"], &packages, check).unwrap();
+        assert!(has_all(&packages) && !packages.join("old").exists());
+        assert_eq!(fs::read_dir(folder.path().join("data")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn cuda_comes_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let packages = folder.path().join("packages");
+        fs::create_dir_all(packages.join(LIBRARY_FOLDER)).unwrap();
+        let library = packages.join(LIBRARY_FOLDER).join("libonnxruntime.so.1.2.3");
+        fs::write(&library, "abc").unwrap();
+        // even if some of it is there, which is replaced
+        let all = Build::Cuda.requirements(&packages);
+        for library in needed_libraries(Provider::Cuda) {
+            let n_times = all.iter().filter(|requirement| **requirement == library.requirement()).count();
+            assert_eq!(n_times, 1, "{}", library.name);
+        }
+        assert_eq!(Build::Cpu.requirements(&packages), [pin("onnxruntime").requirement]);
+        // a runtime that lacks some is not taken
+        let runtime = pin("onnxruntime-gpu");
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let is_missing = !missing_libraries(Provider::Cuda, &library).is_empty();
+        match Build::Cuda.checked(&packages, runtime, expected) {
+            Err(SetupError::LibrariesMissing { .. }) => assert!(is_missing),
+            checked => assert!(!is_missing && checked.is_ok()),
+        }
+        assert!(Build::Cpu.checked(&packages, runtime, expected).is_ok());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 mod support;
 
-use support::{Pipeline, embedded_store, names, superbatch};
+use support::{Pipeline, embedded_store, names, superbatch, text};
 
 const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
 
@@ -38,12 +38,12 @@ fn the_paper_plan_is_what_the_command_prints() {
     assert_eq!(String::from_utf8(output).unwrap(), printed);
 }
 
-#[test]
-fn files_are_those_of_the_run() {
-    let pipeline = Pipeline::small().with("write.shard_bytes=1000000000");
+/// Runs the pipeline, and holds each stage's files against its estimate, which is returned.
+#[track_caller]
+fn check_files(pipeline: &Pipeline) -> Value {
     let folder = tempfile::tempdir().unwrap();
-    pipeline.with_store(embedded_store()).run(folder.path());
-    let estimate = estimate(&pipeline);
+    pipeline.run(folder.path());
+    let estimate = estimate(pipeline);
     let all: Vec<String> = names(folder.path())
         .into_iter()
         .filter(|name| !name.starts_with("_done/") && !name.starts_with("plan"))
@@ -51,7 +51,7 @@ fn files_are_those_of_the_run() {
     let is_of = |name: &str, stage: &str| {
         let folders: &[&str] = match stage {
             "divide" => &["divide/", "_exchange/divide."],
-            "select" => &["select/", "_exchange/select."],
+            "select" => &["select/", "draws/", "_exchange/select."],
             "write" => &["curated/", "stats/", "_exchange/write."],
             _ => &["report."],
         };
@@ -61,12 +61,47 @@ fn files_are_those_of_the_run() {
         let n_files = all.iter().filter(|file| is_of(file, name)).count();
         assert_eq!(stage(&estimate, name)["n_files"], n_files, "{name}: {all:?}");
     }
+    estimate
+}
+
+/// With all that is kept in one shard.
+fn in_one_shard() -> Pipeline {
+    Pipeline::embedded().with("write.shard_bytes=1000000000")
+}
+
+#[test]
+fn files_are_those_of_the_run() {
+    let estimate = check_files(&in_one_shard());
     let embedded = names(embedded_store());
     let n_files = embedded.iter().filter(|name| !name.starts_with("_done/")).count();
     assert_eq!(stage(&estimate, "embed")["n_files"], n_files, "{embedded:?}");
     let pool_bytes = estimate["pool_bytes"].as_u64().unwrap();
     assert_eq!(stage(&estimate, "embed")["read_bytes"], pool_bytes);
     assert!(stage(&estimate, "write")["read_bytes"].as_u64().unwrap() > pool_bytes);
+    let without_images = check_files(&in_one_shard().with("write.images=false"));
+    assert!(stage(&without_images, "write")["read_bytes"].as_u64().unwrap() < pool_bytes);
+}
+
+#[test]
+fn files_of_several_passes_within_clusters_are_those_of_the_run() {
+    let within = in_one_shard()
+        .with("divide.n_clusters=2")
+        .with("select.super_batches_per_group=16")
+        .with("select.step.0.super_batches=within_clusters")
+        .with("select.step.0.n_passes=2");
+    check_files(&within);
+}
+
+#[test]
+fn files_of_filters_are_those_of_the_run() {
+    let neg_clip = "{ method = 'neg_clip_loss', batch_size = 20, keep = { filter_ratio = 0.1 } }";
+    let top = "{ method = 'top', by = 'learnability', filter_ratio = 0.5 }";
+    check_files(&in_one_shard().with(&format!("select.step=[{neg_clip}, {top}]")));
+    let semdedup = Pipeline { file: "pipelines/semdedup.toml".into(), sets: in_one_shard().sets };
+    let is_of_draw = |set: &str| set.starts_with("select.step.") || set.starts_with("store=");
+    let sets = semdedup.sets.iter().filter(|set| !is_of_draw(set)).cloned().collect();
+    let semdedup = Pipeline { sets, ..semdedup };
+    check_files(&semdedup.with("select.step.3.super_batch_size=60").with("read.shards_per_task=2"));
 }
 
 /// Rows whose captions take far more than what is guessed of a tar that is not read to its end.
@@ -95,6 +130,46 @@ fn rows_of_parquet_are_counted_by_footers() {
     let shards = format!("read.shards=['{}/*.parquet']", folder.path().display());
     let n_samples = estimate(&Pipeline::small().with(&shards))["n_samples"].as_u64().unwrap();
     assert!((2_990..=3_010).contains(&n_samples), "{n_samples} for 3000");
+}
+
+/// The estimate's lines for people.
+fn said(pipeline: &Pipeline) -> String {
+    let mut command = superbatch(["plan"]);
+    command.arg(&pipeline.file).args(pipeline.sets.iter().flat_map(|set| ["--set", set]));
+    text(&command.assert().success().get_output().stdout)
+}
+
+#[test]
+fn a_pool_of_which_nothing_can_be_counted_has_no_estimate() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.parquet"), "no table at all".repeat(10_000)).unwrap();
+    let pipeline = Pipeline::small().with(&format!("read.shards=['{}/*.parquet']", folder.path().display()));
+    assert_eq!(estimate(&pipeline), Value::Null);
+    let said = said(&pipeline);
+    assert!(said.starts_with("pool      1 shard, ") && said.contains(", samples unknown: "), "{said}");
+    assert!(said.contains("\nlearner   ") && !said.contains("disk"), "{said}");
+}
+
+#[test]
+fn samples_that_cannot_be_decoded_tell_nothing_of_the_rate() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(File::create(folder.path().join("a.tar")).unwrap());
+    for sample in 0..100 {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(9);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("{sample:03}.txt"), &b"a caption"[..]).unwrap();
+    }
+    tar.finish().unwrap();
+    let pipeline = Pipeline::small().with(&format!("read.shards=['{}/*.tar']", folder.path().display()));
+    let rejected = estimate(&pipeline);
+    assert_eq!(rejected["rates"]["node"]["decode_samples_per_sec"], Value::Null);
+    assert_eq!(stage(&rejected, "embed")["time"], Value::Null);
+    assert!(said(&pipeline).contains("decoding unknown"));
+    std::fs::copy("fixtures/pool/shard-00000.tar", folder.path().join("b.tar")).unwrap();
+    let rate = estimate(&pipeline)["rates"]["node"]["decode_samples_per_sec"].as_f64().unwrap();
+    // no core decodes a picture in less than ten microseconds
+    assert!((1.0..1e5).contains(&rate), "{rate}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::compare::{self, ModelName, ModelsRequest};
 use crate::doctor::{Bench, ExaminedModel};
 use crate::embed::{InferenceSettings, SessionSettings};
 use crate::error::{Error, first_of};
-use crate::estimate::Estimate;
+use crate::estimate::{self, Estimate};
 use crate::executor::{Executor, Part};
 use crate::export::Exported;
 use crate::numbers::counted;
@@ -151,10 +151,12 @@ fn plan(settings: &Settings, assume: Option<&Path>, json: bool) -> Result<Exit, 
             let width_of = |role| assumed.models.get(role).expect("checked with the file").embedding_dim;
             let plan = plan.with_widths(settings, width_of)?;
             let estimate = Estimate::assumed(&plan, settings, &assumed);
-            (plan, estimate)
+            (plan, Some(estimate))
         }
     };
-    Output::stdout().line(&if json { estimate.json(&plan) } else { estimate.text(&plan) })
+    let estimate = estimate.as_ref();
+    let said = if json { estimate::json(estimate, &plan) } else { estimate::text(estimate, &plan) };
+    Output::stdout().line(&said)
 }
 
 fn compare(args: &CompareArgs) -> Result<Exit, Error> {
@@ -253,8 +255,10 @@ fn open(
     // a run that goes on has used its room already
     if storage.size_bytes(PLAN)?.is_none() {
         let estimate = Estimate::of(&plan, settings);
-        estimate.check_disk(&plan, &storage)?;
-        diagnostic(&estimate.text(&plan));
+        if let Some(estimate) = &estimate {
+            estimate.check_disk(&plan, &storage)?;
+        }
+        diagnostic(&estimate::text(estimate.as_ref(), &plan));
     }
     let other_plan = if stage.replan { OtherPlan::Replace } else { OtherPlan::Refuse };
     let run = RunFolder::create(storage, plan, other_plan)?;

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::error::Error;
 use crate::numbers::bytes;
-use crate::runtime::{Driver, Provider, library, missing_libraries, pin, requirements};
+use crate::runtime::{Driver, Provider, library, library_names, missing_libraries, pin, requirements};
 
 use super::Findings;
 
@@ -38,10 +38,9 @@ pub fn examine(findings: &mut Findings) -> Result<(), Error> {
     let runtime = library::library()?;
     for provider in [Provider::Cuda, Provider::TensorRt] {
         let missing = missing_libraries(provider, &runtime);
-        let names: Vec<&str> = missing.iter().map(|library| library.name).collect();
-        let said = match names.is_empty() {
+        let said = match missing.is_empty() {
             true => "has all its libraries".to_owned(),
-            false => format!("lacks {}\n{}", names.join(", "), advice(&requirements(&missing))),
+            false => format!("lacks {}\n{}", library_names(&missing), advice(&requirements(&missing))),
         };
         findings.say("", format!("{} {said}", provider.name()));
     }
@@ -52,7 +51,7 @@ fn advice(requirements: &str) -> String {
     format!("`superbatch setup --cuda`, or: pip install {requirements}")
 }
 
-/// The third word after `Module`, a number with dots, of the kernel's word on the driver.
+/// The first number with dots in the first line of what the kernel says of the driver.
 fn driver_version(text: &str) -> Option<&str> {
     let first = text.lines().next()?;
     first.split_whitespace().find(|word| {

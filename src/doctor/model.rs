@@ -68,6 +68,8 @@ fn describe(findings: &mut Findings, loaded: &LoadedModel) {
             CaptionForm::LowerCase => "lower-cased",
             CaptionForm::Siglip => "lower-cased, without punctuation",
             CaptionForm::OpenClip => "lower-cased, without punctuation, underscores as spaces",
+            CaptionForm::OpenClipWhitespace => "white space as single spaces",
+            CaptionForm::OpenClipLower => "lower-cased, white space as single spaces",
         };
         let finding = format!("{form}, {} tokens, padded with `{}`", text.context_length, text.pad_token);
         findings.say("captions", finding);

@@ -1,5 +1,6 @@
 //! Captions in, token ids of a fixed length out, as Hugging Face's tokenizers give them. Per sample.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use tokenizers::normalizers::replace::ReplacePattern;
@@ -87,6 +88,7 @@ impl Tokens {
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    form: CaptionForm,
     context_length: usize,
     folder: std::path::PathBuf,
 }
@@ -115,7 +117,7 @@ impl Tokenizer {
     pub fn encode(&self, caption: &str, tokens: &mut Tokens) -> Result<(), Error> {
         assert_eq!(tokens.length, self.context_length);
         let encode = || {
-            let encoding = self.inner.encode_fast(caption, true);
+            let encoding = self.inner.encode_fast(cleaned(self.form, caption), true);
             encoding.map_err(|error| ModelError::Tokenizer { reason: error.to_string() })
         };
         let fault = |source| Error::Model { folder: self.folder.clone(), source };
@@ -161,31 +163,34 @@ fn open(folder: &Path, side: &TextSide) -> Result<Tokenizer, ModelError> {
         pad_type_id: 0,
         pad_token: text.pad_token.clone(),
     }));
-    Ok(Tokenizer { inner, context_length: text.context_length, folder: folder.to_owned() })
+    let folder = folder.to_owned();
+    Ok(Tokenizer { inner, form: text.form, context_length: text.context_length, folder })
 }
 
 /// Puts the caption's form before the tokenizer's own normaliser, so that special tokens in a caption are found first, as
-/// Hugging Face's classes do.
+/// Hugging Face's classes do. OpenCLIP's forms are those of the whole text: see [`cleaned`].
 ///
 /// # Source
 ///
-/// transformers, `SiglipTokenizer.canonicalize_text` and `Siglip2Tokenizer`; open_clip, `canonicalize_text`. Lower case is by
-/// character, as in the tokenizers made of those classes: Python's rule for a sigma at the end of a word is not followed.
+/// transformers, `SiglipTokenizer.canonicalize_text` and `Siglip2Tokenizer`. Lower case is by character, as in the tokenizers
+/// made of those classes: Python's rule for a sigma at the end of a word is not followed.
 fn bring_into_form(inner: &mut tokenizers::Tokenizer, form: CaptionForm) -> tokenizers::Result<()> {
-    let replace = |pattern: ReplacePattern, by| Replace::new(pattern, by).map(NormalizerWrapper::from);
-    let mut normalizers: Vec<NormalizerWrapper> = match form {
-        CaptionForm::AsIs => return Ok(()),
-        CaptionForm::OpenClip => vec![replace(ReplacePattern::String("_".to_owned()), " ")?],
-        CaptionForm::LowerCase | CaptionForm::Siglip => Vec::new(),
+    let replace = |pattern: &str, by| {
+        Replace::new(ReplacePattern::Regex(pattern.to_owned()), by).map(NormalizerWrapper::from)
     };
-    normalizers.push(Lowercase.into());
-    if form != CaptionForm::LowerCase {
-        normalizers.extend([
-            replace(ReplacePattern::Regex(PUNCTUATION.to_owned()), "")?,
-            replace(ReplacePattern::Regex(r"\s+".to_owned()), " ")?,
+    let mut normalizers: Vec<NormalizerWrapper> = match form {
+        CaptionForm::LowerCase => vec![Lowercase.into()],
+        CaptionForm::Siglip => vec![
+            Lowercase.into(),
+            replace(PUNCTUATION, "")?,
+            replace(r"\s+", " ")?,
             Strip::new(true, true).into(),
-        ]);
-    }
+        ],
+        CaptionForm::AsIs
+        | CaptionForm::OpenClip
+        | CaptionForm::OpenClipWhitespace
+        | CaptionForm::OpenClipLower => return Ok(()),
+    };
     normalizers.extend(inner.get_normalizer().cloned());
     inner.with_normalizer(Some(Sequence::new(normalizers)))?;
     Ok(())
@@ -193,6 +198,31 @@ fn bring_into_form(inner: &mut tokenizers::Tokenizer, form: CaptionForm) -> toke
 
 /// Python's `string.punctuation`.
 const PUNCTUATION: &str = r"[!-/:-@\[-`{-~]";
+
+/// The caption in a form of OpenCLIP's, special tokens in it and all; as it is in others.
+///
+/// # Source
+///
+/// open_clip 3, `tokenizer.py`: `whitespace_clean`, `_clean_lower` and `canonicalize_text`, without the `basic_clean` before
+/// them, which repairs broken text and HTML.
+fn cleaned(form: CaptionForm, caption: &str) -> Cow<'_, str> {
+    Cow::Owned(match form {
+        CaptionForm::AsIs | CaptionForm::LowerCase | CaptionForm::Siglip => return Cow::Borrowed(caption),
+        CaptionForm::OpenClipWhitespace => with_single_spaces(caption),
+        CaptionForm::OpenClipLower => with_single_spaces(caption).to_lowercase(),
+        CaptionForm::OpenClip => {
+            let text = caption.replace('_', " ").replace(|c: char| c.is_ascii_punctuation(), "");
+            with_single_spaces(&text.to_lowercase())
+        }
+    })
+}
+
+/// White space as single spaces, none at the ends. Python takes four separators among the control characters for white space,
+/// which Unicode does not.
+fn with_single_spaces(text: &str) -> String {
+    let is_space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
+    text.split(is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
 
 #[cfg(test)]
 mod tests {
@@ -267,8 +297,28 @@ mod tests {
         assert_eq!(golden.models.len(), 4);
     }
 
+    /// Against Python: see `tests/oracle/open_clip.py`.
     #[test]
-    fn an_underscore_is_a_space_to_open_clip() {
+    fn captions_are_cleaned_as_open_clip_does() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/golden/open_clip.json")).unwrap();
+        let rows = golden["captions"].as_array().unwrap();
+        assert!(rows.len() > 10);
+        for row in rows {
+            let caption = row["caption"].as_str().unwrap();
+            for (form, name) in [
+                (CaptionForm::OpenClipWhitespace, "whitespace"),
+                (CaptionForm::OpenClipLower, "lower"),
+                (CaptionForm::OpenClip, "canonicalize"),
+            ] {
+                assert_eq!(cleaned(form, caption), row[name].as_str().unwrap(), "{name}: {caption:?}");
+            }
+            assert_eq!(cleaned(CaptionForm::AsIs, caption), caption);
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_takes_what_was_cleaned() {
         let golden = golden();
         let model = golden.models.iter().find(|model| model.folder == "siglip").unwrap();
         let ids = |form, caption: &str| {
@@ -277,10 +327,13 @@ mod tests {
             tokenizer.encode(caption, &mut tokens).unwrap();
             tokens.ids().to_vec()
         };
-        let caption = "_A snake_case  name, isn't it?_";
-        let by_hand = ids(CaptionForm::AsIs, "a snake case name isnt it");
-        assert_eq!(ids(CaptionForm::OpenClip, caption), by_hand);
-        assert_ne!(ids(CaptionForm::Siglip, caption), by_hand);
+        let caption = " _A snake_case\t name, isn't it?_\n";
+        let as_is = |text| ids(CaptionForm::AsIs, text);
+        assert_eq!(ids(CaptionForm::OpenClip, caption), as_is("a snake case name isnt it"));
+        assert_ne!(ids(CaptionForm::Siglip, caption), as_is("a snake case name isnt it"));
+        assert_eq!(ids(CaptionForm::OpenClipLower, caption), as_is("_a snake_case name, isn't it?_"));
+        assert_eq!(ids(CaptionForm::OpenClipWhitespace, caption), as_is("_A snake_case name, isn't it?_"));
+        assert_ne!(as_is(caption), as_is("_A snake_case name, isn't it?_"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod pool_size;
 mod rates;
+mod exchanged;
 mod work;
 mod disk;
 mod table;
@@ -40,7 +41,7 @@ pub struct Estimate {
     /// None of a draw over the whole pool.
     pub n_super_batches: u64,
     pub embedding_bytes: u64,
-    /// Kept rows on their way through the exchange.
+    /// Kept rows, and embeddings that are dealt to clusters, on their way through the exchange.
     pub exchange_bytes: u64,
     pub curated_bytes: u64,
     pub n_threads: usize,
@@ -55,15 +56,17 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of the pool that is there, without seconds. Opens three of its shards and counts.
-    pub fn of(plan: &Plan, settings: &Settings) -> Estimate {
-        Estimate::new(plan, settings, PoolSize::count(plan), None)
+    /// Of the pool that is there, without seconds. Opens three of its shards and counts; none where nothing in them can be
+    /// counted.
+    pub fn of(plan: &Plan, settings: &Settings) -> Option<Estimate> {
+        Some(Estimate::new(plan, settings, PoolSize::count(plan)?, None))
     }
 
     /// Of the pool that is there, on this machine, whose speed is measured.
-    pub fn measured(plan: &Plan, settings: &Settings) -> Result<Estimate, Error> {
+    pub fn measured(plan: &Plan, settings: &Settings) -> Result<Option<Estimate>, Error> {
+        let Some(size) = PoolSize::count(plan) else { return Ok(None) };
         let rates = Rates::measure(plan, settings)?;
-        Ok(Estimate::new(plan, settings, PoolSize::count(plan), Some(rates)))
+        Ok(Some(Estimate::new(plan, settings, size, Some(rates))))
     }
 
     /// Of a pool and nodes that are assumed; `plan` has the models' widths as assumed.
@@ -87,7 +90,7 @@ impl Estimate {
             plan,
             size,
             kept_bytes,
-            n_super_batches,
+            n_reaching,
             n_drawn: n_passes * (n_of_pass / n_super_batches.max(1)),
             rates: rates.as_ref(),
         };
@@ -105,7 +108,7 @@ impl Estimate {
             n_kept,
             n_super_batches,
             embedding_bytes: embedded(plan).map(|model| model.size_bytes(plan, n_samples)).sum(),
-            exchange_bytes: kept_bytes,
+            exchange_bytes: workload.exchanged_bytes(),
             curated_bytes: kept_bytes,
             n_threads: settings.n_threads(),
             device: settings.device.to_string(),
@@ -121,23 +124,10 @@ impl Estimate {
         self.embedding_bytes + self.exchange_bytes + self.curated_bytes + self.n_samples * ROW_BYTES
     }
 
-    pub fn json(&self, plan: &Plan) -> String {
-        let text = serde_json::to_string_pretty(&json!({ "estimate": self, "plan": plan }));
-        text.expect("a plan is representable as JSON")
-    }
-
-    pub fn text(&self, plan: &Plan) -> String {
-        let mut text = String::new();
+    fn text(&self, plan: &Plan) -> String {
         let shards = counted(self.n_shards, "shard", "shards");
         let pool = format!("{shards}, {}, about {} samples", bytes(self.pool_bytes), whole(self.n_samples));
-        let _ = writeln!(text, "pool      {pool}");
-        for (role, model) in plan.models.iter() {
-            let _ = writeln!(text, "{:9} {}: {}", role.to_string(), model.folder.display(), describe(model));
-        }
-        if let Some(divide) = &plan.divide {
-            let DivideSettings { n_clusters, bank_size, device, .. } = divide;
-            let _ = writeln!(text, "divide    {n_clusters} clusters on `{device}`, banks of {bank_size}");
-        }
+        let mut text = format!("pool      {pool}\n{}", settled(plan));
         let within = match plan.select.draw.deal() {
             Some(_) => format!(", in {}", counted(self.n_super_batches, "super-batch", "super-batches")),
             None => String::new(),
@@ -177,6 +167,36 @@ impl Estimate {
         let _ = write!(text, "\n{}", table::text(&self.stages));
         text
     }
+}
+
+/// The plan and its estimate for programs; null where nothing could be counted.
+pub fn json(estimate: Option<&Estimate>, plan: &Plan) -> String {
+    let text = serde_json::to_string_pretty(&json!({ "estimate": estimate, "plan": plan }));
+    text.expect("a plan is representable as JSON")
+}
+
+/// The same for people.
+pub fn text(estimate: Option<&Estimate>, plan: &Plan) -> String {
+    if let Some(estimate) = estimate {
+        return estimate.text(plan);
+    }
+    let shards = counted(plan.pool.shards.len() as u64, "shard", "shards");
+    let size = bytes(plan.pool.size_bytes());
+    let unknown = "samples unknown: none could be counted in the first shard, the last and the one between";
+    format!("pool      {shards}, {size}, {unknown}\n{}", settled(plan))
+}
+
+/// What does not depend on the pool's size.
+fn settled(plan: &Plan) -> String {
+    let mut text = String::new();
+    for (role, model) in plan.models.iter() {
+        let _ = writeln!(text, "{:9} {}: {}", role.to_string(), model.folder.display(), describe(model));
+    }
+    if let Some(divide) = &plan.divide {
+        let DivideSettings { n_clusters, bank_size, device, .. } = divide;
+        let _ = writeln!(text, "divide    {n_clusters} clusters on `{device}`, banks of {bank_size}");
+    }
+    text
 }
 
 /// Samples that filters leave for the draw, so far as their filter ratios tell.

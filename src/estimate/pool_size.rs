@@ -19,16 +19,17 @@ pub struct PoolSize {
 }
 
 impl PoolSize {
-    /// Counts three shards spread over the pool, and scales by the shards' sizes.
-    pub fn count(plan: &Plan) -> PoolSize {
+    /// Counts three shards spread over the pool, and scales by the shards' sizes; none where they have no sample that could
+    /// be counted.
+    pub fn count(plan: &Plan) -> Option<PoolSize> {
         let pool = &plan.pool;
-        let sample_bytes = mean_sample_bytes(plan);
-        PoolSize {
+        let sample_bytes = mean_sample_bytes(plan)?;
+        Some(PoolSize {
             n_shards: pool.shards.len() as u64,
             n_tasks: pool.n_tasks() as u64,
             n_samples: pool.size_bytes() / sample_bytes,
             sample_bytes,
-        }
+        })
     }
 
     /// The same of a pool that is not there.
@@ -48,16 +49,15 @@ impl PoolSize {
     }
 }
 
-fn mean_sample_bytes(plan: &Plan) -> u64 {
-    let (mut n_samples, mut n_bytes) = (0, 0);
+fn mean_sample_bytes(plan: &Plan) -> Option<u64> {
+    let (mut n_samples, mut n_bytes) = (0u64, 0u64);
     for shard in spread_shards(plan) {
         // what cannot be read now may be readable when its turn comes
         let Some((n_of_shard, bytes_of_shard)) = counted(plan, shard) else { continue };
         n_samples += n_of_shard;
         n_bytes += bytes_of_shard;
     }
-    // shards without a sample are found out when they are read
-    (n_bytes / n_samples.max(1)).max(1)
+    Some(n_bytes.checked_div(n_samples)?.max(1))
 }
 
 /// The first shard, the last and the one between.

@@ -10,6 +10,7 @@ use crate::embed::{Encoders, Model, Sessions, open_shard};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::plan::{Plan, PlannedModel};
+use crate::read::ReadSample;
 use crate::settings::{AssumedModel, Assumptions, ModelRole, Models, Node, Settings};
 
 use super::work::embedded;
@@ -20,8 +21,9 @@ const BYTES_PER_SEC: f64 = 5e8;
 /// Long enough for a rate that is right within a few per cent.
 const TIMED_MIN: Duration = Duration::from_millis(100);
 
-/// Samples that are decoded to tell how long it takes.
+/// Samples that are decoded to tell how long it takes, and those that are read for them at most.
 const N_DECODED: usize = 64;
+const N_READ_MAX: usize = 1_000;
 
 /// Where rates are from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -94,12 +96,11 @@ impl Rates {
         let device = if *n_gpus > 0 { "GPU" } else { "core" };
         let models = self.samples_per_sec.iter();
         let models: String = models.map(|(role, rate)| format!("{role} {rate:.0}, ")).collect();
+        let decoding = decode_samples_per_sec.map_or("unknown".to_owned(), |rate| format!("{rate:.0}"));
         let samples = match models.as_str() {
             // nothing is decoded where no model runs
             "" => String::new(),
-            models => format!(
-                "samples a second: {models}of a {device}, decoding {decode_samples_per_sec:.0} of a core; "
-            ),
+            models => format!("samples a second: {models}of a {device}, decoding {decoding} of a core; "),
         };
         let (source, source_of_disk) = match self.source {
             RatesSource::Measured => ("measured", "assumed"),
@@ -112,17 +113,23 @@ impl Rates {
     }
 }
 
-/// Images that one thread decodes, resizes and tokenizes in a second, of the first shard that has any.
-fn decode_samples_per_sec(plan: &Plan, models: &[Model]) -> Result<f64, Error> {
+/// Samples that one thread decodes, resizes and tokenizes in a second, of the first shards that have any; none where the
+/// first samples are rejected.
+fn decode_samples_per_sec(plan: &Plan, models: &[Model]) -> Result<Option<f64>, Error> {
     let encoders = Encoders::new(models, plan.read.limits.clone())?;
     let shards = plan.pool.shards.iter().filter_map(|shard| open_shard(&plan.pool, shard, &plan.read).ok());
-    let samples: Vec<_> = shards.flatten().flatten().take(N_DECODED).collect();
-    let n_samples = samples.len().max(1);
-    let start = Instant::now();
+    let read = shards.flatten().flatten().take(N_READ_MAX);
+    // the others would go through in no time
+    let samples = read.filter(|sample| matches!(sample, ReadSample::Sample(_)));
+    let samples: Vec<_> = samples.take(N_DECODED).collect();
+    if samples.is_empty() {
+        return Ok(None);
+    }
+    let (n_samples, start) = (samples.len(), Instant::now());
     for sample in samples {
         encoders.decode(sample)?;
     }
-    Ok(n_samples as f64 / start.elapsed().as_secs_f64())
+    Ok(Some(n_samples as f64 / start.elapsed().as_secs_f64()))
 }
 
 /// Operations of one thread in products of embeddings.

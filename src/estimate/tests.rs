@@ -68,6 +68,73 @@ fn the_busiest_part_of_a_node_tells_its_seconds() {
 }
 
 #[test]
+fn embeddings_that_are_dealt_to_clusters_take_room() {
+    let mut plan: Plan = serde_json::from_str(include_str!("../report/testdata/plan.json")).unwrap();
+    let settings = Settings::load("pipelines/quickstart.toml".as_ref(), &[]).unwrap();
+    let assumed = toml::from_str::<Assumptions>(ASSUMED).unwrap();
+    let mut of_steps = |steps: &str| {
+        plan.select = toml::from_str(&format!("step = [{steps}]")).unwrap();
+        let estimate = Estimate::assumed(&plan, &settings, &assumed);
+        let select = estimate.stages.iter().find(|stage| stage.stage == "select").unwrap().clone();
+        assert_eq!(
+            estimate.disk_bytes(),
+            estimate.embedding_bytes + estimate.exchange_bytes + estimate.curated_bytes + 600_000
+        );
+        (estimate.exchange_bytes - estimate.curated_bytes, select)
+    };
+    let jest =
+        |more: &str| format!("{{ method = 'jest', filter_ratio = 0.8, super_batch_size = 100{more} }}");
+    let (dealt_bytes, over_pool) = of_steps(&jest(""));
+    assert_eq!(dealt_bytes, 0);
+    // scores and draw read 1,024 bytes of embeddings a sample, and rows of 300 bytes are read and written twice
+    assert_eq!((over_pool.read_bytes, over_pool.written_bytes), (2 * 1_024_000 + 600_000, 600_000));
+
+    // both models' embeddings go out and come back
+    let (dealt_bytes, within) = of_steps(&jest(", super_batches = 'within_clusters'"));
+    assert_eq!(dealt_bytes, 1_024_000);
+    assert_eq!(
+        (within.read_bytes, within.written_bytes),
+        (over_pool.read_bytes + 1_024_000, over_pool.written_bytes + 1_024_000)
+    );
+
+    // images of 128 values under one model do, of embeddings of 512 bytes
+    let semdedup = format!("{{ method = 'semdedup', epsilon = 0.1 }}, {}", jest(""));
+    let (dealt_bytes, semdedup) = of_steps(&semdedup);
+    assert_eq!(dealt_bytes, 256_000);
+    assert_eq!(
+        (semdedup.read_bytes, semdedup.written_bytes),
+        (over_pool.read_bytes + 512_000 + 256_000, over_pool.written_bytes + 256_000)
+    );
+    // without a draw nothing comes to super-batches; a cut reads ids and scores five times
+    let (_, top) = of_steps("{ method = 'top', filter_ratio = 0.5, by = 'learnability' }");
+    assert_eq!(top.read_bytes, 1_024_000 + 600_000 + 5 * 24_000);
+}
+
+#[test]
+fn images_are_read_again_only_to_be_written() {
+    let mut plan: Plan = serde_json::from_str(include_str!("../report/testdata/plan.json")).unwrap();
+    let settings = Settings::load("pipelines/quickstart.toml".as_ref(), &[]).unwrap();
+    plan.write.images = false;
+    let estimate = Estimate::assumed(&plan, &settings, &toml::from_str::<Assumptions>(ASSUMED).unwrap());
+    let write = estimate.stages.iter().find(|stage| stage.stage == "write").unwrap();
+    // rows of the 200 that are kept, and of all
+    assert_eq!(write.read_bytes, 200 * 600 + 300_000);
+}
+
+#[test]
+fn seconds_of_what_has_no_rate_are_unknown() {
+    let plan: Plan = serde_json::from_str(include_str!("../report/testdata/plan.json")).unwrap();
+    let settings = Settings::load("pipelines/quickstart.toml".as_ref(), &[]).unwrap();
+    let mut assumed = toml::from_str::<Assumptions>(ASSUMED).unwrap();
+    assumed.node.decode_samples_per_sec = None;
+    let estimate = Estimate::assumed(&plan, &settings, &assumed);
+    let has_time: Vec<bool> = estimate.stages.iter().map(|stage| stage.time.is_some()).collect();
+    assert_eq!(has_time, [false, true, true, true, true]);
+    let text = text(Some(&estimate), &plan);
+    assert!(text.contains(", decoding unknown of a core; ") && !text.contains("core s"), "{text}");
+}
+
+#[test]
 fn filters_that_keep_a_fraction_are_counted() {
     let mut plan: Plan = serde_json::from_str(include_str!("../report/testdata/plan.json")).unwrap();
     let settings = Settings::load("pipelines/quickstart.toml".as_ref(), &[]).unwrap();

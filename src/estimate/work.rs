@@ -1,9 +1,9 @@
 //! A plan and the size of its pool in, what each stage reads, writes and computes out.
 //!
 //! What cannot be done without is counted: each pass over files, products of embeddings, the models' operations. The fit
-//! of clusters is counted with all its iterations, which it seldom needs, and on the cores, wherever it runs. Files are those of data, on their way through
-//! the exchange too; a marker stands beside each. Merges of the exchange, beyond 1,000 tasks, and the reads of filters are
-//! left out.
+//! of clusters is counted with all its iterations, which it seldom needs, and on the cores, wherever it runs. Files are those
+//! of data, on their way through the exchange too; a marker stands beside each. What filters read beside embeddings is left
+//! out.
 
 use std::collections::BTreeSet;
 
@@ -12,14 +12,15 @@ use serde::Serialize;
 use crate::embed::ModelKind;
 use crate::plan::{Plan, PlannedModel};
 use crate::select::needs_bank;
-use crate::settings::{DivideSettings, Draw, ModelRole, SuperBatches};
+use crate::settings::{DivideSettings, ModelRole, SampleContents};
 
+use super::exchanged::{StepWork, scored, scored_row_bytes};
 use super::pool_size::PoolSize;
 use super::rates::Rates;
 
 /// Bytes of a sample's rows, measured on short captions: in `samples/`, in `divide/`, in `select/`.
 const SAMPLES_ROW_BYTES: u64 = 150;
-const DIVIDE_ROW_BYTES: u64 = 150;
+pub const DIVIDE_ROW_BYTES: u64 = 150;
 const SELECT_ROW_BYTES: u64 = 300;
 
 /// All of them.
@@ -54,7 +55,8 @@ pub struct Workload<'a> {
     pub size: PoolSize,
     /// Of what is kept, in `curated/`.
     pub kept_bytes: u64,
-    pub n_super_batches: u64,
+    /// Samples that filters leave for the draw.
+    pub n_reaching: u64,
     /// Of a super-batch, over all passes.
     pub n_drawn: u64,
     pub rates: Option<&'a Rates>,
@@ -84,19 +86,23 @@ impl Workload<'_> {
                 |model: &&Embedded| Some(model.fraction * n_samples / rates.samples_per_sec.get(model.role)?);
             run.iter().filter_map(of_model).sum()
         });
+        // nothing is decoded where no model runs; unknown where nothing could be decoded to tell how fast
         let decode_secs = match self.rates {
-            Some(rates) if !run.is_empty() => n_samples / rates.node.decode_samples_per_sec,
-            _ => 0.0,
+            Some(rates) if !run.is_empty() => rates.node.decode_samples_per_sec.map(|rate| n_samples / rate),
+            _ => Some(0.0),
         };
-        StageWork {
+        let work = StageWork {
             stage: "embed",
             read_bytes: self.size.bytes(),
             written_bytes: written + self.size.n_samples * SAMPLES_ROW_BYTES,
             n_files: self.size.n_tasks + n_files.sum::<u64>(),
             flops: flops.sum(),
             time: None,
+        };
+        match decode_secs {
+            Some(decode_secs) => work.timed(self.rates, inference_secs, decode_secs),
+            None => work,
         }
-        .timed(self.rates, inference_secs, decode_secs)
     }
 
     /// Fit, assignment, banks and hardness: a pass over the embeddings each.
@@ -129,15 +135,11 @@ impl Workload<'_> {
         (self.size.n_samples as f64 / n_parts).min(divide.bank_size as f64)
     }
 
-    /// Scores of each sample and the draw: a pass over the embeddings each.
+    /// Scores of each sample, filters and the draw: a pass over the embeddings each, where they look at them.
     fn select(&self) -> StageWork {
         let plan = self.plan;
         let (n_samples, n_tasks) = (self.size.n_samples, self.size.n_tasks);
-        let scored = || {
-            [ModelRole::Learner, ModelRole::Reference].into_iter().filter_map(|role| plan.models.get(role))
-        };
-        let dims: usize = scored().map(|model| model.embedding_dim).sum();
-        let row_bytes: u64 = scored().map(|model| model.row_bytes(plan.embed.embedding_dtype)).sum();
+        let dims: usize = scored(plan).map(|model| model.embedding_dim).sum();
         // both directions of each pair: 4·d operations a model
         let of_pairs = |n_negatives: f64| 4.0 * n_samples as f64 * n_negatives * dims as f64;
         let has_bank = needs_bank(plan);
@@ -145,41 +147,51 @@ impl Workload<'_> {
         let bank = bank.map_or(0.0, |divide| self.bank_size(divide, divide.n_clusters as f64));
         let n_drawn = if plan.select.draw.pair_score().is_some() { self.n_drawn as f64 } else { 0.0 };
         let rows = n_samples * SELECT_ROW_BYTES;
-        let draw_files = match &plan.select.draw {
-            Draw::InSuperBatches(draw) => {
-                let n_groups = self.n_super_batches.div_ceil(plan.select.super_batches_per_group as u64);
-                match draw.deal.super_batches {
-                    // tasks are dealt whole
-                    SuperBatches::OverPool => n_groups.min(n_tasks),
-                    SuperBatches::WithinClusters => n_groups + n_tasks,
-                }
-            }
-            Draw::OverPool(_) | Draw::Keep => 0,
-        };
+        let steps = self.select_steps();
         StageWork {
             stage: "select",
-            read_bytes: 2 * row_bytes * n_samples + 2 * rows,
+            read_bytes: scored_row_bytes(plan) * n_samples + 2 * rows + steps.read_bytes,
             // scores, who passed the filters, what was drawn; then the verdicts
-            written_bytes: 2 * rows,
-            // scores, filters and verdicts
-            n_files: (3 + 2 * plan.select.filters.len() as u64) * n_tasks + u64::from(has_bank) + draw_files,
+            written_bytes: 2 * rows + steps.written_bytes,
+            // scores, filters together and verdicts
+            n_files: 3 * n_tasks + u64::from(has_bank) + steps.n_files,
             flops: Some(of_pairs(bank) + of_pairs(n_drawn)),
             time: None,
         }
         .computed(self.rates)
     }
 
-    /// The pool's shards once more, and what is kept of them through the exchange.
+    fn select_steps(&self) -> StepWork {
+        StepWork::of_filters(self.plan, &self.size)
+            + StepWork::of_draw(self.plan, &self.size, self.n_reaching)
+    }
+
+    /// What is kept goes through the exchange, with its images from the pool's shards, which are read once more.
     fn write(&self) -> StageWork {
+        let plan = self.plan;
+        let has_images = plan.write.images && plan.read.samples != SampleContents::Text;
+        let images_bytes = if has_images { self.size.bytes() } else { 0 };
+        let gathered = self.gathered();
+        // of each shard
+        let n_stats = self.size.n_shards;
         StageWork {
             stage: "write",
-            read_bytes: self.size.bytes() + self.kept_bytes + self.size.n_samples * SELECT_ROW_BYTES,
-            written_bytes: 2 * self.kept_bytes,
-            n_files: 2 * self.size.n_tasks + self.kept_bytes.div_ceil(self.plan.write.shard_bytes),
+            read_bytes: images_bytes + gathered.read_bytes + self.size.n_samples * SELECT_ROW_BYTES,
+            written_bytes: gathered.written_bytes + self.kept_bytes,
+            n_files: n_stats + gathered.n_files + self.kept_bytes.div_ceil(plan.write.shard_bytes),
             flops: Some(0.0),
             time: None,
         }
         .computed(self.rates)
+    }
+
+    fn gathered(&self) -> StepWork {
+        StepWork::exchange(self.size.n_tasks, self.kept_bytes)
+    }
+
+    /// Bytes that lie in the exchange until the run is complete.
+    pub fn exchanged_bytes(&self) -> u64 {
+        self.select_steps().exchanged_bytes + self.gathered().exchanged_bytes
     }
 
     fn report(&self) -> StageWork {

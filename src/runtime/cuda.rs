@@ -47,21 +47,25 @@ const TENSORRT: [CudaLibrary; 2] = [
     CudaLibrary { name: "libnvonnxparser.so.10", package: "tensorrt-cu13-libs", folder: "tensorrt_libs" },
 ];
 
-/// Loads the libraries of a provider, from where the linker looks or from Python packages beside the runtime or in
-/// an active environment, so that the runtime finds them loaded; returns those that are nowhere.
-pub fn missing_libraries(provider: Provider, runtime: &Path) -> Vec<CudaLibrary> {
-    let needed: Vec<CudaLibrary> = match provider {
+/// The libraries that a provider needs, each after those that it needs itself.
+pub fn needed_libraries(provider: Provider) -> Vec<CudaLibrary> {
+    match provider {
         Provider::Cpu => Vec::new(),
         Provider::Cuda => CUDA.to_vec(),
         Provider::TensorRt => [&CUDA[..], &TENSORRT[..]].concat(),
-    };
+    }
+}
+
+/// Loads the libraries of a provider, from where the linker looks or from Python packages beside the runtime or in
+/// an active environment, so that the runtime finds them loaded; returns those that are nowhere.
+pub fn missing_libraries(provider: Provider, runtime: &Path) -> Vec<CudaLibrary> {
     let roots = package_folders(runtime);
     let is_missing = |library: &CudaLibrary| {
         let beside = roots.iter().map(|root| root.join(library.folder).join(library.name));
         let mut places = std::iter::once(PathBuf::from(library.name)).chain(beside);
         !places.any(|place| load(&place).is_ok())
     };
-    needed.into_iter().filter(is_missing).collect()
+    needed_libraries(provider).into_iter().filter(is_missing).collect()
 }
 
 /// Folders of Python packages: that of the runtime's own wheel, and those of active environments.

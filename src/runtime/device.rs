@@ -109,7 +109,7 @@ pub enum DeviceError {
     NoGpu,
     #[error("there is no GPU {number}; the driver shows {n_gpus}, numbered from 0")]
     NoSuchGpu { number: u32, n_gpus: u32 },
-    #[error("{} needs {}, which cannot be loaded", provider.name(), names(libraries))]
+    #[error("{} needs {}, which cannot be loaded", provider.name(), library_names(libraries))]
     LibrariesMissing { provider: Provider, libraries: Vec<CudaLibrary> },
     #[error("no session can be opened on it")]
     Session(#[source] ort::Error),
@@ -117,7 +117,8 @@ pub enum DeviceError {
     Run(#[source] ort::Error),
 }
 
-fn names(libraries: &[CudaLibrary]) -> String {
+/// For a message.
+pub fn library_names(libraries: &[CudaLibrary]) -> String {
     libraries.iter().map(|library| library.name).collect::<Vec<_>>().join(", ")
 }
 

@@ -13,8 +13,10 @@ mod pieces;
 mod numerics;
 
 pub use assignment::NodeCounts;
-pub use cuda::{CudaLibrary, missing_libraries};
-pub use device::{Device, DeviceError, GpuSet, Gpus, Place, Provider, UnknownDevice, requirements};
+pub use cuda::{CudaLibrary, missing_libraries, needed_libraries};
+pub use device::{
+    Device, DeviceError, GpuSet, Gpus, Place, Provider, UnknownDevice, library_names, requirements,
+};
 pub use driver::{Driver, DriverError, Gpu};
 pub use graph::{Element, GraphBytes, Operand};
 pub use numerics::numerics;

@@ -58,6 +58,11 @@ fn digit_bits(n_groups: usize) -> u32 {
     if n_groups <= 64 { 16 } else { 8 }
 }
 
+/// How often [`cutoffs`] scans the stream of so many groups.
+pub fn n_scans(n_groups: usize) -> u32 {
+    u64::BITS / digit_bits(n_groups) + 1
+}
+
 /// Finds, for each group of a stream, the rank and the sample where its best `wanted[group]` end.
 ///
 /// Radix selection: each of four passes over the stream (eight for more than 64 groups) counts one digit of the ranks

@@ -26,7 +26,7 @@ pub use balanced::balanced_counts;
 pub use calibrate::{Calibration, CalibrationError, calibrate};
 pub use counts::{FilterRatio, FilterRatioError, chunk_sizes, kept_in, super_batch_sizes};
 pub use cross_entropy::cross_entropies;
-pub use cutoff::{Cutoff, Rank, Ranked, cutoffs, rank_of};
+pub use cutoff::{Cutoff, Rank, Ranked, cutoffs, n_scans, rank_of};
 pub use density::{DensityParams, density_quotas};
 pub use independent::{
     DistanceToBest, EffectiveSamples, IndependentPlan, Repeated, SoftCapPlan, draw_independent, draw_soft_cap,
@@ -67,10 +67,10 @@ mod audit;
 pub use audit::{Audit, audit};
 pub use deal::joined_clusters;
 pub use draw::{DrawCounts, SuperBatchCounts, WeightCounts};
-pub use draw_plan::{DrawPlans, SuperBatch};
-pub use filter::BATCHES_HELD;
+pub use draw_plan::{DrawPlans, SuperBatch, group_size_max};
+pub use filter::{BATCHES_HELD, BATCHES_PER_GROUP};
 pub use hard_negatives::needs_bank;
-pub use losses::{CalibratedLogits, OwnLoss, calibrated_models, pair_score};
+pub use losses::{CalibratedLogits, OwnLoss, calibrated_models, has_experts, pair_score};
 pub use pool_draw::PoolCuts;
 pub use reach::{ReachCounts, reach_counts};
 pub use scored::ScoreCounts;

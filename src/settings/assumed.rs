@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::Error;
 
@@ -46,16 +46,22 @@ pub struct AssumedModel {
 pub struct Node {
     pub n_gpus: usize,
     pub n_cores: usize,
-    /// Images that one core decodes and resizes.
-    pub decode_samples_per_sec: f64,
+    /// Images that one core decodes and resizes. Stated where it is assumed; unknown where none could be decoded.
+    #[serde(deserialize_with = "stated")]
+    pub decode_samples_per_sec: Option<f64>,
     /// Operations of one core in products of embeddings.
     pub flops_per_sec: f64,
     /// What the node reads and writes of shards and run folders, together.
     pub bytes_per_sec: f64,
 }
 
+/// A number that must be there.
+fn stated<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    f64::deserialize(deserializer).map(Some)
+}
+
 impl Assumptions {
-    /// Reads a file of assumptions, for a pipeline with these models.
+    /// Reads a file of assumptions, for a pipeline with these models; what it has of others is left out.
     ///
     /// # Errors
     ///
@@ -68,14 +74,18 @@ impl Assumptions {
     }
 
     fn parse(text: &str, roles: impl IntoIterator<Item = ModelRole>) -> Result<Assumptions, SettingsError> {
-        let assumed: Assumptions = toml::from_str(text).map_err(super::syntax)?;
+        let mut assumed: Assumptions = toml::from_str(text).map_err(super::syntax)?;
+        let roles: Vec<ModelRole> = roles.into_iter().collect();
+        let models = assumed.models.iter().filter(|(role, _)| roles.contains(role));
+        assumed.models = models.map(|(role, model)| (role, model.clone())).collect();
+        let decode_samples_per_sec = assumed.node.decode_samples_per_sec.expect("it is stated");
         // (key, value, the most): far above any use, and no product of them overflows
         let mut numbers = vec![
             ("pool.n_samples".to_owned(), assumed.pool.n_samples as f64, 1e11),
             ("pool.samples_per_shard".to_owned(), assumed.pool.samples_per_shard as f64, 1e11),
             ("pool.sample_bytes".to_owned(), assumed.pool.sample_bytes as f64, 1e7),
             ("node.n_cores".to_owned(), assumed.node.n_cores as f64, 1e6),
-            ("node.decode_samples_per_sec".to_owned(), assumed.node.decode_samples_per_sec, 1e18),
+            ("node.decode_samples_per_sec".to_owned(), decode_samples_per_sec, 1e18),
             ("node.flops_per_sec".to_owned(), assumed.node.flops_per_sec, 1e18),
             ("node.bytes_per_sec".to_owned(), assumed.node.bytes_per_sec, 1e18),
         ];
@@ -126,7 +136,17 @@ mod tests {
             let message = parse(&ASSUMED.replace(from, to), ModelRole::Learner).unwrap_err();
             assert!(message.contains("node.bytes_per_sec"), "{message}");
         }
+        let without =
+            parse(&ASSUMED.replace("decode_samples_per_sec = 1500", ""), ModelRole::Learner).unwrap_err();
+        assert!(without.contains("missing field `decode_samples_per_sec`"), "{without}");
         let message = parse(&ASSUMED.replace("n_gpus", "gpus"), ModelRole::Learner).unwrap_err();
         assert!(message.contains("unknown field `gpus`"), "{message}");
+    }
+
+    #[test]
+    fn models_of_other_pipelines_do_not_count() {
+        let other = "[models.full_learner]\nembedding_dim = 0\nflops = nan\nsamples_per_sec = 0\n[node]";
+        let assumed = Assumptions::parse(&ASSUMED.replace("[node]", other), [ModelRole::Learner]).unwrap();
+        assert_eq!(assumed.models.iter().map(|(role, _)| role).collect::<Vec<_>>(), [ModelRole::Learner]);
     }
 }

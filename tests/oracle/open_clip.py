@@ -1,9 +1,9 @@
-"""Writes tests/golden/open_clip.json: the tensors that OpenCLIP makes by an `open_clip_config.json`.
+"""Writes tests/golden/open_clip.json: the tensors that OpenCLIP makes by an `open_clip_config.json`, and cleaned captions.
 
     python tests/oracle/open_clip.py
 
 Needs NumPy and Pillow, to which OpenCLIP's and torchvision's transforms of a Pillow image come down; they are written down
-here again after open_clip 3 (`transform.py`, `factory.py`) and torchvision (`resize` of a side, `center_crop`, `to_tensor`).
+here again after open_clip 3 (`transform.py`, `factory.py`, `tokenizer.py` without its `basic_clean`) and torchvision (`resize` of a side, `center_crop`, `to_tensor`).
 Pictures and digests are those of processor_configs.py.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import string
 import sys
 from pathlib import Path
 
@@ -21,6 +22,9 @@ OUT = Path(__file__).parents[1] / "golden/open_clip.json"
 SIZES = ((90, 61), (47, 80), (150, 150), (61, 88))
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "random": Image.Resampling.BICUBIC}
+
+# Of an image tower that states no size (`CLIPVisionCfg`); it takes the place of `preprocess_cfg.size` in any case.
+IMAGE_SIZE = 224
 
 # image size of the tower, `preprocess_cfg`
 CONFIGS = [
@@ -33,6 +37,28 @@ CONFIGS = [
     (32, {"resize_mode": "longest"}),
     ([40, 25], {"interpolation": "bilinear", "resize_mode": "longest", "fill_color": 128}),
 ]
+
+CAPTIONS = [
+    "a photo of a cat", "A Photo, of: (two) DOGS & 3 birds!", "", " ", "\t\n  \r\n", "a dog\n", "   two  spaces   inside \t and around  ",
+    "snake_case __init__ _x_", "don't, isn't", "file\x1cgroup\x1drecord\x1eunit\x1f vertical\x0btab form\x0cfeed", "\x1c\x00nul \x00 \x7f",
+    "line\u2028separator\u2029paragraph\x85next\xa0nbsp\u3000wide \u180emongolian \u2003em", "zero\u200bwidth\ufeffbom\u00adhyphen",
+    "ΟΔΥΣΣΕΥΣ ΣΟΦΟΣ, Σ", "İstanbul ı ẞ ß ǅ", "</s> <UNK>  <pad> [CLS]", "« naïve » — “quoted” … ½ ¿", "emoji 🍏  👩‍👩‍👧‍👦", "1,000 C++ a_b-c/d\\e|f~g`h^i{j}[k]",
+]
+
+
+def with_single_spaces(text: str) -> str:
+    return " ".join(text.split())
+
+
+def canonical(text: str) -> str:
+    without = "".join(char for char in text.replace("_", " ") if char not in string.punctuation)
+    return with_single_spaces(without.lower())
+
+
+def cleaned(caption: str) -> dict:
+    """By the values of `clean`."""
+    single = with_single_spaces(caption)
+    return {"caption": caption, "whitespace": single, "lower": single.lower(), "canonicalize": canonical(caption)}
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -73,11 +99,12 @@ def main() -> int:
     rows = []
     for tower, cfg in CONFIGS:
         config = {"model_cfg": {"embed_dim": 512, "vision_cfg": {} if tower is None else {"image_size": tower}}, "preprocess_cfg": cfg}
-        tensors = [tensor(picture(*size), tower or cfg["size"], cfg) for size in SIZES]
+        tensors = [tensor(picture(*size), tower or IMAGE_SIZE, cfg) for size in SIZES]
         rows.append({"config": config, "tensors": tensors})
     text = ",\n  ".join(json.dumps(row) for row in rows)
-    OUT.write_text(f'{{\n "sizes": {json.dumps(SIZES)},\n "transforms": [\n  {text}\n ]\n}}\n')
-    print(f"{len(rows)} configurations")
+    captions = ",\n  ".join(json.dumps(cleaned(caption)) for caption in CAPTIONS)
+    OUT.write_text(f'{{\n "sizes": {json.dumps(SIZES)},\n "transforms": [\n  {text}\n ],\n "captions": [\n  {captions}\n ]\n}}\n')
+    print(f"{len(rows)} configurations, {len(CAPTIONS)} captions")
     return 0
 
 

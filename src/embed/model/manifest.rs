@@ -38,7 +38,7 @@ pub(super) const MANIFEST: &str = "model.toml";
 /// text_pooling = "mean"          # or "cls", "last": of a graph that gives a vector a token
 /// context_length = 64
 /// pad_token = "</s>"
-/// caption_form = "lower_case"    # or "as_is", "siglip", "open_clip": see `CaptionForm`
+/// caption_form = "lower_case"    # or "as_is", "siglip", "open_clip" …: see `CaptionForm`
 /// ```
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

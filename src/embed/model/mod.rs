@@ -71,7 +71,8 @@ pub struct TextSide {
     pub pooling: Option<TextPooling>,
 }
 
-/// What is done to a caption before its `tokenizer.json` takes it, special tokens in it left alone.
+/// What is done to a caption before its `tokenizer.json` takes it; special tokens in it are left alone by Hugging Face's
+/// forms, and not by OpenCLIP's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptionForm {
@@ -82,6 +83,11 @@ pub enum CaptionForm {
     Siglip,
     /// OpenCLIP's canonical text: the same, with underscores as spaces.
     OpenClip,
+    /// What OpenCLIP does before tokenizers of Hugging Face unless it is told otherwise: white space as single spaces, none
+    /// at the ends.
+    OpenClipWhitespace,
+    /// The same in lower case.
+    OpenClipLower,
 }
 
 /// How captions become token ids.

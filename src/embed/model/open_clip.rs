@@ -4,8 +4,9 @@
 //!
 //! # Source
 //!
-//! open_clip 3, `factory.py` (the image tower's size goes before that of `preprocess_cfg`), `transform.py` (defaults and
-//! resize modes) and `tokenizer.py`. `init_logit_scale` and `init_logit_bias` are what training began with, and not taken.
+//! open_clip 3, `factory.py` (the image tower's size, stated or not, takes the place of that of `preprocess_cfg`),
+//! `transform.py` (defaults and resize modes) and `tokenizer.py`. `init_logit_scale` and `init_logit_bias` are what training
+//! began with, and not taken.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -57,7 +58,6 @@ struct TextConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct PreprocessConfig {
-    size: Option<HeightWidth>,
     mean: Option<Channels>,
     std: Option<Channels>,
     interpolation: Option<Interpolation>,
@@ -142,7 +142,7 @@ impl OpenClip {
     /// A shorter side brought to a tensor that is not square, which OpenCLIP resizes by a rule of its own.
     pub fn with_images(&self, manifest: &Manifest) -> Result<Manifest, ModelError> {
         let stated = &self.preprocess_cfg;
-        let size = self.model_cfg.vision_cfg.image_size.or(stated.size);
+        let size = self.model_cfg.vision_cfg.image_size;
         let [height, width] = match size.unwrap_or(HeightWidth::Square(IMAGE_SIZE_PX)) {
             HeightWidth::Square(side) => [side; 2],
             HeightWidth::Both(sides) => sides,
@@ -184,9 +184,9 @@ impl OpenClip {
     /// An option of the tokenizer that is not known here.
     pub fn with_captions(&self, manifest: &Manifest, tokenizer: &Value) -> Result<Manifest, ModelError> {
         let text = &self.model_cfg.text_cfg;
-        // OpenCLIP's own tokenizer, with CLIP's vocabulary, fills up with zeros
-        let has_own = text.hf_tokenizer_name.as_ref().is_none_or(String::is_empty);
-        let zero = (has_own && tokenizer["model"]["vocab"]["!"] == 0).then(|| "!".to_owned());
+        // OpenCLIP's own fills up with zeros
+        let zero =
+            (text.has_own_tokenizer() && tokenizer["model"]["vocab"]["!"] == 0).then(|| "!".to_owned());
         Ok(Manifest {
             context_length: manifest.context_length.or(text.context_length).or(Some(CONTEXT_LENGTH)),
             pad_token: manifest.pad_token.clone().or(zero),
@@ -202,17 +202,24 @@ impl OpenClip {
 impl TextConfig {
     /// What is done to a caption before the tokenizer, but for the repair of broken text and of HTML.
     fn form(&self) -> Result<CaptionForm, ModelError> {
-        let mut form = CaptionForm::AsIs;
+        // the vocabulary of OpenCLIP's own tokenizer comes with CLIP's `tokenizer.json`, which cleans
+        let mut form =
+            if self.has_own_tokenizer() { CaptionForm::AsIs } else { CaptionForm::OpenClipWhitespace };
         for (option, value) in &self.tokenizer_kwargs {
             form = match (option.as_str(), value) {
                 (_, Value::Null | Value::Bool(false)) => continue,
-                ("clean", value) if value == "whitespace" => continue,
-                ("clean", value) if value == "lower" => CaptionForm::LowerCase,
+                ("clean", value) if value == "whitespace" => CaptionForm::OpenClipWhitespace,
+                ("clean", value) if value == "lower" => CaptionForm::OpenClipLower,
                 ("clean", value) if value == "canonicalize" => CaptionForm::OpenClip,
                 _ => return Err(unsupported(format!("tokenizer_kwargs.{option} = {value}"))),
             };
         }
         Ok(form)
+    }
+
+    /// Whether the tokenizer is OpenCLIP's, with CLIP's vocabulary, and not Hugging Face's.
+    fn has_own_tokenizer(&self) -> bool {
+        self.hf_tokenizer_name.as_ref().is_none_or(String::is_empty)
     }
 }
 

@@ -17,7 +17,7 @@ use super::measure::{Found, reaching};
 use super::semdedup::push_found;
 
 /// Batches in one group of tasks, and half a batch more, as of dealing groups.
-const BATCHES_PER_GROUP: usize = 4;
+pub const BATCHES_PER_GROUP: usize = 4;
 
 /// Samples of a batch that a group with its copies holds as many of as this times at most: `BATCHES_PER_GROUP`, half a
 /// batch more, what would be less than one, and the batch that is measured, which may be half as large again.

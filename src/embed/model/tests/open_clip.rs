@@ -78,6 +78,21 @@ fn what_the_file_leaves_out_is_open_clips_default() {
 }
 
 #[test]
+fn white_space_is_cleaned_before_tokenizers_of_hugging_face() {
+    let form = |name: &str, kwargs: &str| {
+        let text = format!(r#"{{"hf_tokenizer_name": "{name}", "tokenizer_kwargs": {{{kwargs}}}}}"#);
+        let config = format!(r#"{{"model_cfg": {{"text_cfg": {text}}}}}"#);
+        preparation(&open(&files(&config, &[])).unwrap()).form
+    };
+    assert_eq!(form("roberta-base", ""), CaptionForm::OpenClipWhitespace);
+    assert_eq!(form("roberta-base", r#""clean": "whitespace""#), CaptionForm::OpenClipWhitespace);
+    assert_eq!(form("roberta-base", r#""clean": null"#), CaptionForm::OpenClipWhitespace);
+    assert_eq!(form("roberta-base", r#""clean": "lower""#), CaptionForm::OpenClipLower);
+    assert_eq!(form("roberta-base", r#""clean": "canonicalize""#), CaptionForm::OpenClip);
+    assert_eq!(form("", ""), CaptionForm::AsIs);
+}
+
+#[test]
 fn hugging_faces_files_and_the_manifest_go_before_it() {
     let config = r#"{"model_type": "siglip", "text_config": {}}"#;
     let text = |more: &[(&str, &str)]| preparation(&open(&files(SIGLIP, more)).unwrap()).form;
