@@ -201,9 +201,7 @@ impl Plans {
             row_idx: position - outputs.shards[shard].start,
         }))
     }
-}
 
-impl Plans {
     /// Why a sample was kept or not, as far as the run has come.
     fn sentence(&self, fate: &Fate, draw: &Draw) -> String {
         let row = match fate {
@@ -255,8 +253,10 @@ impl Plans {
 }
 
 fn filtered(row: &Row, filter: &str) -> String {
+    // of a filter of several parts the one column
+    let column = filter.split('.').next().unwrap_or(filter);
     let score =
-        row.number(filter).map_or_else(String::new, |score| format!(", where it has {}", number(score)));
+        row.number(column).map_or_else(String::new, |score| format!(", where it has {}", number(score)));
     let of =
         row.text_of("duplicate_of").map_or_else(String::new, |other| format!(", as a duplicate of {other}"));
     format!("filtered: taken out by `{filter}`{score}{of}")
