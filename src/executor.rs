@@ -143,3 +143,18 @@ pub fn with_retries<T>(stage: &str, task: usize, work: impl Fn() -> Result<T, Er
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_at_once_fit_into_the_memory() {
+        let executor =
+            Executor { part: Part::WHOLE, n_threads: 8, memory_limit_bytes: 1000, wait: Duration::ZERO };
+        assert_eq!(
+            [0, 100, 125, 126, 500, 501, 5000].map(|bytes| executor.n_fitting(bytes)),
+            [8, 8, 8, 7, 2, 1, 1]
+        );
+    }
+}
