@@ -105,14 +105,31 @@ impl Storage {
         }
     }
 
-    /// Locks a file against others who do, as long as the handle lives; nothing where another has it. Where the file system
-    /// knows no locks, all get it.
+    /// Locks a file, which is made if there is none, against others who do, as long as the handle lives; waits while another
+    /// has it. Where the file system knows no locks, all get it.
+    pub fn lock(&self, name: &str) -> Result<File, Error> {
+        let file = self.lock_file(name)?;
+        let _ = file.lock();
+        Ok(file)
+    }
+
+    /// [`Storage::lock`] without waiting: nothing where another has it.
     pub fn try_lock(&self, name: &str) -> Result<Option<File>, Error> {
-        let file = self.stream(name)?;
+        let file = self.lock_file(name)?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => Ok(None),
             Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(file)),
         }
+    }
+
+    fn lock_file(&self, name: &str) -> Result<File, Error> {
+        let path = self.path(name);
+        let folder = path.parent().expect("a name below a root has a folder");
+        let open = || {
+            fs::create_dir_all(folder)?;
+            File::options().create(true).append(true).open(&path)
+        };
+        open().map_err(|source| Error::Write { path: path.clone(), source })
     }
 
     /// The size of a file, or nothing where there is none.

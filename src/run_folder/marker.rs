@@ -10,7 +10,8 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::storage::FileRecord;
 
-use super::{RunFolder, Stage};
+use super::stage_plan::stage_plan_name;
+use super::{Place, RunFolder, Stage};
 
 /// A committed task.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -197,30 +198,49 @@ impl RunFolder {
         names.filter_map(|name| marker(name).transpose()).collect()
     }
 
-    /// Removes markers and stage plans that are no valid JSON of this format version, and says how many: tasks without a
-    /// marker are done again.
-    pub fn drop_unreadable(&self) -> Result<usize, Error> {
-        let mut n_dropped = 0;
+    /// Removes markers and stage plans that are no valid JSON of this format version: tasks without a marker are done
+    /// again.
+    pub fn drop_unreadable(&self) -> Result<Unreadable, Error> {
+        let mut n_markers = 0;
+        let mut is_of_embed = false;
         for stage in self.stages()? {
             for name in self.marker_names(&stage)? {
                 if matches!(self.read_marker(&stage, &name), Err(Error::Json { .. })) {
-                    self.storage(&stage).remove(&name)?;
-                    n_dropped += 1;
+                    self.drop_marker_alone(&stage, &name)?;
+                    n_markers += 1;
+                    is_of_embed |= stage.place == Place::Store;
                 }
             }
         }
-        Ok(n_dropped + self.drop_unreadable_stage_plans()?)
+        let stage_plans = self.drop_unreadable_stage_plans()?;
+        is_of_embed |= stage_plans.contains(&stage_plan_name(&self.embed()));
+        Ok(Unreadable { n_dropped: n_markers + stage_plans.len(), is_of_embed })
     }
 
     /// Takes a commit back: the marker first, so that nothing names a missing file.
     pub fn drop_marker<C>(&self, stage: &Stage, name: &str, marker: &Marker<C>) -> Result<(), Error> {
-        let storage = self.storage(stage);
-        storage.remove(name)?;
+        self.drop_marker_alone(stage, name)?;
         for file in &marker.data {
-            storage.remove(&file.name)?;
+            self.storage(stage).remove(&file.name)?;
         }
         Ok(())
     }
+
+    fn drop_marker_alone(&self, stage: &Stage, name: &str) -> Result<(), Error> {
+        // it may be the list of other tasks when this one is done again, or fails
+        if stage.place == Place::Store {
+            self.drop_list_of_complete_tasks()?;
+        }
+        self.storage(stage).remove(name)
+    }
+}
+
+/// What [`RunFolder::drop_unreadable`] has dropped.
+pub struct Unreadable {
+    /// Markers and stage plans.
+    pub n_dropped: usize,
+    /// Whether a marker of `samples` or `embeddings` was among them, or the list of complete tasks.
+    pub is_of_embed: bool,
 }
 
 /// Where steps hand rows to each other; nothing there is a result.
