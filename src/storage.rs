@@ -265,11 +265,17 @@ impl PendingFile {
     pub fn commit(mut self) -> Result<FileRecord, Error> {
         self.sync().and_then(|()| fs::rename(&self.unfinished, &self.path)).map_err(|e| self.error(e))?;
         self.sync_folder()?;
-        Ok(FileRecord {
-            name: self.name.clone(),
-            size_bytes: self.size_bytes,
-            digest: Digest::from_hash(&self.hasher.finalize()),
-        })
+        Ok(FileRecord { name: self.name.clone(), size_bytes: self.size_bytes, digest: self.digest() })
+    }
+
+    /// Path below the root of the name that it will have.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Of what was written so far.
+    pub fn digest(&self) -> Digest {
+        Digest::from_hash(&self.hasher.finalize())
     }
 
     /// Gives the file its name unless one has it; says whether it did.

@@ -1,14 +1,17 @@
 //! Commits of tasks: a marker for each, and what markers say.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
+use arrow::array::RecordBatch;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::storage::FileRecord;
+use crate::storage::{FileRecord, PendingFile};
+use crate::table::{self, Description};
 
 use super::stage_plan::stage_plan_name;
 use super::{Place, RunFolder, Stage};
@@ -139,7 +142,52 @@ impl RunFolder {
         Ok(undone)
     }
 
-    /// Commits a task; says whether this attempt was the first. Its files must have their names already.
+    /// Gives a file of a task its name, ahead of the task's commit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Diverged`] where the task is committed with other bytes under this name, say by another machine: what a marker
+    /// names is not overwritten.
+    pub fn put(&self, stage: &Stage, task: usize, file: PendingFile) -> Result<FileRecord, Error> {
+        if stage.is_deterministic()
+            && let Some(first) = self.marker_alone::<IgnoredAny>(stage, task)?
+        {
+            let is_other = |named: &FileRecord| named.name == file.name() && named.digest != file.digest();
+            if first.data.iter().any(is_other) {
+                return Err(Error::Diverged { stage: stage.name.clone(), task });
+            }
+        }
+        file.commit()
+    }
+
+    /// Writes a table as a file of a task; see [`RunFolder::put`].
+    pub fn put_table(
+        &self,
+        stage: &Stage,
+        task: usize,
+        name: &str,
+        table: &RecordBatch,
+        description: &Description,
+    ) -> Result<FileRecord, Error> {
+        self.put(stage, task, table::unnamed(self.storage(stage), name, table, description)?)
+    }
+
+    /// Writes bytes as a file of a task; see [`RunFolder::put`].
+    pub fn put_bytes(
+        &self,
+        stage: &Stage,
+        task: usize,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<FileRecord, Error> {
+        let storage = self.storage(stage);
+        let mut file = storage.create(name)?;
+        file.write_all(bytes).map_err(|source| Error::Write { path: storage.path(name), source })?;
+        self.put(stage, task, file)
+    }
+
+    /// Commits a task; says whether this attempt was the first. Its files must have their names already, by [`RunFolder::put`]
+    /// or names of their own.
     ///
     /// # Errors
     ///
