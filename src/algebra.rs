@@ -21,8 +21,8 @@ use ort::value::{DynTensor, Tensor, TensorRef};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::runtime::{
-    DeviceError, Element, GraphBytes, NodeCounts, OpenSession, Operand, Place, Products, Provider,
-    SessionOptions, in_pieces, library, numerics, open_bytes,
+    DeviceError, Element, GraphBytes, OpenSession, Operand, Place, Products, Provider, SessionOptions,
+    in_pieces, library, numerics, open_bytes,
 };
 
 /// Columns of a tile: with [`ROWS_TILE`] rows, 256 MiB of logits on the device.
@@ -97,21 +97,49 @@ impl Algebra {
         self.place
     }
 
-    /// What the numbers of the graphs that ran so far depend on beside their inputs.
-    pub fn numerics(&self) -> BTreeMap<String, String> {
-        let mut nodes = NodeCounts::default();
-        let mut rows_at_once = ROWS_TILE;
-        for graph in [&self.softplus, &self.log_sum_exp, &self.nearest] {
-            if let Some(opened) = &*graph.opened.lock().expect("no holder panics") {
-                nodes.extend(&opened.session.nodes);
-                rows_at_once = rows_at_once.min(opened.rows_max);
-            }
-        }
-        let mut numerics = numerics(self.place, &nodes);
-        numerics.insert("rows_at_once".to_owned(), rows_at_once.to_string());
+    /// What nearest centroids depend on beside points and centroids, found so many rows of centroids at once; without a
+    /// number, as many as had room so far.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where the graph cannot be opened there.
+    pub fn numerics_of_nearest(
+        &self,
+        rows_at_once: Option<usize>,
+    ) -> Result<BTreeMap<String, String>, Error> {
+        self.numerics_of(&self.nearest, rows_at_once)
+    }
+
+    /// What sums over pairs depend on beside the pairs, with as many rows at once as had room so far.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where the graph cannot be opened there.
+    pub fn numerics_of_pair_sums(&self, sum: PairSum) -> Result<BTreeMap<String, String>, Error> {
+        self.numerics_of(self.graph_of(sum), None)
+    }
+
+    /// Of one graph, which is opened for that if it has not run: what a task says of itself must not tell which tasks came
+    /// before it.
+    fn numerics_of(
+        &self,
+        graph: &Graph,
+        rows_at_once: Option<usize>,
+    ) -> Result<BTreeMap<String, String>, Error> {
+        let mut slot = graph.opened.lock().expect("no holder panics");
+        let Opened { session, rows_max } = self.opened(graph, &mut slot)?;
+        let mut numerics = numerics(self.place, &session.nodes);
+        numerics.insert("rows_at_once".to_owned(), rows_at_once.unwrap_or(*rows_max).to_string());
         let products = serde_json::to_value(self.products).expect("a name is representable as JSON");
         numerics.insert("products".to_owned(), products.as_str().expect("it is a name").to_owned());
-        numerics
+        Ok(numerics)
+    }
+
+    fn graph_of(&self, sum: PairSum) -> &Graph {
+        match sum {
+            PairSum::Softplus => &self.softplus,
+            PairSum::LogSumExp => &self.log_sum_exp,
+        }
     }
 
     /// Brings rows to the device.
@@ -145,23 +173,27 @@ impl Algebra {
         }
     }
 
-    /// Runs a graph on as many rows at once as the device's memory has room for. `work` must leave no trace of rows on
-    /// which it fails: they come again, fewer at once.
+    /// Runs a graph on as many rows at once as the device's memory has room for, and says how many that were at the fewest,
+    /// had there been so many. `work` must leave no trace of rows on which it fails: they come again, fewer at once.
     fn run(
         &self,
         graph: &Graph,
         rows: &Matrix,
         mut work: impl FnMut(&mut Session, DynTensor, Range<usize>) -> ort::Result<()>,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let mut slot = graph.opened.lock().expect("no holder panics");
-        let Opened { session, rows_max } = match &mut *slot {
-            Some(opened) => opened,
-            closed => closed.insert(self.open_graph(graph)?),
-        };
+        let Opened { session, rows_max } = self.opened(graph, &mut slot)?;
         let run = |range: Range<usize>| work(&mut session.session, self.tile(rows, range.clone())?, range);
         in_pieces(rows.n_rows(), rows_max, |source: &ort::Error| Some(source), run)
             .map_err(|source| self.fault(DeviceError::Run(source)))?;
-        Ok(())
+        Ok(*rows_max)
+    }
+
+    fn opened<'a>(&self, graph: &Graph, slot: &'a mut Option<Opened>) -> Result<&'a mut Opened, Error> {
+        if slot.is_none() {
+            *slot = Some(self.open_graph(graph)?);
+        }
+        Ok(slot.as_mut().expect("it was just opened"))
     }
 
     fn open_graph(&self, graph: &Graph) -> Result<Opened, Error> {
@@ -196,10 +228,6 @@ impl Algebra {
         logit_bias: f64,
     ) -> Result<Vec<f64>, Error> {
         assert_eq!(rows.n_cols(), columns.n_cols, "embeddings of different sizes");
-        let graph = match sum {
-            PairSum::Softplus => &self.softplus,
-            PairSum::LogSumExp => &self.log_sum_exp,
-        };
         let mut totals = vec![sum.nothing(); columns.n_rows];
         // the scale goes into the rows, which are few
         let scaled = Matrix::new(
@@ -207,7 +235,7 @@ impl Algebra {
             rows.n_cols(),
         );
         let bias = [logit_bias as f32];
-        self.run(graph, &scaled, |session, rows, _| {
+        self.run(self.graph_of(sum), &scaled, |session, rows, _| {
             let mut added = Vec::with_capacity(columns.n_rows);
             for columns in &columns.tiles {
                 let bias = TensorRef::from_array_view(([1usize], &bias[..]))?;
@@ -234,10 +262,19 @@ impl Algebra {
     ///
     /// [`Error::Device`] where the graph cannot be opened there, or fails.
     pub fn nearest(&self, points: &Resident, centroids: &Matrix) -> Result<Vec<Nearest>, Error> {
+        Ok(self.nearest_and_rows(points, centroids)?.0)
+    }
+
+    /// [`Algebra::nearest`], and how many rows of centroids came at once.
+    fn nearest_and_rows(
+        &self,
+        points: &Resident,
+        centroids: &Matrix,
+    ) -> Result<(Vec<Nearest>, usize), Error> {
         assert_eq!(points.n_cols, centroids.n_cols(), "embeddings of different sizes");
         assert!(centroids.n_rows() > 0, "no centroid to be near to");
         let mut nearest = vec![Nearest::NONE; points.n_rows];
-        self.run(&self.nearest, centroids, |session, centroids, range| {
+        let rows_at_once = self.run(&self.nearest, centroids, |session, centroids, range| {
             let n_best = range.len().min(2);
             let mut found = Vec::with_capacity(points.n_rows);
             for points in &points.tiles {
@@ -259,16 +296,20 @@ impl Algebra {
             nearest.iter_mut().zip(found).for_each(|(nearest, found)| nearest.see(found));
             Ok(())
         })?;
-        Ok(nearest)
+        Ok((nearest, rows_at_once))
     }
 
-    /// [`Algebra::nearest`] of points that are asked for once: a tile of them is on the device at a time.
-    pub fn nearest_once(&self, points: &Matrix, centroids: &Matrix) -> Result<Vec<Nearest>, Error> {
+    /// [`Algebra::nearest`] of points that are asked for once: a tile of them is on the device at a time. Also says how many
+    /// rows of centroids came at once at the fewest, of these points.
+    pub fn nearest_once(&self, points: &Matrix, centroids: &Matrix) -> Result<(Vec<Nearest>, usize), Error> {
         let mut nearest = Vec::with_capacity(points.n_rows());
+        let mut rows_at_once = ROWS_TILE;
         for range in ranges(0..points.n_rows(), COLUMNS_TILE) {
-            nearest.extend(self.nearest(&self.keep_some(points, range)?, centroids)?);
+            let (of_tile, rows) = self.nearest_and_rows(&self.keep_some(points, range)?, centroids)?;
+            nearest.extend(of_tile);
+            rows_at_once = rows_at_once.min(rows);
         }
-        Ok(nearest)
+        Ok((nearest, rows_at_once))
     }
 }
 

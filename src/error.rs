@@ -11,6 +11,7 @@ use crate::embed::{ModelError, ModelKind};
 use crate::export::ExportError;
 use crate::npy::NpyError;
 use crate::read::NoColumn;
+use crate::run_folder::PLAN;
 use crate::runtime::{DeviceError, pin};
 use crate::select::CalibrationError;
 use crate::settings::{ModelRole, SettingsError};
@@ -192,6 +193,10 @@ impl Error {
                 "shown are run folders, shards and Parquet files; `superbatch doctor --model FOLDER` shows a model".to_owned()
             }
             Error::ReadSetting { .. } => "paths are relative to the current folder".to_owned(),
+            Error::Json { path, .. } if path.ends_with(PLAN) => {
+                "remove it; `superbatch run PIPELINE.toml -o RUN` makes it again and keeps what was done under it"
+                    .to_owned()
+            }
             Error::Json { .. } => {
                 "`superbatch repair RUN` drops what cannot be read; the run makes it again".to_owned()
             }

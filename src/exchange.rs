@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
+use std::path::PathBuf;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -60,8 +61,9 @@ pub struct Source {
 
 /// Writes one exchange file.
 pub struct ExchangeWriter<'a> {
-    storage: &'a Storage,
-    name: String,
+    run: &'a RunFolder,
+    stage: &'a Stage,
+    task: usize,
     writer: ArrowWriter<PendingFile>,
     waiting: BTreeMap<usize, Vec<RecordBatch>>,
     waiting_bytes: usize,
@@ -71,19 +73,26 @@ pub struct ExchangeWriter<'a> {
 }
 
 impl<'a> ExchangeWriter<'a> {
-    pub fn new(storage: &'a Storage, name: &str, schema: SchemaRef) -> Result<ExchangeWriter<'a>, Error> {
+    /// Of a task of a step.
+    pub fn new(
+        run: &'a RunFolder,
+        stage: &'a Stage,
+        task: usize,
+        schema: SchemaRef,
+    ) -> Result<ExchangeWriter<'a>, Error> {
+        let (storage, name) = (run.storage(stage), file_name(stage, task));
         let properties = table::properties()
             .set_key_value_metadata(Some(table::key_values(&[])))
             // a row group ends where a target ends, and nowhere else
             .set_max_row_group_row_count(None)
             .set_dictionary_enabled(false)
             .build();
-        let writer = ArrowWriter::try_new(storage.create(name)?, schema.clone(), Some(properties))
-            .map_err(|source| Error::WriteParquet { path: storage.path(name), source })?;
-        let name = name.to_owned();
+        let writer = ArrowWriter::try_new(storage.create(&name)?, schema.clone(), Some(properties))
+            .map_err(|source| Error::WriteParquet { path: storage.path(&name), source })?;
         Ok(ExchangeWriter {
-            storage,
-            name,
+            run,
+            stage,
+            task,
             writer,
             waiting: BTreeMap::new(),
             waiting_bytes: 0,
@@ -99,6 +108,10 @@ impl<'a> ExchangeWriter<'a> {
         if self.waiting_bytes > BUFFERED_BYTES_MAX { self.write_waiting() } else { Ok(()) }
     }
 
+    fn path(&self) -> PathBuf {
+        self.run.storage(self.stage).path(&file_name(self.stage, self.task))
+    }
+
     fn write_waiting(&mut self) -> Result<(), Error> {
         for (target, batches) in std::mem::take(&mut self.waiting) {
             let mut write = || -> Result<(), ParquetError> {
@@ -110,7 +123,7 @@ impl<'a> ExchangeWriter<'a> {
                 }
                 Ok(())
             };
-            write().map_err(|source| Error::WriteParquet { path: self.storage.path(&self.name), source })?;
+            write().map_err(|source| Error::WriteParquet { path: self.path(), source })?;
         }
         self.waiting_bytes = 0;
         Ok(())
@@ -119,17 +132,17 @@ impl<'a> ExchangeWriter<'a> {
     /// Writes what waits and gives the file its name.
     pub fn finish(mut self) -> Result<Source, Error> {
         self.write_waiting()?;
-        let path = self.storage.path(&self.name);
-        let parquet_error = |source| Error::WriteParquet { path: path.clone(), source };
+        let path = self.path();
         let row_groups = self.writer.flushed_row_groups().to_vec();
-        let file = self.writer.into_inner().map_err(parquet_error)?.commit()?;
+        let file = self.writer.into_inner().map_err(|source| Error::WriteParquet { path, source })?;
+        let file = self.run.put(self.stage, self.task, file)?;
         let mut index = Index::default();
         for (row_group, &target) in self.targets.iter().enumerate() {
             let columns = row_groups[row_group].columns();
             let offset = columns.iter().map(|column| column.byte_range().0).min().unwrap_or(0);
             let end =
                 columns.iter().map(|column| column.byte_range().0 + column.byte_range().1).max().unwrap_or(0);
-            let bytes = self.storage.read_range(&self.name, offset, end - offset)?;
+            let bytes = self.run.storage(self.stage).read_range(&file.name, offset, end - offset)?;
             index.targets.entry(target).or_default().push(RowGroup {
                 row_group,
                 n_rows: row_groups[row_group].num_rows() as usize,
@@ -269,9 +282,7 @@ fn merge_level(
                 let rows = rows?;
                 let writer = match &mut writer {
                     Some(writer) => writer,
-                    None => {
-                        writer.insert(ExchangeWriter::new(storage, &file_name(stage, task), rows.schema())?)
-                    }
+                    None => writer.insert(ExchangeWriter::new(run, stage, task, rows.schema())?),
                 };
                 writer.push(target, rows)?;
             }

@@ -105,14 +105,31 @@ impl Storage {
         }
     }
 
-    /// Locks a file against others who do, as long as the handle lives; nothing where another has it. Where the file system
-    /// knows no locks, all get it.
+    /// Locks a file, which is made if there is none, against others who do, as long as the handle lives; waits while another
+    /// has it. Where the file system knows no locks, all get it.
+    pub fn lock(&self, name: &str) -> Result<File, Error> {
+        let file = self.lock_file(name)?;
+        let _ = file.lock();
+        Ok(file)
+    }
+
+    /// [`Storage::lock`] without waiting: nothing where another has it.
     pub fn try_lock(&self, name: &str) -> Result<Option<File>, Error> {
-        let file = self.stream(name)?;
+        let file = self.lock_file(name)?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => Ok(None),
             Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(file)),
         }
+    }
+
+    fn lock_file(&self, name: &str) -> Result<File, Error> {
+        let path = self.path(name);
+        let folder = path.parent().expect("a name below a root has a folder");
+        let open = || {
+            fs::create_dir_all(folder)?;
+            File::options().create(true).append(true).open(&path)
+        };
+        open().map_err(|source| Error::Write { path: path.clone(), source })
     }
 
     /// The size of a file, or nothing where there is none.
@@ -248,11 +265,17 @@ impl PendingFile {
     pub fn commit(mut self) -> Result<FileRecord, Error> {
         self.sync().and_then(|()| fs::rename(&self.unfinished, &self.path)).map_err(|e| self.error(e))?;
         self.sync_folder()?;
-        Ok(FileRecord {
-            name: self.name.clone(),
-            size_bytes: self.size_bytes,
-            digest: Digest::from_hash(&self.hasher.finalize()),
-        })
+        Ok(FileRecord { name: self.name.clone(), size_bytes: self.size_bytes, digest: self.digest() })
+    }
+
+    /// Path below the root of the name that it will have.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Of what was written so far.
+    pub fn digest(&self) -> Digest {
+        Digest::from_hash(&self.hasher.finalize())
     }
 
     /// Gives the file its name unless one has it; says whether it did.

@@ -24,7 +24,7 @@ use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::settings::EmbeddingDtype;
-use crate::storage::{FileRecord, Storage};
+use crate::storage::{FileRecord, PendingFile, Storage};
 
 /// The columns of a table as they are put together, in order.
 #[derive(Default)]
@@ -177,6 +177,16 @@ pub fn write(
     batch: &RecordBatch,
     description: &Description,
 ) -> Result<FileRecord, Error> {
+    unnamed(storage, name, batch, description)?.commit()
+}
+
+/// [`write()`] without giving the file its name.
+pub fn unnamed(
+    storage: &Storage,
+    name: &str,
+    batch: &RecordBatch,
+    description: &Description,
+) -> Result<PendingFile, Error> {
     let properties = properties().set_key_value_metadata(Some(key_values(description))).build();
     let batch = &described(batch, description);
     let parquet_error = |source| Error::WriteParquet { path: storage.path(name), source };
@@ -186,7 +196,7 @@ pub fn write(
     writer.write(batch).map_err(parquet_error)?;
     writer.close().map_err(parquet_error)?;
     file.flush().map_err(|source| Error::Write { path: storage.path(name), source })?;
-    file.commit()
+    Ok(file)
 }
 
 /// Reads the named columns (all, if none are named) of a file that a marker names, checked against the marker.

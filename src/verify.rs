@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::Error;
-use crate::run_folder::{Marker, RunFolder, Stage, is_exchange_file};
+use crate::run_folder::{Marker, Place, RunFolder, Stage, is_exchange_file};
 use crate::storage::{Storage, UNFINISHED_PREFIX};
 
 /// What reading every committed file again has found.
@@ -72,27 +72,34 @@ pub fn verify(run: &RunFolder) -> Result<Verified, Error> {
 }
 
 /// Drops markers and stage plans that cannot be read, the markers of damaged files, and of everything that was made from
-/// them, with their files.
+/// them or that stands on counts of them, with their files.
 pub fn repair(run: &RunFolder) -> Result<String, Error> {
-    let n_unreadable = run.drop_unreadable()?;
+    let unreadable = run.drop_unreadable()?;
     let mut damaged = verify(run)?.damaged;
     let all = committed(run)?;
-    if n_unreadable > 0 {
+    if unreadable.n_dropped > 0 {
         // what no marker names any more may come back as other bytes
         let named: BTreeSet<&str> =
             all.iter().flat_map(|(_, _, marker)| &marker.data).map(|file| file.name.as_str()).collect();
         let read = all.iter().flat_map(|(_, _, marker)| &marker.read).map(|file| &file.name);
         damaged.extend(read.filter(|name| !named.contains(name.as_str())).cloned());
     }
+    let stands_on_counts = StandsOnCounts::of(run)?;
+    let mut is_embed_lost = unreadable.is_of_embed;
+    // where in the flow tasks are lost
+    let mut lost: BTreeSet<usize> = BTreeSet::new();
     let mut is_bad = vec![false; all.len()];
     loop {
         let n_damaged = damaged.len();
-        for ((_, _, marker), is_bad) in all.iter().zip(&mut is_bad) {
+        for ((stage, _, marker), is_bad) in all.iter().zip(&mut is_bad) {
             // the report reads every stage, and its marker lists none of it
-            let reads_all = marker.stage == run.report().name && !damaged.is_empty();
+            let reads_all = marker.stage == run.report().name && !damaged.is_empty()
+                || stands_on_counts.is_spoilt(stage, is_embed_lost, &lost);
             let mut files = marker.data.iter().chain(&marker.read);
             if reads_all || files.any(|file| damaged.contains(&file.name)) {
                 *is_bad = true;
+                is_embed_lost |= stage.place == Place::Store;
+                lost.insert(stands_on_counts.position(stage));
                 damaged.extend(marker.data.iter().map(|file| file.name.clone()));
             }
         }
@@ -106,11 +113,47 @@ pub fn repair(run: &RunFolder) -> Result<String, Error> {
     for (stage, name, marker) in &bad {
         run.drop_marker(stage, name, marker)?;
     }
-    if !bad.is_empty() || n_unreadable > 0 {
+    if !bad.is_empty() || unreadable.n_dropped > 0 {
         run.drop_stage_plans_without_markers()?;
     }
-    let n_dropped = bad.len() + n_unreadable;
+    let n_dropped = bad.len() + unreadable.n_dropped;
     Ok(format!("{n_dropped} tasks dropped; `superbatch run` does them again"))
+}
+
+/// What steps stand on beside the files that their markers name: the list of complete tasks, and counts of whole steps
+/// before them. What is made again on other hardware may have other counts, and a shard may be readable no longer.
+struct StandsOnCounts {
+    /// In the order of the flow, each with whether it has a stage plan.
+    steps: Vec<(Stage, bool)>,
+    /// Whether the clusters are another run's, which has a list of its own.
+    is_round: bool,
+}
+
+impl StandsOnCounts {
+    fn of(run: &RunFolder) -> Result<StandsOnCounts, Error> {
+        let steps = run.stages()?.into_iter();
+        let steps = steps.map(|step| run.has_stage_plan(&step).map(|is_planned| (step, is_planned)));
+        Ok(StandsOnCounts { steps: steps.collect::<Result<_, _>>()?, is_round: run.plan().base.is_some() })
+    }
+
+    fn position(&self, step: &Stage) -> usize {
+        self.steps.iter().position(|(other, _)| other == step).expect("a step of the plan")
+    }
+
+    /// Whether all tasks of a step are to go: all stand on the list of complete tasks, and those of a stage with a stage plan
+    /// on the counts of the stages before it.
+    fn is_spoilt(&self, step: &Stage, is_embed_lost: bool, lost: &BTreeSet<usize>) -> bool {
+        let stands_on_list = match step.place {
+            Place::Store => false,
+            Place::Base => !self.is_round,
+            Place::Run => true,
+        };
+        // the steps of a stage have one digest
+        let has_plan =
+            self.steps.iter().any(|(other, is_planned)| *is_planned && other.digest == step.digest);
+        let is_of_another = |before: &usize| self.steps[*before].0.digest != step.digest;
+        stands_on_list && is_embed_lost || has_plan && lost.range(..self.position(step)).any(is_of_another)
+    }
 }
 
 /// Drops unfinished files, embeddings of attempts that were not the first, and, once the run is complete, exchange files.

@@ -6,8 +6,12 @@ mod support;
 use std::fs::{self, File};
 use std::path::Path;
 
+use assert_cmd::assert::OutputAssertExt;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::Value;
+use superbatch::embed::Device;
+use superbatch::plan::Plan;
+use superbatch::settings::Settings;
 use support::{Pipeline, error_of, json, names, superbatch};
 
 /// Embeds two shards and returns the files of embeddings with their bytes, without the attempt in their names, and the
@@ -114,6 +118,14 @@ fn a_gpu_that_is_not_there_says_what_to_install() {
         assert!(error.starts_with("error: cannot use device `cuda:63`"), "{error}");
     }
     assert!(!folder.path().join("run").exists(), "nothing is begun");
+    // what is assumed of other machines needs no GPU on this one, nor does a stage of a run that is planned already
+    let mut assumed = superbatch(["plan", "pipelines/quickstart.toml", "--assume", "benches/billion.toml"]);
+    assumed.args(["--set", setting, "--set", "device='cuda:63'"]).assert().success();
+    let settings =
+        |set: &str| Settings::load(Path::new("pipelines/quickstart.toml"), &[set.to_owned()]).unwrap();
+    let earlier = Plan::new(&settings("threads=1"), Device::Cpu).unwrap();
+    let planned = Plan::with_models_of(&settings(setting), &earlier).unwrap();
+    assert_eq!(planned.divide.unwrap().device.to_string(), "cuda:63");
     let error =
         error_of(&mut Pipeline::small().with("device='gpu'").command("embed", &folder.path().join("run")), 2);
     assert!(error.contains("`cuda:0,3`"), "{error}");

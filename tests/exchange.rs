@@ -10,12 +10,14 @@ use std::time::Duration;
 use arrow::array::{RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use superbatch::embed::Device;
-use superbatch::exchange::{ExchangeWriter, Index, Source, file_name, read_target, sources};
+use superbatch::error::Error;
+use superbatch::exchange::{ExchangeWriter, Index, Source, read_target, sources};
 use superbatch::executor::{Executor, Part};
 use superbatch::plan::Plan;
 use superbatch::run_folder::{Done, OtherPlan, RunFolder, Stage};
 use superbatch::settings::Settings;
 use superbatch::storage::Storage;
+use superbatch::verify;
 
 const N_SOURCES: usize = 5;
 const N_TARGETS: usize = 4;
@@ -55,7 +57,7 @@ fn run_folder(folder: &Path) -> RunFolder {
 
 fn write_sources(run: &RunFolder, stage: &Stage) {
     for source in 0..N_SOURCES {
-        let mut writer = ExchangeWriter::new(run.run(), &file_name(stage, source), schema()).unwrap();
+        let mut writer = ExchangeWriter::new(run, stage, source, schema()).unwrap();
         for piece in 0..2 {
             for target in (0..N_TARGETS).rev() {
                 writer.push(target, rows_of(source, piece, target, n_rows(source, target))).unwrap();
@@ -117,4 +119,36 @@ fn merging_in_levels_changes_no_row_and_no_order() {
         merges.map(|stage| stage.name).collect::<Vec<_>>(),
         ["select.draw.merge1", "select.draw.merge2"]
     );
+}
+
+/// What two machines make of one task may differ in the last digits: the second to come leaves what the first has committed.
+#[test]
+fn what_a_marker_names_is_not_overwritten_by_another_attempt() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = run_folder(folder.path());
+    let stage = run.select("select.draw");
+    write_sources(&run, &stage);
+    let before = support::files(folder.path());
+    let written_again = |n_rows| {
+        let mut writer = ExchangeWriter::new(&run, &stage, 2, schema()).unwrap();
+        writer.push(1, rows_of(2, 0, 1, n_rows)).unwrap();
+        writer.finish()
+    };
+    let is_diverged = |error: Error| matches!(error, Error::Diverged { task: 2, .. });
+    assert!(is_diverged(written_again(1).unwrap_err()));
+    // source 2 has no rows
+    assert!(written_again(0).is_ok(), "the same bytes");
+
+    let (report, text) = (run.report(), b"{}");
+    let file = run.put_bytes(&report, 0, "report.json", text).unwrap();
+    let file_before_commit = run.put_bytes(&report, 0, "report.json", b"[]").unwrap();
+    assert_ne!(file, file_before_commit, "without a marker it is what a killed attempt left");
+    let file = run.put_bytes(&report, 0, "report.json", text).unwrap();
+    assert!(run.commit(&report, 0, Done::new(vec![file], Vec::new(), 0u64)).unwrap());
+    let error = run.put_bytes(&report, 0, "report.json", b"[]").unwrap_err();
+    assert!(matches!(error, Error::Diverged { task: 0, .. }), "{error}");
+
+    assert!(verify::verify(&run).unwrap().damaged.is_empty());
+    let after = support::files(folder.path());
+    assert!(before.iter().all(|(name, bytes)| after[name] == *bytes));
 }

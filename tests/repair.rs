@@ -124,7 +124,8 @@ fn damage_anywhere_is_named_and_repaired() {
 fn everything_made_from_a_damaged_file_is_dropped() {
     let n_done_after = |name: &str| {
         let finished = Finished::new();
-        let file = finished.files().into_iter().find(|(_, file)| file.starts_with(name)).unwrap().0;
+        let file = finished.files().into_iter().find(|(_, file)| file.starts_with(name));
+        let file = file.map_or_else(|| finished.run().join(name), |(file, _)| file);
         Damage::FlipByte.inflict(&file);
         finished.repair();
         let status = status(&finished.run());
@@ -147,6 +148,12 @@ fn everything_made_from_a_damaged_file_is_dropped() {
         (after("divide.assign"), after("divide.bank"), after("divide"), after("select.score")),
         (3, 0, 0, 0)
     );
+    // one task's scores may be others when they are made again, and the draw is planned by counts of all
+    let after = n_done_after("_exchange/select.score/00001.parquet");
+    assert_eq!((after("divide"), after("select.score"), after("select.filter")), (3, 2, 2));
+    for stage in ["select.draw", "select", "write.gather", "write"] {
+        assert_eq!(after(stage), 0, "{stage}");
+    }
     // one curated shard goes into the report alone
     let after = n_done_after("curated/");
     assert_eq!((after("select"), after("write.gather"), after("report")), (3, 3, 0));
@@ -193,6 +200,24 @@ fn a_damaged_marker_or_stage_plan_is_named_and_made_again() {
         assert_same_bytes(&finished.folder.path().join("before"), &run, &["curated", "select", "divide"]);
         assert_verified(&run);
     }
+}
+
+#[test]
+fn a_damaged_plan_is_removed_by_hand_and_made_again() {
+    let finished = Finished::new();
+    let run = finished.run();
+    Damage::Truncate.inflict(&run.join("plan.json"));
+    // `repair` does not know what the run is to be
+    for mut command in [superbatch([Path::new("repair"), &run]), superbatch([Path::new("status"), &run])] {
+        let error = error_of(&mut command, 1);
+        assert!(error.contains("plan.json` is not valid JSON"), "{error}");
+        assert!(error.contains("\nhint: remove it; `superbatch run"), "{error}");
+    }
+    fs::remove_file(run.join("plan.json")).unwrap();
+    finished.pipeline.run(&run);
+    assert_eq!(status(&run)["select"], (3, 3, Some(3)), "done by this plan, which is the same");
+    assert_same_bytes(&finished.folder.path().join("before"), &run, &["curated", "select", "divide"]);
+    assert_verified(&run);
 }
 
 #[test]

@@ -3,10 +3,14 @@
 mod support;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use assert_cmd::assert::OutputAssertExt;
+use superbatch::error::Error;
+use superbatch::run_folder::{Done, RunFolder};
+use superbatch::storage::Storage;
 use support::{
     Pipeline, assert_same_bytes, assert_verified, copy_folder, embedded_store, error_of, json, names, root,
     status, superbatch,
@@ -256,6 +260,14 @@ fn shards_of_the_same_names_and_sizes_are_told_apart() {
     of("other").run(&place("fresh"));
     assert_same_bytes(&place("run"), &place("fresh"), &["samples", "select", "curated"]);
     assert_verified(&place("run"));
+
+    // nor does a plan that is not there any more hide them
+    of("pool").run(&place("run"));
+    two_shards(&place("pool"), false);
+    fs::remove_file(place("run").join("plan.json")).unwrap();
+    of("pool").run(&place("run"));
+    assert_same_bytes(&place("run"), &place("stored"), &["select", "curated"]);
+    assert_verified(&place("run"));
 }
 
 #[test]
@@ -263,15 +275,47 @@ fn only_one_replans_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     Pipeline::embedded().run(&run);
-    let before = names(&run);
     let other = Pipeline::embedded().with("select.step.0.filter_ratio=0.5");
-    let plan = File::open(run.join("plan.json")).unwrap();
-    plan.lock().unwrap();
+    // a file that no plan takes the place of: who opened it before sees the lock too
+    let lock = File::open(run.join("_done/.lock")).unwrap();
+    other.command("run", &run).arg("--replan").assert().success();
+    lock.lock().unwrap();
+    let before = names(&run);
+    let other = Pipeline::embedded();
     let error = error_of(other.command("run", &run).arg("--replan"), 1);
     assert!(error.contains("was given another plan by another run"), "{error}");
     assert!(error.contains("\nhint: only one run of a folder may `--replan` at a time"), "{error}");
     assert_eq!(names(&run), before, "nothing is dropped");
-    drop(plan);
+    drop(lock);
     other.command("run", &run).arg("--replan").assert().success();
     assert_verified(&run);
+}
+
+/// A plan that another process puts in the place of the one that this process is reading is noticed before anything is
+/// committed under the old one.
+#[test]
+fn a_plan_that_changes_while_it_is_read_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    Pipeline::embedded().run(&run);
+    let (plan, later) = (run.join("plan.json"), run.join("later.json"));
+    let text = fs::read(&plan).unwrap();
+    fs::write(&later, &text).unwrap();
+    fs::remove_file(&plan).unwrap();
+    // whoever reads a pipe waits for what is written into it
+    let name = std::ffi::CString::new(plan.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: the name ends with a zero and lives longer than the call
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let reader = std::thread::spawn({
+        let run = run.clone();
+        move || RunFolder::open(Storage::new(run)).unwrap()
+    });
+    let mut pipe = File::options().write(true).open(&plan).unwrap();
+    fs::rename(&later, &plan).unwrap();
+    pipe.write_all(&text).unwrap();
+    drop(pipe);
+    let opened = reader.join().unwrap();
+    let done = Done::new(Vec::new(), Vec::new(), 0u64);
+    let error = opened.commit(&opened.report(), 0, done).unwrap_err();
+    assert!(matches!(error, Error::Replanned { .. }), "{error}");
 }

@@ -223,7 +223,7 @@ fn kmeans() -> Result<(), Error> {
         let bound = if products == Products::Exact { 1e-4 } else { 1e-2 };
         assert!(error <= bound && share >= 0.98, "the device clusters otherwise");
         // what ran it, and on which nodes
-        println!("{:?}", engine.numerics());
+        println!("{:?}", engine.numerics_of_nearest(None)?);
     }
     for products in [Products::Exact, Products::Tf32] {
         let engine = engine(products)?;

@@ -45,7 +45,7 @@ fn the_nearest_centroids_are_those_of_the_processors_kernel() {
     for n_centroids in [1, 2, 37, ROWS_TILE + 1] {
         let centroids = random_unit_rows(n_centroids, 12, 2);
         let nearest = algebra.nearest(&algebra.keep(&points).unwrap(), &centroids).unwrap();
-        assert_eq!(algebra.nearest_once(&points, &centroids).unwrap(), nearest);
+        assert_eq!(algebra.nearest_once(&points, &centroids).unwrap(), (nearest.clone(), ROWS_TILE));
         let expected = assign(&points, &centroids);
         assert_eq!(nearest.len(), expected.len());
         for (nearest, expected) in nearest.iter().zip(&expected) {
@@ -59,8 +59,30 @@ fn the_nearest_centroids_are_those_of_the_processors_kernel() {
             assert!(nearest.centroid == expected.cluster || margin < 1e-6);
         }
     }
-    assert!(algebra.numerics()["nodes"].starts_with("CPUExecutionProvider "));
     let twice = Matrix::new(vec![0.6, 0.8, 0.6, 0.8], 2);
     let point = algebra.keep(&Matrix::new(vec![1.0, 0.0], 2)).unwrap();
     assert_eq!(algebra.nearest(&point, &twice).unwrap()[0].centroid, 0);
+}
+
+#[test]
+fn what_is_said_of_points_does_not_tell_what_ran_before() {
+    let (algebra, fresh) = (on_cpu(), on_cpu());
+    let (points, centroids) = (random_unit_rows(30, 6, 1), random_unit_rows(200, 6, 2));
+    let said = |algebra: &Algebra, points: &Matrix| {
+        let (_, rows_at_once) = algebra.nearest_once(points, &centroids).unwrap();
+        algebra.numerics_of_nearest(Some(rows_at_once)).unwrap()
+    };
+    let no_points = Matrix::new(Vec::new(), 6);
+    let expected = said(&algebra, &no_points);
+    assert!(expected["nodes"].starts_with("CPUExecutionProvider "), "{expected:?}");
+    assert_eq!(said(&algebra, &points), expected);
+    // another graph beside it
+    let resident = algebra.keep(&points).unwrap();
+    algebra.pair_sums(PairSum::Softplus, &points, &resident, 10.0, 0.0).unwrap();
+    assert_eq!(said(&algebra, &points), expected);
+    assert_eq!(said(&fresh, &points), expected);
+    // memory that did not do concerns those who came after
+    algebra.nearest.opened.lock().unwrap().as_mut().unwrap().rows_max = 64;
+    assert_eq!(said(&algebra, &points)["rows_at_once"], "64");
+    assert_eq!(said(&algebra, &no_points), expected);
 }

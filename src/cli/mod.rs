@@ -140,13 +140,14 @@ fn run(command: Command) -> Result<Exit, Error> {
 }
 
 fn plan(settings: &Settings, assume: Option<&Path>, json: bool) -> Result<Exit, Error> {
-    let plan = Plan::new(settings, settings.device)?;
     let (plan, estimate) = match assume {
         None => {
+            let plan = Plan::new(settings, settings.device)?;
             let estimate = Estimate::measured(&plan, settings)?;
             (plan, estimate)
         }
         Some(path) => {
+            let plan = Plan::for_elsewhere(settings)?;
             let assumed = Assumptions::load(path, plan.models.iter().map(|(role, _)| role))?;
             let width_of = |role| assumed.models.get(role).expect("checked with the file").embedding_dim;
             let plan = plan.with_widths(settings, width_of)?;

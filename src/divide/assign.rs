@@ -9,10 +9,10 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::run_folder::{Done, RunFolder};
 use crate::settings::ModelRole;
-use crate::table::{self, Columns};
+use crate::table::Columns;
 
 use super::fit::Centroids;
-use super::kmeans::assign_on;
+use super::kmeans::assign_and_rows;
 
 /// Counts of one task of `divide.assign`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub fn commit_assignments(
     let (embedded, file) = read_embeddings(run, model, task)?;
     let rows: Vec<usize> = (0..embedded.samples.len()).filter(|&row| embedded.is_present(row)).collect();
     let images = embedded.rows.images().expect("the plan checked that the model embeds images");
-    let assignments = assign_on(engine, &images.gather(&rows), &centroids.rows)?;
+    let (assignments, rows_at_once) = assign_and_rows(engine, &images.gather(&rows), &centroids.rows)?;
     let mut clusters = BTreeMap::new();
     for assignment in &assignments {
         *clusters.entry(assignment.cluster).or_default() += 1;
@@ -48,9 +48,9 @@ pub fn commit_assignments(
         .f32("centroid_margin", assignments.iter().map(|assignment| assignment.centroid_margin));
     let stage = run.divide("divide.assign").expect("the plan has the stage");
     let name = crate::exchange::file_name(&stage, task);
-    let written = table::write(run.storage(&stage), &name, &columns.build(), &[])?;
+    let written = run.put_table(&stage, task, &name, &columns.build(), &[])?;
     let counts = AssignCounts { rows: rows.len() as u64, clusters };
-    let (read, numerics) = (vec![file, centroids.file.clone()], engine.numerics());
+    let (read, numerics) = (vec![file, centroids.file.clone()], engine.numerics_of_nearest(rows_at_once)?);
     run.commit(&stage, task, Done { data: vec![written], read, counts, numerics })?;
     Ok(())
 }

@@ -157,7 +157,7 @@ pub fn commit_banks(run: &RunFolder, settings: &DivideSettings, tasks: &[usize])
     }
     let stage = run.divide("divide.bank").expect("the plan has the stage");
     let digest = [("divide_digest", stage.digest.to_string())];
-    let file = table::write(run.storage(&stage), BANK, &columns.build(), &digest)?;
+    let file = run.put_table(&stage, 0, BANK, &columns.build(), &digest)?;
     run.commit(&stage, 0, Done::new(vec![file], read, rows.len() as u64))?;
     Ok(())
 }

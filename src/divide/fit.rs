@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::embed::{EmbeddingsCounts, read_embeddings, smallest_by_hash};
-use crate::engine::Engine;
+use crate::engine::{Engine, numerics_for_files};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::noise::Purpose;
@@ -90,9 +90,12 @@ pub fn commit_centroids(run: &RunFolder, settings: &DivideSettings, tasks: &[usi
     let model = run.plan().models.get(settings.model).expect("checked with the settings");
     let (table, description) = centroids_table(&rows, &tree, &model.digest);
     let stage = run.divide("divide.fit").expect("the plan has the stage");
-    let made = [("divide_digest", stage.digest.to_string()), ("numerics", json!(numerics).to_string())];
+    let made = [
+        ("divide_digest", stage.digest.to_string()),
+        ("numerics", json!(numerics_for_files(&numerics)).to_string()),
+    ];
     let description: Vec<_> = made.into_iter().chain(description).collect();
-    let file = table::write(run.storage(&stage), CENTROIDS, &table, &description)?;
+    let file = run.put_table(&stage, 0, CENTROIDS, &table, &description)?;
     run.commit(&stage, 0, Done { data: vec![file], read, counts, numerics })?;
     Ok(())
 }
@@ -118,7 +121,7 @@ fn fit_to_pool(run: &RunFolder, settings: &DivideSettings, tasks: &[usize]) -> R
         objective: fitted.objective,
         n_iterations: fitted.n_iterations,
     };
-    Ok(Found { rows: fitted.centroids, tree, read, counts, numerics: engine.numerics() })
+    Ok(Found { rows: fitted.centroids, tree, read, counts, numerics: engine.numerics_of_nearest(None)? })
 }
 
 /// The embeddings of the samples of smallest keyed hash, in pool order, and the files that they came from.

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use crate::embed::read_embeddings;
+use crate::engine::numerics_for_files;
 use crate::error::Error;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
@@ -73,9 +74,11 @@ pub fn commit_hardness(run: &RunFolder, measure: &Measure, task: usize) -> Resul
         measured.into_iter().map(|measured| measured.expect("every sample has a cluster")).collect();
     let table = hardness_table(run, measure, &rows, &measured);
     let stage = run.divide("divide").expect("the plan has the stage");
-    let made =
-        [("divide_digest", stage.digest.to_string()), ("numerics", json!(marker.numerics).to_string())];
-    let file = table::write(run.storage(&stage), &format!("divide/{task:05}.parquet"), &table, &made)?;
+    let made = [
+        ("divide_digest", stage.digest.to_string()),
+        ("numerics", json!(numerics_for_files(&marker.numerics)).to_string()),
+    ];
+    let file = run.put_table(&stage, task, &format!("divide/{task:05}.parquet"), &table, &made)?;
     let read = vec![marker.file().clone(), embeddings_file, texts.file.clone(), measure.banks.file.clone()];
     run.commit(&stage, task, Done::new(vec![file], read, samples.len() as u64))?;
     Ok(())

@@ -168,8 +168,9 @@ pub fn write_task(run: &RunFolder, stages: &[Stage], task: &EmbeddedTask) -> Res
     let counts = samples_counts(run, task);
     let samples = run.samples();
     if task.work.needs_samples {
-        let file = table::write(
-            run.storage(&samples),
+        let file = run.put_table(
+            &samples,
+            task_idx,
             &format!("samples/{task_idx:05}.parquet"),
             &samples_table(run, &task.rows),
             &[("samples_digest", samples.digest.to_string())],

@@ -78,10 +78,18 @@ impl Plan {
     ///
     /// Whatever of the settings cannot be used, before any work.
     pub fn new(settings: &Settings, device: Device) -> Result<Plan, Error> {
-        Plan::find(settings, device, None)
+        let plan = Plan::find(settings, device, None)?;
+        check_engines(&plan.divide, &plan.select)?;
+        Ok(plan)
     }
 
-    /// The same, but a model that an earlier plan has by the same settings is taken from there, and not opened.
+    /// The same for machines that are only thought of: the devices of stages need not be on this one.
+    pub fn for_elsewhere(settings: &Settings) -> Result<Plan, Error> {
+        Plan::find(settings, Device::Cpu, None)
+    }
+
+    /// The same, but a model that an earlier plan has by the same settings is taken from there, and not opened. What
+    /// the devices of stages are for may be done already: a stage looks for its own where it has work.
     pub fn with_models_of(settings: &Settings, earlier: &Plan) -> Result<Plan, Error> {
         Plan::find(settings, Device::Cpu, Some(earlier))
     }
@@ -110,7 +118,6 @@ impl Plan {
         let mut select = settings.select.clone();
         fit_to_memory(settings, &models, &mut divide, &mut select)?;
         check_experts(&models, &divide)?;
-        check_engines(&divide, &select)?;
         let store = settings.store.as_ref().map(|store| {
             std::path::absolute(store).map_err(|source| Error::Write { path: store.clone(), source })
         });

@@ -23,7 +23,8 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<Report, Error> {
         let report = Report::of(run)?;
         let text = serde_json::to_vec_pretty(&report).expect("a report is representable as JSON");
         let page = html::page(&report, run.plan());
-        let files = vec![run.run().put(JSON, &text)?, run.run().put(HTML, page.as_bytes())?];
+        let files =
+            vec![run.put_bytes(&stage, 0, JSON, &text)?, run.put_bytes(&stage, 0, HTML, page.as_bytes())?];
         run.commit(&stage, 0, Done::new(files, Vec::new(), report.counts.read))?;
         Ok(())
     })?;

@@ -1,16 +1,20 @@
 //! Commits of tasks: a marker for each, and what markers say.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
+use arrow::array::RecordBatch;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::storage::FileRecord;
+use crate::storage::{FileRecord, PendingFile};
+use crate::table::{self, Description};
 
-use super::{RunFolder, Stage};
+use super::stage_plan::stage_plan_name;
+use super::{Place, RunFolder, Stage};
 
 /// A committed task.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -138,7 +142,52 @@ impl RunFolder {
         Ok(undone)
     }
 
-    /// Commits a task; says whether this attempt was the first. Its files must have their names already.
+    /// Gives a file of a task its name, ahead of the task's commit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Diverged`] where the task is committed with other bytes under this name, say by another machine: what a marker
+    /// names is not overwritten.
+    pub fn put(&self, stage: &Stage, task: usize, file: PendingFile) -> Result<FileRecord, Error> {
+        if stage.is_deterministic()
+            && let Some(first) = self.marker_alone::<IgnoredAny>(stage, task)?
+        {
+            let is_other = |named: &FileRecord| named.name == file.name() && named.digest != file.digest();
+            if first.data.iter().any(is_other) {
+                return Err(Error::Diverged { stage: stage.name.clone(), task });
+            }
+        }
+        file.commit()
+    }
+
+    /// Writes a table as a file of a task; see [`RunFolder::put`].
+    pub fn put_table(
+        &self,
+        stage: &Stage,
+        task: usize,
+        name: &str,
+        table: &RecordBatch,
+        description: &Description,
+    ) -> Result<FileRecord, Error> {
+        self.put(stage, task, table::unnamed(self.storage(stage), name, table, description)?)
+    }
+
+    /// Writes bytes as a file of a task; see [`RunFolder::put`].
+    pub fn put_bytes(
+        &self,
+        stage: &Stage,
+        task: usize,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<FileRecord, Error> {
+        let storage = self.storage(stage);
+        let mut file = storage.create(name)?;
+        file.write_all(bytes).map_err(|source| Error::Write { path: storage.path(name), source })?;
+        self.put(stage, task, file)
+    }
+
+    /// Commits a task; says whether this attempt was the first. Its files must have their names already, by [`RunFolder::put`]
+    /// or names of their own.
     ///
     /// # Errors
     ///
@@ -197,30 +246,49 @@ impl RunFolder {
         names.filter_map(|name| marker(name).transpose()).collect()
     }
 
-    /// Removes markers and stage plans that are no valid JSON of this format version, and says how many: tasks without a
-    /// marker are done again.
-    pub fn drop_unreadable(&self) -> Result<usize, Error> {
-        let mut n_dropped = 0;
+    /// Removes markers and stage plans that are no valid JSON of this format version: tasks without a marker are done
+    /// again.
+    pub fn drop_unreadable(&self) -> Result<Unreadable, Error> {
+        let mut n_markers = 0;
+        let mut is_of_embed = false;
         for stage in self.stages()? {
             for name in self.marker_names(&stage)? {
                 if matches!(self.read_marker(&stage, &name), Err(Error::Json { .. })) {
-                    self.storage(&stage).remove(&name)?;
-                    n_dropped += 1;
+                    self.drop_marker_alone(&stage, &name)?;
+                    n_markers += 1;
+                    is_of_embed |= stage.place == Place::Store;
                 }
             }
         }
-        Ok(n_dropped + self.drop_unreadable_stage_plans()?)
+        let stage_plans = self.drop_unreadable_stage_plans()?;
+        is_of_embed |= stage_plans.contains(&stage_plan_name(&self.embed()));
+        Ok(Unreadable { n_dropped: n_markers + stage_plans.len(), is_of_embed })
     }
 
     /// Takes a commit back: the marker first, so that nothing names a missing file.
     pub fn drop_marker<C>(&self, stage: &Stage, name: &str, marker: &Marker<C>) -> Result<(), Error> {
-        let storage = self.storage(stage);
-        storage.remove(name)?;
+        self.drop_marker_alone(stage, name)?;
         for file in &marker.data {
-            storage.remove(&file.name)?;
+            self.storage(stage).remove(&file.name)?;
         }
         Ok(())
     }
+
+    fn drop_marker_alone(&self, stage: &Stage, name: &str) -> Result<(), Error> {
+        // it may be the list of other tasks when this one is done again, or fails
+        if stage.place == Place::Store {
+            self.drop_list_of_complete_tasks()?;
+        }
+        self.storage(stage).remove(name)
+    }
+}
+
+/// What [`RunFolder::drop_unreadable`] has dropped.
+pub struct Unreadable {
+    /// Markers and stage plans.
+    pub n_dropped: usize,
+    /// Whether a marker of `samples` or `embeddings` was among them, or the list of complete tasks.
+    pub is_of_embed: bool,
 }
 
 /// Where steps hand rows to each other; nothing there is a result.

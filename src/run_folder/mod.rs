@@ -11,8 +11,10 @@ mod stage_plan;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use serde_json::Value;
+
 use crate::digest::Digest;
-use crate::embed::SamplesCounts;
+use crate::embed::{CompleteTasks, SamplesCounts};
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::storage::Storage;
@@ -43,6 +45,10 @@ pub enum OtherPlan {
 /// The file of a run's plan in its folder.
 pub const PLAN: &str = "plan.json";
 
+/// What is locked by who gives a folder its plan: no file that is ever replaced, since a lock is on a file and not on its
+/// name.
+const LOCK: &str = "_done/.lock";
+
 impl RunFolder {
     /// Opens a run folder for a plan, which it takes as its own if it has none.
     ///
@@ -51,41 +57,46 @@ impl RunFolder {
     /// [`Error::OtherPlan`] unless `other_plan` allows it, [`Error::Replanned`] while another process replaces the plan,
     /// and a store that holds another pool's samples.
     pub fn create(run: Storage, plan: Plan, other_plan: OtherPlan) -> Result<RunFolder, Error> {
-        let folder = RunFolder::new(run, plan);
+        let mut folder = RunFolder::new(run, plan);
         let text = serde_json::to_vec_pretty(&folder.plan).expect("a plan is representable as JSON");
         if folder.run.size_bytes(PLAN)?.is_none() {
             folder.check_store()?;
-            if folder.run.create_if_absent(PLAN, &text)? {
-                // of a plan that was removed
-                folder.drop_stale(false)?;
-                return folder.stamped();
+            // of several that begin at once, the others wait until the folder is as the first wants it
+            let _lock = folder.run.lock(LOCK)?;
+            if folder.run.size_bytes(PLAN)?.is_none() {
+                folder.drop_what_was_of(None)?;
+                if folder.run.create_if_absent(PLAN, &text)? {
+                    return folder.stamped();
+                }
             }
         }
-        let present = read_plan(&folder.run)?;
+        let (present, stamp) = read_plan(&folder.run)?;
         let differences = present.differences(&folder.plan);
         if differences.is_empty() {
-            return folder.stamped();
+            folder.stamp = stamp;
+            return Ok(folder);
         }
         if other_plan == OtherPlan::Refuse {
             return Err(Error::OtherPlan { folder: folder.run.root().to_owned(), differences });
         }
         // of two who replan at once, the second would drop what the first has made
-        let Some(_lock) = folder.run.try_lock(PLAN)? else {
+        let Some(_lock) = folder.run.try_lock(LOCK)? else {
             return Err(Error::Replanned { folder: folder.run.root().to_owned() });
         };
         folder.check_store()?;
         // the new plan last: a stop in between leaves the earlier plan with fewer tasks done, and never a new plan
         // with stale markers in the places of its own
-        let has_other_shards = folder.plan.store.is_none() && folder.first_other_shard()?.is_some();
-        folder.drop_stale(has_other_shards)?;
+        folder.drop_what_was_of(Some(&present))?;
         folder.run.put(PLAN, &text)?;
         folder.stamped()
     }
 
     /// Opens a run folder by the plan that it holds.
     pub fn open(run: Storage) -> Result<RunFolder, Error> {
-        let plan = read_plan(&run)?;
-        RunFolder::new(run, plan).stamped()
+        let (plan, stamp) = read_plan(&run)?;
+        let mut folder = RunFolder::new(run, plan);
+        folder.stamp = stamp;
+        Ok(folder)
     }
 
     fn new(run: Storage, plan: Plan) -> RunFolder {
@@ -98,7 +109,7 @@ impl RunFolder {
         RunFolder { run, store, base, plan, plan_digest, stamp: None }
     }
 
-    /// Remembers the file of the plan as it is now.
+    /// Remembers the file of the plan as it is now, which this process has just written.
     fn stamped(mut self) -> Result<RunFolder, Error> {
         self.stamp = self.run.guard(PLAN)?;
         Ok(self)
@@ -169,10 +180,36 @@ impl RunFolder {
         Ok(self.undone(&self.report(), &[0])?.is_empty())
     }
 
-    /// Drops what was committed under another digest, or by a step that the plan does not have, or all: of each commit
-    /// first the marker, then its files, and what stands on others before them. Embeddings of other models stay in the
-    /// store.
-    fn drop_stale(&self, all: bool) -> Result<(), Error> {
+    /// Drops what this plan cannot take over of an earlier one, which may be unknown.
+    fn drop_what_was_of(&self, earlier: Option<&Plan>) -> Result<(), Error> {
+        if self.plan.store.is_none() && self.first_other_shard()?.is_some() {
+            self.drop_all()
+        } else if self.may_read_left_out_shards(earlier)? {
+            self.drop_after_embed()
+        } else {
+            self.drop_stale()
+        }
+    }
+
+    /// Drops every commit but embeddings of other models.
+    fn drop_all(&self) -> Result<(), Error> {
+        self.drop_commits(|_, _| true)
+    }
+
+    /// Drops what was committed under another digest, or by a step that the plan does not have.
+    fn drop_stale(&self) -> Result<(), Error> {
+        self.drop_commits(is_stale)
+    }
+
+    /// Drops the list of complete tasks with all that stands on it.
+    fn drop_after_embed(&self) -> Result<(), Error> {
+        self.drop_commits(|stage, marker| stage.place != Place::Store || is_stale(stage, marker))?;
+        self.drop_list_of_complete_tasks()
+    }
+
+    /// Drops commits: of each first the marker, then its files, and what stands on others before them. Embeddings of other
+    /// models stay in the store, and the clusters of a round with the run that they are of.
+    fn drop_commits(&self, is_to_go: impl Fn(&Stage, &Marker<Value>) -> bool) -> Result<(), Error> {
         let stages = self.stages()?;
         let others = self
             .committed_stages()?
@@ -185,15 +222,12 @@ impl RunFolder {
                 continue;
             }
             for (marker_name, marker) in self.markers_in(&stage)? {
-                if all || marker.stage_digest != stage.digest {
+                if is_to_go(&stage, &marker) {
                     self.drop_marker(&stage, &marker_name, &marker)?;
                 }
             }
         }
-        if all {
-            self.drop_stage_plans_without_markers()?;
-        }
-        Ok(())
+        self.drop_stage_plans_without_markers()
     }
 
     /// The names of the stages that have markers in the run folder.
@@ -223,6 +257,18 @@ impl RunFolder {
         }
     }
 
+    /// Whether shards that the list of complete tasks leaves out are others than those of the earlier plan, so that they
+    /// may be readable now.
+    fn may_read_left_out_shards(&self, earlier: Option<&Plan>) -> Result<bool, Error> {
+        let list = self.stage_plan_if_present::<CompleteTasks>(&self.embed())?;
+        let left_out = list.map(|list| list.left_out_shards).unwrap_or_default();
+        let found = |plan: &Plan, id: &str| plan.pool.shards.iter().find(|shard| shard.id == id).cloned();
+        Ok(left_out.iter().any(|id| {
+            let before = earlier.and_then(|plan| found(plan, id));
+            before.is_none() || before != found(&self.plan, id)
+        }))
+    }
+
     /// A shard that is another than the one that its committed samples were read from, though of its name and size.
     /// Those whose time of modification is the same are not looked at.
     fn first_other_shard(&self) -> Result<Option<String>, Error> {
@@ -239,8 +285,16 @@ impl RunFolder {
     }
 }
 
-fn read_plan(run: &Storage) -> Result<Plan, Error> {
+fn is_stale(stage: &Stage, marker: &Marker<Value>) -> bool {
+    marker.stage_digest != stage.digest
+}
+
+/// A folder's plan, and its file's size and time from before it was read: a plan that takes its place meanwhile is noticed.
+fn read_plan(run: &Storage) -> Result<(Plan, Option<(u64, u64)>), Error> {
+    let stamp = run.guard(PLAN)?;
     let bytes = run.read_if_present(PLAN)?;
     let bytes = bytes.ok_or_else(|| Error::NotARun { folder: run.root().to_owned() })?;
-    serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: run.path(PLAN), source })
+    let plan =
+        serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: run.path(PLAN), source })?;
+    Ok((plan, stamp))
 }

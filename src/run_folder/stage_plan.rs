@@ -49,18 +49,29 @@ impl RunFolder {
         Ok(Some(present.plan))
     }
 
-    /// Removes the stage plans that are no valid JSON of this format version, and says how many.
-    pub(super) fn drop_unreadable_stage_plans(&self) -> Result<usize, Error> {
-        let mut n_dropped = 0;
+    /// Whether there is a stage plan under this name.
+    pub fn has_stage_plan(&self, stage: &Stage) -> Result<bool, Error> {
+        Ok(self.run.size_bytes(&stage_plan_name(stage))?.is_some())
+    }
+
+    /// Removes the stage plans that are no valid JSON of this format version, and names them.
+    pub(super) fn drop_unreadable_stage_plans(&self) -> Result<Vec<String>, Error> {
+        let mut dropped = Vec::new();
         for name in self.run.list("plan")? {
             let name = format!("plan/{name}");
             let Some(bytes) = self.run.read_if_present(&name)? else { continue };
             if serde_json::from_slice::<StagePlan<IgnoredAny>>(&bytes).is_err() {
                 self.run.remove(&name)?;
-                n_dropped += 1;
+                dropped.push(name);
             }
         }
-        Ok(n_dropped)
+        Ok(dropped)
+    }
+
+    /// Drops the list of complete tasks, so that it is made again from the embeddings that there are then. What stands on it
+    /// must be dropped too, unless it will be the same.
+    pub(super) fn drop_list_of_complete_tasks(&self) -> Result<(), Error> {
+        self.run.remove(&stage_plan_name(&self.embed()))
     }
 
     /// Drops the stage plans that were made from the counts of a step or of one before it, all but those of steps with
@@ -75,6 +86,6 @@ impl RunFolder {
     }
 }
 
-fn stage_plan_name(stage: &Stage) -> String {
+pub(super) fn stage_plan_name(stage: &Stage) -> String {
     format!("plan/{}.json", stage.name)
 }

@@ -39,6 +39,16 @@ pub(super) struct OnDevice<'a> {
     captions: Resident,
 }
 
+impl Objective {
+    /// What a device adds up for it.
+    pub(super) fn pair_sum(self) -> PairSum {
+        match self {
+            Objective::Sigmoid => PairSum::Softplus,
+            Objective::Softmax => PairSum::LogSumExp,
+        }
+    }
+}
+
 impl<'a> OnDevice<'a> {
     pub fn new(algebra: &'a Algebra, model: &PairModel) -> Result<OnDevice<'a>, Error> {
         let (images, captions) = (algebra.keep(model.images())?, algebra.keep(model.captions())?);
@@ -51,10 +61,7 @@ impl Adder for OnDevice<'_> {
 
     fn add(&self, model: PairModel, drawn: PairModel, which: &[usize]) -> Result<[Vec<f64>; 2], Error> {
         let PairLoss { logit_scale, logit_bias, objective } = model.loss();
-        let sum = match objective {
-            Objective::Sigmoid => PairSum::Softplus,
-            Objective::Softmax => PairSum::LogSumExp,
-        };
+        let sum = objective.pair_sum();
         let with = |rows, columns| -> Result<Vec<f64>, Error> {
             let of_all = self.algebra.pair_sums(sum, rows, columns, logit_scale, logit_bias)?;
             Ok(which.iter().map(|&column| of_all[column]).collect())

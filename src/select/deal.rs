@@ -106,7 +106,7 @@ fn commit(run: &RunFolder, partitions: &Partitions, task: usize) -> Result<(), E
     }
     let stage = run.select("select.deal");
     let schema = rows.gather(&[]).table(run).schema();
-    let mut writer = ExchangeWriter::new(run.run(), &exchange::file_name(&stage, task), schema)?;
+    let mut writer = ExchangeWriter::new(run, &stage, task, schema)?;
     for (partition, members) in by_partition {
         writer.push(partition, rows.gather(&members).table(run))?;
     }

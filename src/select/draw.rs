@@ -6,14 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::exchange::{self, ExchangeWriter, Index};
+use crate::exchange::{ExchangeWriter, Index};
 use crate::noise::{Purpose, SampleId};
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::settings::{
     ActiveClip, ActiveClipScore, Deal, Jest, PassPool, ScoreKind, SoftCap, SuperBatchDraw, SuperBatchMethod,
 };
-use crate::table;
 
 use super::draw_plan::{Dealt, DrawPlans, SuperBatch, ordered};
 use super::group::{GroupRows, read_group};
@@ -121,8 +120,7 @@ impl Drawer<'_> {
             by_task.entry(plan.pool.task_of(outcome.sample.shard_idx)).or_default().push(outcome);
         }
         let stage = run.select("select.draw");
-        let name = exchange::file_name(&stage, group_idx);
-        let mut writer = ExchangeWriter::new(run.run(), &name, outcome_table(run, &[]).schema())?;
+        let mut writer = ExchangeWriter::new(run, &stage, group_idx, outcome_table(run, &[]).schema())?;
         for (task, outcomes) in by_task {
             writer.push(task, outcome_table(run, &outcomes))?;
         }
@@ -131,10 +129,10 @@ impl Drawer<'_> {
         if self.plans.n_passes > 1 {
             let name = format!("draws/{group_idx:05}.parquet");
             let entries = super::table_metadata(run, &plan.digests.up_to_select());
-            data.push(table::write(run.run(), &name, &draws_table(run, &outcomes), &entries)?);
+            data.push(run.put_table(&stage, group_idx, &name, &draws_table(run, &outcomes), &entries)?);
         }
         let counts = DrawCounts { super_batches: counts, index: written.index };
-        let numerics = self.engine.numerics();
+        let numerics = self.engine.numerics_of_pair_sums(plan.select.objective.pair_sum())?;
         run.commit(&stage, group_idx, Done { data, read: rows.read, counts, numerics })?;
         Ok(())
     }

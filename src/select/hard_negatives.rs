@@ -193,7 +193,7 @@ pub fn commit_bank(run: &RunFolder, tasks: &[usize]) -> Result<(), Error> {
     models.add_columns(&mut columns, run.plan().embed.embedding_dtype);
     let stage = run.score("select.bank");
     let name = crate::exchange::file_name(&stage, 0);
-    let file = table::write(run.run(), &name, &columns.build(), &[])?;
+    let file = run.put_table(&stage, 0, &name, &columns.build(), &[])?;
     run.commit(&stage, 0, Done::new(vec![file], read, samples.len() as u64))?;
     Ok(())
 }

@@ -128,7 +128,7 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
     }
     let stage = run.filtered();
     let name = crate::exchange::file_name(&stage, task);
-    let file = table::write(run.run(), &name, &columns.build(), &[])?;
+    let file = run.put_table(&stage, task, &name, &columns.build(), &[])?;
     run.commit(&stage, task, Done::new(vec![file], read, counts))?;
     Ok(())
 }

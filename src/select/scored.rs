@@ -61,7 +61,7 @@ impl Scorer {
         };
         let table = self.table(run, task, &usable, &among, &mut read)?;
         let stage = run.score("select.score");
-        let file = table::write(run.run(), &crate::exchange::file_name(&stage, task), &table, &[])?;
+        let file = run.put_table(&stage, task, &crate::exchange::file_name(&stage, task), &table, &[])?;
         let counts = ScoreCounts { scored: usable.samples.len() as u64, unusable: usable.unusable };
         run.commit(&stage, task, Done::new(vec![file], read, counts))?;
         Ok(())

@@ -82,7 +82,7 @@ pub fn commit_verdicts(run: &RunFolder, drawn: &Drawn, task: usize) -> Result<()
     );
     let stage = run.select("select");
     let entries = table_metadata(run, &run.plan().digests.up_to_select());
-    let file = table::write(run.run(), &format!("select/{task:05}.parquet"), &table, &entries)?;
+    let file = run.put_table(&stage, task, &format!("select/{task:05}.parquet"), &table, &entries)?;
     run.commit(&stage, task, Done::new(vec![file], read, counts))?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::exchange::{self, Source};
 use crate::run_folder::{Done, RunFolder};
 use crate::select::table_metadata;
-use crate::storage::FileRecord;
+use crate::storage::PendingFile;
 use crate::table::{self, Rows};
 
 use super::distil::TARGETS;
@@ -45,10 +45,11 @@ pub fn commit(
     assert!(positions.eq(shard.start..shard.end), "an output shard holds every position once");
 
     let batches: Vec<RecordBatch> = batches.iter().map(without_position).collect();
-    let file = write(run, &name(shard_idx), &batches, &order)?;
+    let stage = run.write("write");
+    let file = run.put(&stage, shard_idx, write(run, &name(shard_idx), &batches, &order)?)?;
     let used = sources.iter().filter(|source| source.index.n_rows(shard_idx) > 0);
     let read = used.map(|source| source.file.clone()).collect();
-    run.commit(&run.write("write"), shard_idx, Done::new(vec![file], read, order.len() as u64))?;
+    run.commit(&stage, shard_idx, Done::new(vec![file], read, order.len() as u64))?;
     Ok(())
 }
 
@@ -58,7 +59,7 @@ fn write(
     name: &str,
     batches: &[RecordBatch],
     order: &[(u64, usize, usize)],
-) -> Result<FileRecord, Error> {
+) -> Result<PendingFile, Error> {
     let mut description = table_metadata(run, &run.plan().digests.up_to_write());
     if run.plan().write.images {
         description.push(("huggingface", HUGGING_FACE_FEATURES.to_owned()));
@@ -94,7 +95,7 @@ fn write(
         writer.write(&rows).map_err(parquet_error)?;
         writer.flush().map_err(parquet_error)?;
     }
-    writer.into_inner().map_err(parquet_error)?.commit()
+    writer.into_inner().map_err(parquet_error)
 }
 
 /// Adjacent rows whose images are together no larger than the limit, at least one row each.

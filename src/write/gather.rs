@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::embed::{SamplesCounts, open_shard};
 use crate::error::Error;
-use crate::exchange::{self, BUFFERED_BYTES_MAX, ExchangeWriter, Index};
+use crate::exchange::{BUFFERED_BYTES_MAX, ExchangeWriter, Index};
 use crate::read::ReadSample;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
@@ -53,7 +53,7 @@ pub fn commit(run: &RunFolder, outputs: &OutputPlan, task: usize) -> Result<(), 
     let stage = run.write("write.gather");
     let schema = with_images(&kept.slice(0, 0), &[]).schema();
     let schema = if run.plan().write.images { schema } else { kept.schema() };
-    let mut writer = ExchangeWriter::new(run.run(), &exchange::file_name(&stage, task), schema)?;
+    let mut writer = ExchangeWriter::new(run, &stage, task, schema)?;
     if run.plan().write.images && run.plan().read.samples == SampleContents::Text {
         push(outputs, &with_images(&kept, &[]), &mut writer)?;
     } else if run.plan().write.images {

@@ -123,19 +123,16 @@ pub fn commit(run: &RunFolder, task: usize) -> Result<(), Error> {
     let counts = run.committed_counts::<SamplesCounts>(&run.samples(), task)?;
     let first = run.plan().pool.first_shard_idx(task);
     let (by_shard, columns) = (rows_by_shard(&verdicts), score_columns(run.plan()));
+    let stage = run.write("write.stats");
     let files = counts.shards.iter().enumerate().map(|(position, shard)| {
         let unusable = select.counts.unusable.get(&((first + position) as u32));
         let rows = by_shard.get(shard.shard.as_str()).cloned().unwrap_or(0..0);
         let stats = of_shard(shard, unusable, &verdicts.slice(rows.start, rows.len()), &columns);
         let text = serde_json::to_vec_pretty(&stats).expect("statistics are representable as JSON");
-        run.run().put(&format!("stats/{:05}_stats.json", first + position), &text)
+        run.put_bytes(&stage, task, &format!("stats/{:05}_stats.json", first + position), &text)
     });
     let files = files.collect::<Result<Vec<_>, _>>()?;
-    run.commit(
-        &run.write("write.stats"),
-        task,
-        Done::new(files, vec![verdicts_file], counts.shards.len() as u64),
-    )?;
+    run.commit(&stage, task, Done::new(files, vec![verdicts_file], counts.shards.len() as u64))?;
     Ok(())
 }
 

@@ -43,11 +43,20 @@ impl<'a> Held<'a> {
 ///
 /// [`Error::Device`] where a device fails.
 pub fn assign_on(engine: &Engine, points: &Matrix, centroids: &Matrix) -> Result<Vec<Assignment>, Error> {
+    Ok(assign_and_rows(engine, points, centroids)?.0)
+}
+
+/// [`assign_on`], and how many centroids a device took at once at the fewest.
+pub fn assign_and_rows(
+    engine: &Engine,
+    points: &Matrix,
+    centroids: &Matrix,
+) -> Result<(Vec<Assignment>, Option<usize>), Error> {
     match engine {
-        Engine::Kernels => Ok(assign(points, centroids)),
+        Engine::Kernels => Ok((assign(points, centroids), None)),
         Engine::Device(algebra) => {
-            let nearest = algebra.nearest_once(points, centroids)?;
-            Ok(assignments(&nearest, &Cloud::new(points).inverse_lengths))
+            let (nearest, rows_at_once) = algebra.nearest_once(points, centroids)?;
+            Ok((assignments(&nearest, &Cloud::new(points).inverse_lengths), Some(rows_at_once)))
         }
     }
 }

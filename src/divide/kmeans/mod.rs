@@ -18,7 +18,7 @@ use crate::matrix::Matrix;
 
 use cloud::{Cloud, set_direction};
 
-pub use held::assign_on;
+pub use held::{assign_and_rows, assign_on};
 pub use levels::fit_levels;
 pub use merge::merge_small;
 pub use nearest::{Assignment, assign};
@@ -330,7 +330,7 @@ mod tests {
                 }
             }
         }
-        let numerics = device.numerics();
+        let numerics = device.numerics_of_nearest(None).unwrap();
         assert_eq!((&*numerics["device"], &*numerics["products"]), ("cpu", "f32"));
         assert!(numerics["nodes"].starts_with("CPUExecutionProvider "), "{numerics:?}");
     }

@@ -188,7 +188,7 @@ impl Measurer {
         assert_eq!(found.len(), samples.len(), "a filter measures every sample that comes to it");
         let stage = run.filter(self.position, "");
         let table = found_table(run, &samples, &found);
-        let file = table::write(run.run(), &exchange::file_name(&stage, task), &table, &[])?;
+        let file = run.put_table(&stage, task, &exchange::file_name(&stage, task), &table, &[])?;
         let scored = run.committed_counts::<ScoreCounts>(&run.score("select.score"), task)?.scored;
         let counts = FilterCounts { reaching: samples.len() as u64, scored };
         run.commit(&stage, task, Done::new(vec![file], read, counts))?;

@@ -73,7 +73,7 @@ fn commit_deal(run: &RunFolder, position: usize, task: usize) -> Result<(), Erro
         columns.build()
     };
     let stage = run.filter(position, ".deal");
-    let mut writer = ExchangeWriter::new(run.run(), &exchange::file_name(&stage, task), table(&[]).schema())?;
+    let mut writer = ExchangeWriter::new(run, &stage, task, table(&[]).schema())?;
     for (cluster, samples) in by_cluster {
         writer.push(cluster, table(&samples))?;
     }
@@ -184,7 +184,7 @@ pub fn push_found(
         found_of_task.push(found.clone());
     }
     let schema = found_table(run, &[], &[]).schema();
-    let mut writer = ExchangeWriter::new(run.run(), &exchange::file_name(stage, group), schema)?;
+    let mut writer = ExchangeWriter::new(run, stage, group, schema)?;
     for (task, (samples, found)) in by_task {
         writer.push(task, found_table(run, &samples, &found))?;
     }
