@@ -38,12 +38,14 @@ pub enum Error {
     Vectors { path: PathBuf, source: NpyError },
     #[error("embeddings `{path}` have {n_rows} rows, but shard `{shard}` has {n_samples} samples")]
     VectorRows { path: PathBuf, n_rows: u64, shard: String, n_samples: u64 },
-    #[error("no shard matches `{pattern}`")]
+    #[error("no file matches `{pattern}`")]
     NoShards { pattern: String },
     #[error("there is no shard `{path}`")]
     ShardMissing { path: PathBuf },
     #[error("`{path}` is a folder, and no shard")]
     ShardIsFolder { path: PathBuf },
+    #[error("`{path}` is no run's, and this one would write over it")]
+    ForeignFile { path: PathBuf },
     #[error("shard `{path}` is named twice")]
     ShardTwice { path: PathBuf },
     #[error("shard `{path}` is not below the pool's root `{root}`")]
@@ -129,7 +131,7 @@ pub enum Error {
     ExpertsDiffer,
     #[error("cannot use target embeddings `{path}`")]
     Targets { path: PathBuf, source: NpyError },
-    #[error("no sample could be scored")]
+    #[error("no sample came to the draw")]
     NothingScored,
     #[error("cannot export the run")]
     Export { source: ExportError },
@@ -186,13 +188,19 @@ impl Error {
                 "`pipelines/README.md` lists every table and key".to_owned()
             }
             Error::Assumptions { .. } => "`benches/billion.toml` is an example with every key".to_owned(),
+            Error::ForeignFile { .. } => "choose another folder with `-o`".to_owned(),
+            Error::ExpertWithoutCluster { .. } => {
+                "raise `divide.n_clusters`, or leave out the expert".to_owned()
+            }
             Error::ShardIsFolder { path } => {
                 format!("`{0}/*.tar` names the tars of a folder, `{0}/*.parquet` its tables", path.display())
             }
             Error::NothingToShow { .. } => {
                 "shown are run folders, shards and Parquet files; `superbatch doctor --model FOLDER` shows a model".to_owned()
             }
-            Error::ReadSetting { .. } => "paths are relative to the current folder".to_owned(),
+            Error::ReadSetting { .. } => {
+                "paths are relative to the current folder; those of a run to the folder that it was started in".to_owned()
+            }
             Error::Json { path, .. } if path.ends_with(PLAN) => {
                 "remove it; `superbatch run PIPELINE.toml -o RUN` makes it again and keeps what was done under it"
                     .to_owned()
@@ -205,7 +213,7 @@ impl Error {
                     .to_owned()
             }
             Error::NoShards { .. } | Error::ShardMissing { .. } => {
-                "paths in `read.shards` are relative to the current folder".to_owned()
+                "paths are relative to the current folder".to_owned()
             }
             Error::RemoteShards { .. } => {
                 "only local files are read yet: copy the shards, or mount their store".to_owned()
@@ -287,7 +295,8 @@ impl Error {
             }
             Error::NotARun { .. } => "`superbatch run PIPELINE.toml -o RUN` makes one".to_owned(),
             Error::NotEmbedded { .. } => {
-                "run `superbatch embed` again, or allow leaving them out with `read.failed_shards_max`"
+                "`superbatch embed` or `run` goes on with them; shards that cannot be read may be left out with \
+                 `read.failed_shards_max`"
                     .to_owned()
             }
             Error::NotCommitted { .. } => "`superbatch run` does every stage that is missing".to_owned(),
@@ -365,6 +374,8 @@ impl Error {
                 | Error::ShardColumns { .. }
                 | Error::ShardMissing { .. }
                 | Error::ShardIsFolder { .. }
+                | Error::ForeignFile { .. }
+                | Error::ExpertWithoutCluster { .. }
                 | Error::ShardTwice { .. }
                 | Error::ShardOutsideRoot { .. }
                 | Error::PathNotUtf8 { .. }

@@ -133,7 +133,9 @@ fn without_a_good_sample_a_run_says_why() {
     pipeline.file = without_divide(folder.path());
     let ended = pipeline.command("run", &folder.path().join("other")).assert().code(1);
     let error = text(&ended.get_output().stderr);
-    assert!(error.contains(&format!("{why} scored\nhint: `rejection` in")), "{error}");
+    let why =
+        "2 samples taken out by `shard_broken`\nerror: no sample came to the draw\nhint: `rejection` in";
+    assert!(error.contains(why), "{error}");
 }
 
 fn without_divide(folder: &Path) -> PathBuf {
@@ -173,7 +175,7 @@ fn mistakes_in_settings_are_named_before_any_work() {
     let run = folder.path().join("run");
     let mistakes = [
         ("read.shards=['fixtures/pool/shard-0000{0..99}.tar']", "/fixtures/pool/shard-000010.tar`"),
-        ("read.shards=['fixtures/nothing/*.tar']", "no shard matches `fixtures/nothing/*.tar`"),
+        ("read.shards=['fixtures/nothing/*.tar']", "no file matches `fixtures/nothing/*.tar`"),
         ("read.shards=['fixtures/pool/*.tar','fixtures/pool/shard-00000.tar']", "is named twice"),
         ("read.shards=['fixtures/pool']", "/fixtures/pool` is a folder, and no shard"),
         ("read.shard='x'", "unknown field `shard`"),
@@ -219,6 +221,64 @@ fn more_clusters_than_samples_cannot_be_fitted() {
         error_of(&mut Pipeline::embedded().with("divide.n_clusters=1000").command("run", folder.path()), 2);
     assert!(error.starts_with("error: cannot fit centroids\n  caused by: "), "{error}");
     assert!(error.contains("hint: lower `divide.n_clusters`"), "{error}");
+}
+
+#[test]
+fn files_of_others_are_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    // a log beside the outputs is no harm, as those of batch jobs are
+    fs::write(folder.path().join("job.log"), "").unwrap();
+    for name in ["report.html", "curated"] {
+        let file = folder.path().join(name);
+        fs::write(&file, "precious").unwrap();
+        let error = error_of(&mut Pipeline::embedded().command("run", folder.path()), 2);
+        assert!(error.contains(&format!("{name}` is no run's")) && error.contains("hint: "), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+        fs::remove_file(file).unwrap();
+    }
+    Pipeline::embedded().run(folder.path());
+    assert_verified(folder.path());
+}
+
+#[test]
+fn what_is_known_to_be_bad_but_not_there_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let listed = folder.path().join("planted.csv");
+    let known = fs::read_to_string(root().join("fixtures/swapped.csv")).unwrap();
+    let one = known.lines().find(|line| line.starts_with("shard-00000.tar,")).unwrap();
+    fs::write(&listed, format!("shard,key\n{one}\nshard-00000.tar,nobody\n")).unwrap();
+    let run = folder.path().join("run");
+    let pipeline = Pipeline::embedded().with(&format!("report.planted='{}'", listed.display()));
+    let said = text(&pipeline.command("run", &run).assert().success().get_output().stderr);
+    assert!(
+        said.contains("1 of 2 planted samples are in the pool: shards are named by their paths below"),
+        "{said}"
+    );
+    let planted = &json(&run.join("report.json"))["planted"];
+    assert_eq!((&planted["n_listed"], &planted["n_planted"]), (&2.into(), &1.into()));
+}
+
+#[test]
+fn numbers_that_are_hardly_meant_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    copy_folder(&root().join("fixtures/models/learner"), &model);
+    let manifest = fs::read_to_string(model.join("model.toml")).unwrap();
+    let stated = |key: &str, value: &str| {
+        let lines = manifest.lines().map(|line| match line.split_once('=') {
+            Some((found, _)) if found.trim() == key => format!("{key} = {value}"),
+            _ => line.to_owned(),
+        });
+        fs::write(model.join("model.toml"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let set = format!("models.learner.folder='{}'", model.display());
+        let mut command = superbatch(["plan"]);
+        let pipeline = Pipeline::small().with(&set);
+        command.arg(&pipeline.file).args(pipeline.sets.iter().flat_map(|set| ["--set", set]));
+        text(&command.assert().success().get_output().stderr)
+    };
+    assert!(stated("logit_scale", "2.3204").contains("as low as the logarithm of one"));
+    assert!(stated("logit_bias", "9.9").contains("a logit bias above 0"));
+    assert!(!stated("logit_scale", "10.18").contains("logit"));
 }
 
 #[test]

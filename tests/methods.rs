@@ -237,6 +237,13 @@ fn a_round_keeps_clusters_and_reference_and_says_how_stale_the_last_is() {
             assert!(said.lines().any(|said| said == line), "{said}");
         }
     }
+    // the round after a round is the run's next; before another plan came, rounds were of another series
+    pipeline.with("seed=9").command("run", &run).arg("--replan").assert().success();
+    let mut next = superbatch(["round"]);
+    next.arg(run.join("rounds/002")).args(["--learner", "fixtures/models/learner"]).assert().success();
+    assert!(!run.join("rounds/002/rounds").exists());
+    let rounds = report(&run.join("rounds/003"))["rounds"].clone();
+    assert_eq!(rounds.as_array().unwrap().iter().map(|round| &round["round"]).collect::<Vec<_>>(), [&0]);
 }
 
 #[test]

@@ -197,7 +197,12 @@ fn compare(args: &CompareArgs) -> Result<Exit, Error> {
 
 fn round(run: PathBuf, learner: &str, device: Device, memory_limit_bytes: u64) -> Result<Exit, Error> {
     let Ok(ModelName { folder, variant }) = learner.parse();
-    let base = RunFolder::open(Storage::new(run))?;
+    let run = RunFolder::open(Storage::new(run))?;
+    // the round after a round is the next of the run that both belong to
+    let base = match run.run_of_round()? {
+        Some(base) => base,
+        None => run,
+    };
     let former = base.plan().models.get(ModelRole::Learner).ok_or(Error::NoLearner)?;
     let learner = ModelSettings { folder, variant, precomputed: None, ..former.settings() };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -294,15 +299,28 @@ fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
     };
     diagnostic(&format!("{}{draws}", report.counts.sentence()));
     if report.counts.kept == 0 {
-        diagnostic("nothing was kept: the report counts what each step took out");
+        diagnostic(
+            "nothing was kept: the filters took out all, or the filter ratio leaves less than one sample",
+        );
+    }
+    if report.planted.as_ref().is_some_and(|planted| planted.n_planted < planted.n_listed) {
+        let planted = report.planted.as_ref().expect("just seen");
+        diagnostic(&format!(
+            "{} of {} planted samples are in the pool: shards are named by their paths below {}",
+            planted.n_planted,
+            planted.n_listed,
+            run.plan().pool.root.display()
+        ));
     }
     let ratio_max = run.plan().read.rejection_ratio_max;
     let shard_ratio_max = run.plan().read.rejection_ratio_max_shard;
     if report.rejection_ratio > ratio_max || report.rejection_ratio_max_of_shards > shard_ratio_max {
         diagnostic(&format!(
             "too many rejections: {:.3} of the pool (at most {ratio_max}), {:.3} of the worst shard (at most \
-             {shard_ratio_max}); all outputs are kept",
-            report.rejection_ratio, report.rejection_ratio_max_of_shards
+             {shard_ratio_max}), {}; all outputs are kept",
+            report.rejection_ratio,
+            report.rejection_ratio_max_of_shards,
+            report.worst_shard.as_deref().unwrap_or("none")
         ));
         return Ok(Exit::TooManyRejections);
     }

@@ -269,7 +269,7 @@ impl ModelsComparison {
                     cosines.mean, cosines.min, cosines.percentile_1, cosines.percentile_5, cosines.median
                 ),
             };
-            let _ = writeln!(text, "cosine of both embeddings of a {what:8} {shown}");
+            let _ = writeln!(text, "cosine of both embeddings, {what:8} {shown}");
         }
         let _ = writeln!(
             text,

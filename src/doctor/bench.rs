@@ -36,6 +36,13 @@ pub fn examine(findings: &mut Findings, model: &Model, device: Device) -> Result
         }
     }
     findings.say("suggestion", suggestion(&all, places[0]));
+    if !places[0].is_gpu() {
+        findings.say(
+            "",
+            format!("(a processor takes {CPU_ROWS_MAX} rows of a batch at once, whatever its size)"),
+        );
+    }
+    findings.say("", "(under another batch size, what is embedded already is embedded anew)");
     Ok(())
 }
 

@@ -19,8 +19,8 @@ use crate::error::Error;
 use crate::numbers::{bytes, counted, whole};
 use crate::plan::{Plan, PlannedModel};
 use crate::settings::{
-    ActiveClip, ActiveClipScore, Assumptions, DivideSettings, Draw, FractionOf, ModelRole, SelectSettings,
-    Settings, SuperBatchDraw, SuperBatchMethod, SuperBatches,
+    ActiveClip, ActiveClipScore, Assumptions, DivideSettings, Draw, FractionOf, ModelRole, PassPool,
+    SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, SuperBatches,
 };
 use crate::write::target_bytes;
 
@@ -132,9 +132,12 @@ impl Estimate {
             Some(_) => format!(", in {}", counted(self.n_super_batches, "super-batch", "super-batches")),
             None => String::new(),
         };
-        let draw = plan.select.draw.title();
+        let filters = plan.select.filters.iter().map(|filter| filter.name.clone());
+        let draw = (plan.select.draw != Draw::Keep).then(|| plan.select.draw.title());
+        let steps = filters.chain(draw).collect::<Vec<_>>().join(", then ");
+        let about = if keeps_fewer(&plan.select) { "at most about" } else { "about" };
         let (kept, all) = (whole(self.n_kept), whole(self.n_samples));
-        let _ = writeln!(text, "select    {draw}: about {kept} of {all} samples{within}");
+        let _ = writeln!(text, "select    {steps}: {about} {kept} of {all} samples{within}");
         let _ = writeln!(
             text,
             "disk      about {}: embeddings {}, exchange {}, curated shards {}",
@@ -206,6 +209,18 @@ fn reaching(select: &SelectSettings, n_samples: u64) -> u64 {
         FractionOf::Reaching => best.filter_ratio.kept(n_reaching),
         FractionOf::Pool => best.filter_ratio.kept(n_samples).min(n_reaching),
     })
+}
+
+/// Whether fewer may be kept than filter ratios tell: by other bounds, and where a sample may be drawn again.
+fn keeps_fewer(select: &SelectSettings) -> bool {
+    let is_repeating = match &select.draw {
+        Draw::InSuperBatches(draw) => {
+            let is_anew = draw.deal.n_passes > 1 && draw.deal.pass_pool == PassPool::All;
+            is_anew || matches!(draw.method, SuperBatchMethod::SoftCap(_))
+        }
+        Draw::OverPool(_) | Draw::Keep => false,
+    };
+    is_repeating || select.filters.iter().any(|filter| filter.filter.best().is_none())
 }
 
 /// Says which sizes of the settings the pool has too few samples for; by an estimate nothing is refused.

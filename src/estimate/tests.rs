@@ -151,12 +151,15 @@ fn filters_that_keep_a_fraction_are_counted() {
     let bound = "method = 'semdedup'\nepsilon = 0.1";
     let (n_kept, n_super_batches, text) = of_steps(&[half, third, bound]);
     assert_eq!((n_kept, n_super_batches), (300, 0));
-    assert!(text.contains("select    filters alone: about 300 of 1,000 samples\n"), "{text}");
+    assert!(
+        text.contains("select    clip_score, then threshold, then semdedup: at most about 300 of"),
+        "{text}"
+    );
     let draw = "method = 'random'\nfilter_ratio = 0.8\nsuper_batch_size = 100";
     let (n_kept, n_super_batches, text) = of_steps(&[half, draw]);
     assert_eq!((n_kept, n_super_batches), (100, 5));
     assert!(
-        text.contains("random, filter ratio 0.8: about 100 of 1,000 samples, in 5 super-batches\n"),
+        text.contains("select    clip_score, then random, filter ratio 0.8: about 100 of 1,000 samples, in 5 super-batches\n"),
         "{text}"
     );
 }

@@ -11,6 +11,8 @@ mod planted;
 mod fields;
 mod memory;
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,7 @@ use crate::embed::{ModelKind, SessionSettings, open_shard};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::noise::{Purpose, keyed_hash};
+use crate::npy::{self, NpyError};
 use crate::read::ShardFormat;
 use crate::runtime::Device;
 use crate::select::pair_score;
@@ -110,7 +113,9 @@ impl Plan {
         };
         let models = model::planned_models(settings, device, earlier, &pool, &wants)?;
         if earlier.is_none() {
+            check_targets(&settings.select, &models)?;
             warn_of_equal_models(&models);
+            warn_of_logits(&models);
             fields::warn_of_missing(&pool, &settings.read, &settings.select);
         }
         let mut divide = settings.divide.clone();
@@ -257,6 +262,39 @@ impl Plan {
             );
         }
         lines
+    }
+}
+
+/// Whether the embeddings that filters compare with are as wide as their models', before any work.
+fn check_targets(select: &SelectSettings, models: &Models<PlannedModel>) -> Result<(), Error> {
+    for filter in &select.filters {
+        let model = filter.filter.model().and_then(|role| models.get(role));
+        for (path, model) in filter.filter.files().into_iter().zip(std::iter::repeat(model).flatten()) {
+            let file =
+                File::open(path).map_err(|source| Error::ReadSetting { path: path.clone(), source })?;
+            let fault = |source| Error::Targets { path: path.clone(), source };
+            let (found, expected) =
+                (npy::Rows::open(BufReader::new(file)).map_err(fault)?.n_cols(), model.embedding_dim);
+            if found != expected {
+                return Err(fault(NpyError::Width { found, expected }));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The logarithms of the scales that models are trained to are below, the scales themselves above.
+const LOGIT_SCALE_USUAL: f64 = 5.0;
+
+/// A scale that was stated as its logarithm, and a bias with the other sign, are mistakes that no later step notices.
+fn warn_of_logits(models: &Models<PlannedModel>) {
+    for (model, planned) in models.iter() {
+        if let Some(logit_scale) = planned.logit_scale.filter(|scale| *scale < LOGIT_SCALE_USUAL) {
+            tracing::warn!(%model, logit_scale, "a logit scale as low as the logarithm of one: `logit_scale` is linear");
+        }
+        if let Some(logit_bias) = planned.logit_bias.filter(|bias| *bias > 0.0) {
+            tracing::warn!(%model, logit_bias, "a logit bias above 0: trained ones are below");
+        }
     }
 }
 

@@ -35,6 +35,10 @@ impl PlantedSamples {
         self.0.contains(id)
     }
 
+    pub fn n_samples(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn digest(&self) -> Digest {
         Digest::of_json(self)
     }

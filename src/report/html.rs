@@ -13,7 +13,8 @@ use crate::divide::FitCounts;
 use crate::embed::Variant;
 use crate::plan::Plan;
 use crate::settings::{
-    DivideSettings, EmbedSettings, ModelSettings, ReadSettings, ReportSettings, SelectSettings, WriteSettings,
+    DivideSettings, Draw, EmbedSettings, ModelSettings, ReadSettings, ReportSettings, ScoreKind,
+    SelectSettings, WriteSettings,
 };
 use crate::write::Distribution;
 
@@ -64,6 +65,10 @@ struct Page<'a> {
     n_joined_clusters: Option<String>,
     /// Of drawn sub-batches, of their samples dealt anew, of uniform draws.
     batch_learnability: Option<[String; 3]>,
+    /// What batch learnability is of: where learner or reference score alone, not learnability.
+    batch_score: &'static str,
+    /// Whether these are of the first of several passes.
+    is_of_first_pass: bool,
     /// Whether the draw looks at the pairs of a sub-batch, which batch learnability is of.
     is_by_pairs: bool,
     learnability: Option<Quantiles>,
@@ -154,8 +159,10 @@ struct ScoreRow<'a> {
 #[derive(Serialize)]
 struct PlantedRow {
     n: String,
+    n_listed: String,
     pool: String,
-    reaching: String,
+    /// None where there is no draw to come to.
+    reaching: Option<String>,
     kept: String,
     random: String,
     random_deviation: String,
@@ -218,13 +225,19 @@ impl<'a> Page<'a> {
                 .zip(select.batch_learnability_reshuffled)
                 .zip(select.batch_learnability_random)
                 .map(|((drawn, reshuffled), random)| [drawn, reshuffled, random].map(number)),
+            batch_score: match plan.pair_score() {
+                Some(ScoreKind::HardLearner) => "loss under the learner",
+                Some(ScoreKind::EasyReference) => "loss under the reference, taken negatively,",
+                Some(ScoreKind::Learnability) | None => "learnability",
+            },
+            is_of_first_pass: plan.select.draw.deal().is_some_and(|deal| deal.n_passes > 1),
             is_by_pairs: plan.select.draw.pair_score().is_some(),
             learnability: match learnability {
                 (Some(pool), Some(kept)) => Quantiles::new(&pool.deciles, &kept.deciles),
                 _ => None,
             },
             scores: score_rows(report),
-            planted: report.planted.as_ref().map(PlantedRow::new),
+            planted: report.planted.as_ref().map(|planted| PlantedRow::new(planted, &plan.select.draw)),
             facts: facts(report, plan),
             curated: Cut::new(curated),
             curated_bytes: bytes(report.curated.iter().map(|shard| shard.size_bytes).sum()),
@@ -277,11 +290,12 @@ impl Divide {
 }
 
 impl PlantedRow {
-    fn new(planted: &Planted) -> PlantedRow {
+    fn new(planted: &Planted, draw: &Draw) -> PlantedRow {
         PlantedRow {
             n: whole(planted.n_planted),
             pool: percent_of(planted.pool_share),
-            reaching: percent_of(planted.reaching_share),
+            n_listed: whole(planted.n_listed),
+            reaching: (*draw != Draw::Keep).then(|| percent_of(planted.reaching_share)),
             kept: percent_of(planted.kept_share),
             random: percent_of(planted.random_share_mean),
             random_deviation: percent_of(planted.random_share_standard_deviation),

@@ -16,6 +16,9 @@ const N_CONTROL_SEEDS: u64 = 10;
 /// Shares of planted samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Planted {
+    /// Samples that the file names.
+    pub n_listed: u64,
+    /// Those of them that the pool has and that were not rejected.
     pub n_planted: u64,
     /// Planted over all samples of the pool that were not rejected.
     pub pool_share: f64,
@@ -105,6 +108,7 @@ impl PlantedCounts {
         let mean = shares.iter().sum::<f64>() / n;
         let variance = shares.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / (n - 1.0);
         Planted {
+            n_listed: self.planted.n_samples() as u64,
             n_planted: self.pool.n_planted,
             pool_share: self.pool.ratio(),
             reaching_share: self.reaching.ratio(),

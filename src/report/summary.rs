@@ -108,7 +108,7 @@ pub struct SelectReport {
     pub n_draws: u64,
     /// Clusters that were drawn with a nearest one, having fewer samples than a super-batch.
     pub n_joined_clusters: usize,
-    /// Mean of `F(A)/|A|` over the drawn sub-batches, nats.
+    /// Mean over the drawn samples of their sub-batch's `F(A)/|A|`, nats; of several passes, as all that follows, the first's.
     pub batch_learnability: Option<f64>,
     /// The same after the kept samples of each dealing group were dealt anew.
     pub batch_learnability_reshuffled: Option<f64>,
@@ -381,7 +381,14 @@ fn effective(sizes: &BTreeMap<u32, u64>) -> f64 {
 }
 
 fn compare_rounds(run: &RunFolder) -> Result<Vec<RoundComparison>, Error> {
-    let compared = run.rounds_before()?.into_iter().map(|earlier| {
+    // those that came before another plan of the run are of another series
+    let is_alike = |earlier: &RunFolder| {
+        let (earlier, plan) = (earlier.plan(), run.plan());
+        earlier.seed == plan.seed
+            && earlier.select.draw == plan.select.draw
+            && earlier.select.filters == plan.select.filters
+    };
+    let compared = run.rounds_before()?.into_iter().filter(is_alike).map(|earlier| {
         let RunsComparison { n_common, kept, rank_correlations, .. } = compare_runs(&earlier, run)?;
         Ok(RoundComparison { round: earlier.plan().round, n_common, kept, rank_correlations })
     });
@@ -395,10 +402,14 @@ fn select_report(run: &RunFolder, n_draws: u64) -> Result<SelectReport, Error> {
     for group in 0..plans.map_or(0, |plans| plans.groups.len()) {
         super_batches.extend(run.committed_counts::<DrawCounts>(&stage, group)?.super_batches);
     }
-    let mean = |value: fn(&SuperBatchCounts) -> Option<f64>| {
-        let values: Vec<f64> = super_batches.iter().filter_map(value).collect();
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    // over samples and not over super-batches, which differ in size within clusters
+    let mean_by = |weight: fn(&SuperBatchCounts) -> usize, value: fn(&SuperBatchCounts) -> Option<f64>| {
+        let values = super_batches.iter().filter_map(|counts| Some((weight(counts) as f64, value(counts)?)));
+        let (weight, sum) =
+            values.fold((0.0, 0.0), |(all, sum), (weight, value)| (all + weight, sum + weight * value));
+        (weight > 0.0).then(|| sum / weight)
     };
+    let mean = |value| mean_by(|counts| counts.n_kept, value);
     let mut calibrated = BTreeMap::new();
     for (task, role) in calibrated_models(run.plan()).into_iter().enumerate() {
         calibrated.insert(role.to_string(), run.committed_counts(&run.score("select.calibrate"), task)?);
@@ -410,11 +421,14 @@ fn select_report(run: &RunFolder, n_draws: u64) -> Result<SelectReport, Error> {
         batch_learnability: mean(|counts| counts.batch_learnability),
         batch_learnability_reshuffled: mean(|counts| counts.batch_learnability_reshuffled),
         batch_learnability_random: mean(|counts| counts.batch_learnability_random),
-        effective_samples: mean(|counts| Some(counts.weights?.effective_samples)),
-        effective_samples_of_collisions: mean(|counts| Some(counts.weights?.effective_samples_of_collisions)),
+        effective_samples: mean_by(|_| 1, |counts| Some(counts.weights?.effective_samples)),
+        effective_samples_of_collisions: mean_by(
+            |_| 1,
+            |counts| Some(counts.weights?.effective_samples_of_collisions),
+        ),
         mean_score_of_drawn: mean(|counts| Some(counts.weights?.mean_of_drawn)),
         mean_score_of_best: mean(|counts| Some(counts.weights?.mean_of_best)),
-        mean_score_of_all: mean(|counts| Some(counts.weights?.mean_of_all)),
+        mean_score_of_all: mean_by(|counts| counts.n_samples, |counts| Some(counts.weights?.mean_of_all)),
         calibrated,
     })
 }

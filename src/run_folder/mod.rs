@@ -45,6 +45,22 @@ pub enum OtherPlan {
 /// The file of a run's plan in its folder.
 pub const PLAN: &str = "plan.json";
 
+/// What a run writes into its folder, beside its plan and its markers.
+const OUTPUTS: [&str; 12] = [
+    "samples",
+    "embeddings",
+    "divide",
+    "select",
+    "draws",
+    "curated",
+    "stats",
+    "plan",
+    "rounds",
+    "_exchange",
+    "report.json",
+    "report.html",
+];
+
 /// What is locked by who gives a folder its plan: no file that is ever replaced, since a lock is on a file and not on its
 /// name.
 const LOCK: &str = "_done/.lock";
@@ -55,11 +71,12 @@ impl RunFolder {
     /// # Errors
     ///
     /// [`Error::OtherPlan`] unless `other_plan` allows it, [`Error::Replanned`] while another process replaces the plan,
-    /// and a store that holds another pool's samples.
+    /// [`Error::ForeignFile`] in the place of one of the run's, and a store that holds another pool's samples.
     pub fn create(run: Storage, plan: Plan, other_plan: OtherPlan) -> Result<RunFolder, Error> {
         let mut folder = RunFolder::new(run, plan);
         let text = serde_json::to_vec_pretty(&folder.plan).expect("a plan is representable as JSON");
         if folder.run.size_bytes(PLAN)?.is_none() {
+            folder.check_foreign()?;
             folder.check_store()?;
             // of several that begin at once, the others wait until the folder is as the first wants it
             let _lock = folder.run.lock(LOCK)?;
@@ -89,6 +106,19 @@ impl RunFolder {
         folder.drop_what_was_of(Some(&present))?;
         folder.run.put(PLAN, &text)?;
         folder.stamped()
+    }
+
+    /// Refuses a folder with somebody else's files in the places of a run's: one in which nothing was ever committed.
+    fn check_foreign(&self) -> Result<(), Error> {
+        if self.run.size_bytes("_done")?.is_some() {
+            return Ok(());
+        }
+        for name in OUTPUTS {
+            if self.run.size_bytes(name)?.is_some() {
+                return Err(Error::ForeignFile { path: self.run.path(name) });
+            }
+        }
+        Ok(())
     }
 
     /// Opens a run folder by the plan that it holds.
@@ -158,12 +188,14 @@ impl RunFolder {
         Ok(rounds)
     }
 
+    /// The run that a round belongs to; nothing for a run.
+    pub fn run_of_round(&self) -> Result<Option<RunFolder>, Error> {
+        self.plan.base.as_ref().map(|_| RunFolder::open(self.base.clone())).transpose()
+    }
+
     /// What a round follows: the run that it belongs to and the rounds before it, in order; nothing for a run.
     pub fn rounds_before(&self) -> Result<Vec<RunFolder>, Error> {
-        if self.plan.base.is_none() {
-            return Ok(Vec::new());
-        }
-        let base = RunFolder::open(self.base.clone())?;
+        let Some(base) = self.run_of_round()? else { return Ok(Vec::new()) };
         let mut before = base.rounds()?;
         before.truncate(self.plan.round as usize - 1);
         before.insert(0, base);
