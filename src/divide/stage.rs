@@ -40,7 +40,12 @@ pub fn run(run: &RunFolder, executor: &Executor) -> Result<(), Error> {
         true => Engine::Kernels,
         false => Engine::of(settings.device, settings.products)?,
     };
-    let n_at_once = tasks_at_once(run, executor, row_bytes(&run.plan().models, settings.model))?;
+    let n_fitting = tasks_at_once(run, executor, row_bytes(&run.plan().models, settings.model))?;
+    let n_at_once = match &engine {
+        Engine::Kernels => n_fitting,
+        // one is read while another is on the device, where the points of both lie
+        Engine::Device(_) => n_fitting.min(2),
+    };
     executor.run(run, &assign, &tasks, n_at_once, |task| {
         commit_assignments(run, &engine, settings.model, task, &centroids)
     })?;
