@@ -44,8 +44,10 @@ pub enum Error {
     ShardMissing { path: PathBuf },
     #[error("`{path}` is a folder, and no shard")]
     ShardIsFolder { path: PathBuf },
-    #[error("`{path}` is no run's, and this one would write over it")]
+    #[error("`{path}` lies in the place of a run's output, and no marker names it")]
     ForeignFile { path: PathBuf },
+    #[error("`{folder}` is a run of another version of this program: its format is {format_version}")]
+    FormatVersion { folder: PathBuf, format_version: u32 },
     #[error("shard `{path}` is named twice")]
     ShardTwice { path: PathBuf },
     #[error("shard `{path}` is not below the pool's root `{root}`")]
@@ -188,7 +190,8 @@ impl Error {
                 "`pipelines/README.md` lists every table and key".to_owned()
             }
             Error::Assumptions { .. } => "`benches/billion.toml` is an example with every key".to_owned(),
-            Error::ForeignFile { .. } => "choose another folder with `-o`".to_owned(),
+            Error::ForeignFile { .. } => "move it away, or choose another folder".to_owned(),
+            Error::FormatVersion { .. } => "choose another folder; it is read by the version that made it".to_owned(),
             Error::ExpertWithoutCluster { .. } => {
                 "raise `divide.n_clusters`, or leave out the expert".to_owned()
             }
@@ -375,6 +378,7 @@ impl Error {
                 | Error::ShardMissing { .. }
                 | Error::ShardIsFolder { .. }
                 | Error::ForeignFile { .. }
+                | Error::FormatVersion { .. }
                 | Error::ExpertWithoutCluster { .. }
                 | Error::ShardTwice { .. }
                 | Error::ShardOutsideRoot { .. }

@@ -152,7 +152,11 @@ fn replace(
         if packages.exists() {
             fs::rename(packages, &old).map_err(write_error(packages))?;
         }
-        fs::rename(&unfinished, packages).map_err(write_error(packages))
+        fs::rename(&unfinished, packages).map_err(|fault| {
+            // the old ones are better than none
+            let _ = fs::rename(&old, packages);
+            write_error(packages)(fault)
+        })
     });
     let unneeded = if in_place.is_ok() { old } else { unfinished };
     let _ = fs::remove_dir_all(unneeded);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::embed::CompleteTasks;
 use crate::error::Error;
 use crate::run_folder::{Marker, Place, RunFolder, Stage, is_exchange_file};
 use crate::storage::{Storage, UNFINISHED_PREFIX};
@@ -77,15 +78,13 @@ pub fn repair(run: &RunFolder) -> Result<String, Error> {
     let unreadable = run.drop_unreadable()?;
     let mut damaged = verify(run)?.damaged;
     let all = committed(run)?;
-    if unreadable.n_dropped > 0 {
-        // what no marker names any more may come back as other bytes
-        let named: BTreeSet<&str> =
-            all.iter().flat_map(|(_, _, marker)| &marker.data).map(|file| file.name.as_str()).collect();
-        let read = all.iter().flat_map(|(_, _, marker)| &marker.read).map(|file| &file.name);
-        damaged.extend(read.filter(|name| !named.contains(name.as_str())).cloned());
-    }
+    // what no marker names any more, say after the repair of a run that shares it, may come back as other bytes
+    let named: BTreeSet<&str> =
+        all.iter().flat_map(|(_, _, marker)| &marker.data).map(|file| file.name.as_str()).collect();
+    let read = all.iter().flat_map(|(_, _, marker)| &marker.read).map(|file| &file.name);
+    damaged.extend(read.filter(|name| !named.contains(name.as_str())).cloned());
     let stands_on_counts = StandsOnCounts::of(run)?;
-    let mut is_embed_lost = unreadable.is_of_embed;
+    let mut is_embed_lost = unreadable.is_of_embed || !is_list_true(run)?;
     // where in the flow tasks are lost
     let mut lost: BTreeSet<usize> = BTreeSet::new();
     let mut is_bad = vec![false; all.len()];
@@ -113,11 +112,32 @@ pub fn repair(run: &RunFolder) -> Result<String, Error> {
     for (stage, name, marker) in &bad {
         run.drop_marker(stage, name, marker)?;
     }
+    if is_embed_lost {
+        run.drop_list_of_complete_tasks()?;
+    }
     if !bad.is_empty() || unreadable.n_dropped > 0 {
         run.drop_stage_plans_without_markers()?;
     }
     let n_dropped = bad.len() + unreadable.n_dropped;
     Ok(format!("{n_dropped} tasks dropped; `superbatch run` does them again"))
+}
+
+/// Whether all that the list of complete tasks names is there still; a list that is missing is true of nothing.
+fn is_list_true(run: &RunFolder) -> Result<bool, Error> {
+    let list: Option<CompleteTasks> = run.stage_plan_if_present(&run.embed())?;
+    let Some(list) = list else { return Ok(false) };
+    if !run.are_counted(&run.samples(), &list.tasks)? {
+        return Ok(false);
+    }
+    for (role, _) in run.plan().models.iter() {
+        let stage = run.embeddings(role).expect("a model of the plan");
+        let mut tasks = run.plan().tasks_of(role);
+        tasks.retain(|task| list.tasks.binary_search(task).is_ok());
+        if !run.are_counted(&stage, &tasks)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What steps stand on beside the files that their markers name: the list of complete tasks, and counts of whole steps

@@ -126,15 +126,14 @@ fn without_a_good_sample_a_run_says_why() {
     let shards = format!("'{}'", folder.path().join("*.tar").display());
     let ended = keep_all(&shards).command("run", &folder.path().join("run")).assert().code(1);
     let error = text(&ended.get_output().stderr);
-    let why = "2 samples taken out by `shard_broken`\nerror: no sample could be";
+    let why = "2 taken out by `shard_broken`\nerror: no sample could be";
     assert!(error.contains(&format!("{why} embedded\nhint: `rejection` in `samples/`")), "{error}");
     let mut pipeline = keep_all(&shards);
     pipeline.sets.retain(|set| !set.starts_with("divide."));
     pipeline.file = without_divide(folder.path());
     let ended = pipeline.command("run", &folder.path().join("other")).assert().code(1);
     let error = text(&ended.get_output().stderr);
-    let why =
-        "2 samples taken out by `shard_broken`\nerror: no sample came to the draw\nhint: `rejection` in";
+    let why = "2 taken out by `shard_broken`\nerror: no sample came to the draw\nhint: `rejection` in";
     assert!(error.contains(why), "{error}");
 }
 
@@ -232,12 +231,28 @@ fn files_of_others_are_not_written_over() {
         let file = folder.path().join(name);
         fs::write(&file, "precious").unwrap();
         let error = error_of(&mut Pipeline::embedded().command("run", folder.path()), 2);
-        assert!(error.contains(&format!("{name}` is no run's")) && error.contains("hint: "), "{error}");
+        assert!(
+            error.contains(&format!("{name}` lies in the place of a run's output"))
+                && error.contains("hint: "),
+            "{error}"
+        );
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
         fs::remove_file(file).unwrap();
     }
+    fs::create_dir(folder.path().join("curated")).unwrap(); // an empty folder is nobody's
     Pipeline::embedded().run(folder.path());
     assert_verified(folder.path());
+    let store = folder.path().join("store");
+    fs::create_dir_all(store.join("samples")).unwrap();
+    fs::write(store.join("samples/00000.parquet"), "precious").unwrap();
+    let pipeline = Pipeline::small().with_store(&store);
+    let error = error_of(&mut pipeline.command("run", &folder.path().join("other")), 2);
+    assert!(error.contains("/store/samples` lies in the place"), "{error}");
+    let foreign = folder.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("plan.json"), "{\"terraform\": 1}").unwrap();
+    let error = error_of(&mut Pipeline::embedded().command("run", &foreign), 2);
+    assert!(error.contains("/foreign/plan.json` lies in the place"), "{error}");
 }
 
 #[test]
@@ -251,7 +266,7 @@ fn what_is_known_to_be_bad_but_not_there_is_said() {
     let pipeline = Pipeline::embedded().with(&format!("report.planted='{}'", listed.display()));
     let said = text(&pipeline.command("run", &run).assert().success().get_output().stderr);
     assert!(
-        said.contains("1 of 2 planted samples are in the pool: shards are named by their paths below"),
+        said.contains("1 of 2 planted samples were scored: the others were rejected, or are not in the pool"),
         "{said}"
     );
     let planted = &json(&run.join("report.json"))["planted"];

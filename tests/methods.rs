@@ -244,6 +244,10 @@ fn a_round_keeps_clusters_and_reference_and_says_how_stale_the_last_is() {
     assert!(!run.join("rounds/002/rounds").exists());
     let rounds = report(&run.join("rounds/003"))["rounds"].clone();
     assert_eq!(rounds.as_array().unwrap().iter().map(|round| &round["round"]).collect::<Vec<_>>(), [&0]);
+    let larger = pipeline.with("read.shards=['fixtures/pool/shard-0000{0..3}.tar']");
+    larger.command("run", &run).arg("--replan").assert().success();
+    assert!(round("fixtures/models/learner").status.success(), "earlier rounds are of another pool");
+    assert_eq!(report(&run.join("rounds/004"))["rounds"].as_array().unwrap().len(), 1);
 }
 
 #[test]

@@ -237,3 +237,36 @@ fn a_curated_file_that_no_marker_names_is_told_and_removed() {
     assert_verified(&run);
     assert!(run.join("curated/notes.txt").is_file());
 }
+
+#[test]
+fn a_run_and_its_rounds_are_repaired_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let pipeline = Pipeline::small();
+    pipeline.run(&run);
+    let round = || {
+        let mut round = superbatch([Path::new("round"), &run]);
+        round.args(["--learner", "fixtures/models/reference"]).assert().success();
+    };
+    round();
+    copy_folder(&run, &folder.path().join("before"));
+    // the round reads what is the run's, and either of them may be named
+    for named in [run.join("rounds/001"), run.clone()] {
+        Damage::FlipByte.inflict(&run.join("samples/00001.parquet"));
+        let output = superbatch([Path::new("repair"), &named]).assert().success().get_output().stdout.clone();
+        let said = text(&output);
+        assert!(said.lines().count() == 2 && !said.contains("\nround 1: 0 tasks"), "{said}");
+        for of in [&run, &run.join("rounds/001")] {
+            assert!(
+                !of.join("plan/embed.json").exists() && !of.join("_done/report").join("00000.json").exists()
+            );
+        }
+        pipeline.run(&run);
+        round();
+        assert_same_bytes(&folder.path().join("before"), &run, &["samples", "curated", "rounds/001/curated"]);
+        assert_verified(&run);
+        assert_verified(&run.join("rounds/001"));
+    }
+    let output = superbatch([Path::new("repair"), &run]).assert().success().get_output().stdout.clone();
+    assert!(text(&output).starts_with("0 tasks dropped") && text(&output).contains("\nround 1: 0 tasks"));
+}

@@ -17,7 +17,6 @@ use crate::error::{Error, first_of};
 use crate::estimate::{self, Estimate};
 use crate::executor::{Executor, Part};
 use crate::export::Exported;
-use crate::numbers::counted;
 use crate::plan::{Plan, Pool};
 use crate::run_folder::{OtherPlan, PLAN, RunFolder};
 use crate::runtime::Device;
@@ -106,7 +105,7 @@ fn run(command: Command) -> Result<Exit, Error> {
         }
         Command::Repair { run } => {
             let run = RunFolder::open(Storage::new(run))?;
-            Output::stdout().line(&verify::repair(&run)?)
+            repair(&run)
         }
         Command::Clean { run } => {
             let run = RunFolder::open(Storage::new(run))?;
@@ -158,6 +157,18 @@ fn plan(settings: &Settings, assume: Option<&Path>, json: bool) -> Result<Exit, 
     let estimate = estimate.as_ref();
     let said = if json { estimate::json(estimate, &plan) } else { estimate::text(estimate, &plan) };
     Output::stdout().line(&said)
+}
+
+/// Repairs a run and then its rounds, which read what is the run's.
+fn repair(run: &RunFolder) -> Result<Exit, Error> {
+    let base = run.run_of_round()?;
+    let base = base.as_ref().unwrap_or(run);
+    let mut output = Output::stdout();
+    output.line(&verify::repair(base)?)?;
+    for round in base.rounds()? {
+        output.line(&format!("round {}: {}", round.plan().round, verify::repair(&round)?))?;
+    }
+    Ok(Exit::Done)
 }
 
 fn compare(args: &CompareArgs) -> Result<Exit, Error> {
@@ -226,8 +237,9 @@ fn stage_command(
 /// Where no sample is left, says what took them out.
 fn explained(run: &RunFolder, done: Result<(), Error>) -> Result<(), Error> {
     if matches!(done, Err(Error::NothingEmbedded | Error::NothingScored)) {
-        for (cause, n) in report::taken_out(run)? {
-            diagnostic(&format!("{} taken out by `{cause}`", counted(n, "sample", "samples")));
+        // a fault of what is counted must not hide this one
+        for (cause, n) in report::taken_out(run).unwrap_or_default() {
+            diagnostic(&format!("{n} taken out by `{cause}`"));
         }
     }
     done
@@ -299,14 +311,13 @@ fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
     };
     diagnostic(&format!("{}{draws}", report.counts.sentence()));
     if report.counts.kept == 0 {
-        diagnostic(
-            "nothing was kept: the filters took out all, or the filter ratio leaves less than one sample",
-        );
+        diagnostic("nothing was kept");
     }
     if report.planted.as_ref().is_some_and(|planted| planted.n_planted < planted.n_listed) {
         let planted = report.planted.as_ref().expect("just seen");
         diagnostic(&format!(
-            "{} of {} planted samples are in the pool: shards are named by their paths below {}",
+            "{} of {} planted samples were scored: the others were rejected, or are not in the pool, whose shards are \
+             named by their paths below {}",
             planted.n_planted,
             planted.n_listed,
             run.plan().pool.root.display()

@@ -135,7 +135,7 @@ impl Estimate {
         let filters = plan.select.filters.iter().map(|filter| filter.name.clone());
         let draw = (plan.select.draw != Draw::Keep).then(|| plan.select.draw.title());
         let steps = filters.chain(draw).collect::<Vec<_>>().join(", then ");
-        let about = if keeps_fewer(&plan.select) { "at most about" } else { "about" };
+        let about = if keeps_fewer(plan) { "at most about" } else { "about" };
         let (kept, all) = (whole(self.n_kept), whole(self.n_samples));
         let _ = writeln!(text, "select    {steps}: {about} {kept} of {all} samples{within}");
         let _ = writeln!(
@@ -212,7 +212,8 @@ fn reaching(select: &SelectSettings, n_samples: u64) -> u64 {
 }
 
 /// Whether fewer may be kept than filter ratios tell: by other bounds, and where a sample may be drawn again.
-fn keeps_fewer(select: &SelectSettings) -> bool {
+fn keeps_fewer(plan: &Plan) -> bool {
+    let select = &plan.select;
     let is_repeating = match &select.draw {
         Draw::InSuperBatches(draw) => {
             let is_anew = draw.deal.n_passes > 1 && draw.deal.pass_pool == PassPool::All;
@@ -220,7 +221,9 @@ fn keeps_fewer(select: &SelectSettings) -> bool {
         }
         Draw::OverPool(_) | Draw::Keep => false,
     };
-    is_repeating || select.filters.iter().any(|filter| filter.filter.best().is_none())
+    is_repeating
+        || !plan.read.bounds.is_empty()
+        || select.filters.iter().any(|filter| filter.filter.best().is_none())
 }
 
 /// Says which sizes of the settings the pool has too few samples for; by an estimate nothing is refused.

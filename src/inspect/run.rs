@@ -13,7 +13,10 @@ use crate::status::Status;
 #[derive(Debug, Serialize)]
 pub struct Run {
     path: PathBuf,
-    /// What draws, and how much it drops.
+    method: &'static str,
+    filter_ratio: String,
+    /// The same for people.
+    #[serde(skip)]
     draw: String,
     seed: u64,
     pool_root: PathBuf,
@@ -28,6 +31,8 @@ impl Run {
         let plan = run.plan();
         Ok(Run {
             path: run.run().root().to_owned(),
+            method: plan.select.draw.name(),
+            filter_ratio: plan.select.draw.filter_ratio().to_string(),
             draw: plan.select.draw.title(),
             seed: plan.seed,
             pool_root: plan.pool.root.clone(),

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::rejection::Rejection;
 use crate::run_folder::{RunFolder, Stage};
 use crate::select::{DrawPlans, SuperBatch, Verdict};
-use crate::settings::Draw;
+use crate::settings::{Draw, PassPool};
 use crate::table::{self, Rows};
 use crate::write::OutputPlan;
 
@@ -227,8 +227,11 @@ impl Plans {
             } else {
                 String::new()
             };
+            let is_remaining = draw.deal().is_some_and(|deal| deal.pass_pool == PassPool::Remaining);
+            let of = if is_one_of_several && is_remaining { "what was left of " } else { "" };
             let drew = planned.map_or_else(String::new, |SuperBatch { n_kept, n_samples, .. }| {
-                format!(", which drew {n_kept} times{passes} from {n_samples} samples")
+                let times = if *n_kept == 1 { "once".to_owned() } else { format!("{n_kept} times") };
+                format!(", which drew {times}{passes} from {of}{n_samples} samples")
             });
             return format!("not drawn: it came to the draw of super-batch {super_batch}{drew}");
         };

@@ -44,7 +44,9 @@ fn missing<'a>(
     }
     let mut n_samples = 0;
     for sample in open_shard(pool, pool.shards.first()?, read).ok()?.take(N_SAMPLES) {
-        let json = match sample.ok()? {
+        // what was seen before a break counts
+        let Ok(sample) = sample else { break };
+        let json = match sample {
             ReadSample::Sample(sample) => sample.json,
             ReadSample::Rejected(sample) => sample.json,
         };

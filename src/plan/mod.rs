@@ -26,7 +26,7 @@ use crate::noise::{Purpose, keyed_hash};
 use crate::npy::{self, NpyError};
 use crate::read::ShardFormat;
 use crate::runtime::Device;
-use crate::select::pair_score;
+use crate::select::{Objective, pair_score};
 use crate::settings::{
     DivideSettings, Draw, EmbedSettings, ModelRole, ModelSettings, Models, ReadSettings, ReportSettings,
     ScoreKind, SelectSettings, Settings, SuperBatchDraw, SuperBatchMethod, WriteSettings,
@@ -42,7 +42,7 @@ pub use pool::{Pool, Shard, shards_per_task};
 pub use vectors::{PlannedVectors, VectorFile, VectorFiles};
 
 /// Version of the run folder: files, columns, markers.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Versions of the stages' algorithms; a change of one redoes the stage and those after it.
 const ALGORITHM_VERSION: u32 = 2;
@@ -115,7 +115,7 @@ impl Plan {
         if earlier.is_none() {
             check_targets(&settings.select, &models)?;
             warn_of_equal_models(&models);
-            warn_of_logits(&models);
+            warn_of_logits(&models, settings.select.objective);
             fields::warn_of_missing(&pool, &settings.read, &settings.select);
         }
         let mut divide = settings.divide.clone();
@@ -179,7 +179,9 @@ impl Plan {
         model::check(&wants, ModelRole::Learner, &model, loaded.model.initial_logit_scale)?;
         let mut plan = self.clone();
         plan.models.insert(ModelRole::Learner, model);
+        check_targets(&plan.select, &plan.models)?;
         warn_of_equal_models(&plan.models);
+        warn_of_logits(&plan.models, plan.select.objective);
         fit_select(memory_limit_bytes, &plan.models, &mut plan.select)?;
         plan.round = round;
         // both below the folder of the run, wherever that is moved
@@ -268,8 +270,8 @@ impl Plan {
 /// Whether the embeddings that filters compare with are as wide as their models', before any work.
 fn check_targets(select: &SelectSettings, models: &Models<PlannedModel>) -> Result<(), Error> {
     for filter in &select.filters {
-        let model = filter.filter.model().and_then(|role| models.get(role));
-        for (path, model) in filter.filter.files().into_iter().zip(std::iter::repeat(model).flatten()) {
+        let Some(model) = filter.filter.model().and_then(|role| models.get(role)) else { continue };
+        for path in filter.filter.files() {
             let file =
                 File::open(path).map_err(|source| Error::ReadSetting { path: path.clone(), source })?;
             let fault = |source| Error::Targets { path: path.clone(), source };
@@ -287,12 +289,15 @@ fn check_targets(select: &SelectSettings, models: &Models<PlannedModel>) -> Resu
 const LOGIT_SCALE_USUAL: f64 = 5.0;
 
 /// A scale that was stated as its logarithm, and a bias with the other sign, are mistakes that no later step notices.
-fn warn_of_logits(models: &Models<PlannedModel>) {
-    for (model, planned) in models.iter() {
+fn warn_of_logits(models: &Models<PlannedModel>, objective: Objective) {
+    // the base scores nothing, and softmax takes no bias
+    for (model, planned) in models.iter().filter(|(role, _)| *role != ModelRole::Base) {
         if let Some(logit_scale) = planned.logit_scale.filter(|scale| *scale < LOGIT_SCALE_USUAL) {
             tracing::warn!(%model, logit_scale, "a logit scale as low as the logarithm of one: `logit_scale` is linear");
         }
-        if let Some(logit_bias) = planned.logit_bias.filter(|bias| *bias > 0.0) {
+        if let Some(logit_bias) =
+            planned.logit_bias.filter(|bias| *bias > 0.0 && objective == Objective::Sigmoid)
+        {
             tracing::warn!(%model, logit_bias, "a logit bias above 0: trained ones are below");
         }
     }

@@ -384,7 +384,10 @@ fn compare_rounds(run: &RunFolder) -> Result<Vec<RoundComparison>, Error> {
     // those that came before another plan of the run are of another series
     let is_alike = |earlier: &RunFolder| {
         let (earlier, plan) = (earlier.plan(), run.plan());
-        earlier.seed == plan.seed
+        let of_pool = |plan: &Plan| (plan.digests.samples.clone(), plan.digests.divide.clone());
+        let of_select = |plan: &Plan| (plan.seed, plan.select.objective, plan.select.precision);
+        of_pool(earlier) == of_pool(plan)
+            && of_select(earlier) == of_select(plan)
             && earlier.select.draw == plan.select.draw
             && earlier.select.filters == plan.select.filters
     };

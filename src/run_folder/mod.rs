@@ -11,12 +11,13 @@ mod stage_plan;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::embed::{CompleteTasks, SamplesCounts};
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan::{FORMAT_VERSION, Plan};
 use crate::storage::Storage;
 
 pub use marker::{Done, Marker, is_exchange_file};
@@ -45,10 +46,8 @@ pub enum OtherPlan {
 /// The file of a run's plan in its folder.
 pub const PLAN: &str = "plan.json";
 
-/// What a run writes into its folder, beside its plan and its markers.
-const OUTPUTS: [&str; 12] = [
-    "samples",
-    "embeddings",
+/// What a run writes into its folder beside its plan and its markers.
+const OUTPUTS: [&str; 10] = [
     "divide",
     "select",
     "draws",
@@ -60,6 +59,9 @@ const OUTPUTS: [&str; 12] = [
     "report.json",
     "report.html",
 ];
+
+/// What it writes into its store, which may be the same folder.
+const EMBEDDED: [&str; 2] = ["samples", "embeddings"];
 
 /// What is locked by who gives a folder its plan: no file that is ever replaced, since a lock is on a file and not on its
 /// name.
@@ -108,14 +110,17 @@ impl RunFolder {
         folder.stamped()
     }
 
-    /// Refuses a folder with somebody else's files in the places of a run's: one in which nothing was ever committed.
+    /// Refuses somebody else's files in the places of a run's, in a folder where nothing was ever committed.
     fn check_foreign(&self) -> Result<(), Error> {
-        if self.run.size_bytes("_done")?.is_some() {
-            return Ok(());
-        }
-        for name in OUTPUTS {
-            if self.run.size_bytes(name)?.is_some() {
-                return Err(Error::ForeignFile { path: self.run.path(name) });
+        for (storage, names) in [(&self.run, &OUTPUTS[..]), (&self.store, &EMBEDDED)] {
+            for name in names {
+                let is_there = storage.size_bytes(name)?.is_some();
+                let is_folder = storage.path(name).is_dir();
+                let is_foreign = is_there && (!is_folder || !storage.list_all(name)?.is_empty());
+                // who begins beside this one makes `_done` before anything else
+                if is_foreign && storage.size_bytes("_done")?.is_none() {
+                    return Err(Error::ForeignFile { path: storage.path(name) });
+                }
             }
         }
         Ok(())
@@ -321,12 +326,27 @@ fn is_stale(stage: &Stage, marker: &Marker<Value>) -> bool {
     marker.stage_digest != stage.digest
 }
 
+/// All of a plan that every version has.
+#[derive(Deserialize)]
+struct Version {
+    format_version: u32,
+}
+
 /// A folder's plan, and its file's size and time from before it was read: a plan that takes its place meanwhile is noticed.
 fn read_plan(run: &Storage) -> Result<(Plan, Option<(u64, u64)>), Error> {
     let stamp = run.guard(PLAN)?;
     let bytes = run.read_if_present(PLAN)?;
     let bytes = bytes.ok_or_else(|| Error::NotARun { folder: run.root().to_owned() })?;
-    let plan =
-        serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: run.path(PLAN), source })?;
+    let path = run.path(PLAN);
+    let unreadable = |source| match run.size_bytes("_done") {
+        // it may be anybody's
+        Ok(None) => Error::ForeignFile { path: path.clone() },
+        _ => Error::Json { path: path.clone(), source },
+    };
+    let Version { format_version } = serde_json::from_slice(&bytes).map_err(unreadable)?;
+    if format_version != FORMAT_VERSION {
+        return Err(Error::FormatVersion { folder: run.root().to_owned(), format_version });
+    }
+    let plan = serde_json::from_slice(&bytes).map_err(unreadable)?;
     Ok((plan, stamp))
 }

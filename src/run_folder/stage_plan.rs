@@ -70,7 +70,7 @@ impl RunFolder {
 
     /// Drops the list of complete tasks, so that it is made again from the embeddings that there are then. What stands on it
     /// must be dropped too, unless it will be the same.
-    pub(super) fn drop_list_of_complete_tasks(&self) -> Result<(), Error> {
+    pub fn drop_list_of_complete_tasks(&self) -> Result<(), Error> {
         self.run.remove(&stage_plan_name(&self.embed()))
     }
 
