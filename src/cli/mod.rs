@@ -313,8 +313,7 @@ fn finish(run: &RunFolder, executor: &Executor) -> Result<Exit, Error> {
     if report.counts.kept == 0 {
         diagnostic("nothing was kept");
     }
-    if report.planted.as_ref().is_some_and(|planted| planted.n_planted < planted.n_listed) {
-        let planted = report.planted.as_ref().expect("just seen");
+    if let Some(planted) = report.planted.as_ref().filter(|planted| planted.n_planted < planted.n_listed) {
         diagnostic(&format!(
             "{} of {} planted samples were scored: the others were rejected, or are not in the pool, whose shards are \
              named by their paths below {}",

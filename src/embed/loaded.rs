@@ -91,7 +91,7 @@ impl LoadedModel {
 
     /// No rows yet of what the model gives.
     pub fn no_rows(&self) -> ModelRows {
-        ModelRows::empty(self.model.kind(), self.embedding_dim)
+        ModelRows::zeros(self.model.kind(), 0, self.embedding_dim)
     }
 
     /// What the embeddings depend on beside the model and its inputs.

@@ -118,7 +118,7 @@ pub fn embed_task(
         BatchOutputs::Images(rows) | BatchOutputs::Captions(rows) => reject(rows),
         BatchOutputs::Logits(_) => {}
     }
-    let mut rows = ModelRows::empty(vectors.kind(), embedding_dim);
+    let mut rows = ModelRows::zeros(vectors.kind(), 0, embedding_dim);
     rows.append(&outputs);
     write_given(run, stage, task, &samples, rows, rejections)
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::noise::{Purpose, keyed_hash};
+use crate::plan::PlannedModel;
 use crate::rejection::Rejection;
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
@@ -37,13 +38,10 @@ impl EmbeddedRows {
         samples.iter().map(row).collect()
     }
 
-    /// The same samples without anything of a model, of the same kind and width.
-    pub fn blank(&self) -> EmbeddedRows {
-        EmbeddedRows {
-            samples: self.samples.clone(),
-            rows: self.rows.zeros(),
-            rejections: vec![None; self.samples.len()],
-        }
+    /// Samples of which a model of this kind and width says nothing yet.
+    pub fn blank(samples: Vec<SampleRef>, model: &PlannedModel) -> EmbeddedRows {
+        let rows = ModelRows::zeros(model.kind, samples.len(), model.embedding_dim);
+        EmbeddedRows { rejections: vec![None; samples.len()], samples, rows }
     }
 
     /// Takes over what another model of the same kind and width says of some of the same samples.

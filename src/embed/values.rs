@@ -27,14 +27,14 @@ pub enum ModelRows {
 }
 
 impl ModelRows {
-    /// No rows yet, of a model of this kind and width.
-    pub fn empty(kind: ModelKind, width: usize) -> ModelRows {
-        let none = || Matrix::zeros(0, width);
+    /// Rows of zeros, of a model of this kind and width.
+    pub fn zeros(kind: ModelKind, n_rows: usize, width: usize) -> ModelRows {
+        let zeros = || Matrix::zeros(n_rows, width);
         match kind {
-            ModelKind::Pair => ModelRows::Pairs { images: none(), captions: none() },
-            ModelKind::Image => ModelRows::Images(none()),
-            ModelKind::Text => ModelRows::Captions(none()),
-            ModelKind::Classifier => ModelRows::Logits(none()),
+            ModelKind::Pair => ModelRows::Pairs { images: zeros(), captions: zeros() },
+            ModelKind::Image => ModelRows::Images(zeros()),
+            ModelKind::Text => ModelRows::Captions(zeros()),
+            ModelKind::Classifier => ModelRows::Logits(zeros()),
         }
     }
 
@@ -51,19 +51,6 @@ impl ModelRows {
             }
             (ModelRows::Logits(rows), BatchOutputs::Logits(logits)) => rows.append(&logits.rows),
             _ => panic!("a model gives what its kind gives"),
-        }
-    }
-
-    /// As many rows of zeros.
-    pub fn zeros(&self) -> ModelRows {
-        let zeros = |rows: &Matrix| Matrix::zeros(rows.n_rows(), rows.n_cols());
-        match self {
-            ModelRows::Pairs { images, captions } => {
-                ModelRows::Pairs { images: zeros(images), captions: zeros(captions) }
-            }
-            ModelRows::Images(rows) => ModelRows::Images(zeros(rows)),
-            ModelRows::Captions(rows) => ModelRows::Captions(zeros(rows)),
-            ModelRows::Logits(rows) => ModelRows::Logits(zeros(rows)),
         }
     }
 

@@ -4,9 +4,9 @@ use std::iter::Sum;
 use std::ops::Add;
 
 use crate::exchange::FILES_PER_LEVEL_MAX;
-use crate::plan::{Plan, PlannedModel};
-use crate::select::{BATCHES_PER_GROUP, group_size_max, has_experts, n_scans};
-use crate::settings::{Deal, Draw, Filter, ModelRole, PoolDraw, SuperBatches};
+use crate::plan::{Plan, PlannedModel, scored_bytes};
+use crate::select::{batches_size_max, group_size_max, has_experts, n_scans};
+use crate::settings::{Deal, Draw, Filter, PoolDraw, SuperBatches};
 
 use super::pool_size::PoolSize;
 use super::work::DIVIDE_ROW_BYTES;
@@ -92,8 +92,7 @@ fn of_filter(plan: &Plan, size: &PoolSize, filter: &Filter) -> StepWork {
         Filter::NormSim(filter) => embeddings(filter.model) + scores,
         Filter::Decontaminate(filter) => embeddings(filter.model) + scores,
         Filter::NegClipLoss(filter) => {
-            let size_max = (BATCHES_PER_GROUP * filter.batch_size + filter.batch_size / 2) as u64;
-            let n_groups = n_task_groups(size.n_tasks, size.n_samples, size_max);
+            let n_groups = n_task_groups(size.n_tasks, size.n_samples, batches_size_max(filter) as u64);
             embeddings(filter.model) + StepWork::exchange(n_groups, 0) + scores
         }
         Filter::Semdedup(_) => {
@@ -111,7 +110,7 @@ fn of_filter(plan: &Plan, size: &PoolSize, filter: &Filter) -> StepWork {
 /// Embeddings come to their super-batches, over the pool out of the store and within clusters through the exchange; what
 /// was drawn goes back.
 fn of_deal(plan: &Plan, size: &PoolSize, n_reaching: u64, deal: &Deal) -> StepWork {
-    let row_bytes = scored_row_bytes(plan);
+    let row_bytes = scored_bytes(&plan.models, plan.embed.embedding_dtype);
     let size_max = group_size_max(plan, deal) as u64;
     let (n_groups, dealt) = match deal.super_batches {
         SuperBatches::OverPool => (n_task_groups(size.n_tasks, n_reaching, size_max), StepWork::default()),
@@ -146,18 +145,6 @@ fn of_pool_draw(plan: &Plan, n_reaching: u64, draw: &PoolDraw) -> StepWork {
 fn n_task_groups(n_tasks: u64, n_samples: u64, size_max: u64) -> u64 {
     let of_task = n_samples.div_ceil(n_tasks).max(1);
     n_tasks.div_ceil((size_max / of_task).max(1))
-}
-
-/// The learner, and the reference of a sample: with experts one of them.
-pub fn scored(plan: &Plan) -> impl Iterator<Item = &PlannedModel> {
-    let is_reference = |role: &ModelRole| matches!(role, ModelRole::Reference | ModelRole::Expert(_));
-    let reference = plan.models.iter().find(|(role, _)| is_reference(role)).map(|(_, model)| model);
-    plan.models.get(ModelRole::Learner).into_iter().chain(reference)
-}
-
-/// Bytes of a sample's embeddings under the models that score it.
-pub fn scored_row_bytes(plan: &Plan) -> u64 {
-    scored(plan).map(|model| model.row_bytes(plan.embed.embedding_dtype)).sum()
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::embed::ModelKind;
-use crate::plan::{Plan, PlannedModel};
+use crate::plan::{Plan, PlannedModel, scored, scored_bytes};
 use crate::select::needs_bank;
 use crate::settings::{DivideSettings, ModelRole, SampleContents};
 
-use super::exchanged::{StepWork, scored, scored_row_bytes};
+use super::exchanged::StepWork;
 use super::pool_size::PoolSize;
 use super::rates::Rates;
 
@@ -139,7 +139,7 @@ impl Workload<'_> {
     fn select(&self) -> StageWork {
         let plan = self.plan;
         let (n_samples, n_tasks) = (self.size.n_samples, self.size.n_tasks);
-        let dims: usize = scored(plan).map(|model| model.embedding_dim).sum();
+        let dims: usize = scored(&plan.models).map(|model| model.embedding_dim).sum();
         // both directions of each pair: 4·d operations a model
         let of_pairs = |n_negatives: f64| 4.0 * n_samples as f64 * n_negatives * dims as f64;
         let has_bank = needs_bank(plan);
@@ -150,7 +150,9 @@ impl Workload<'_> {
         let steps = self.select_steps();
         StageWork {
             stage: "select",
-            read_bytes: scored_row_bytes(plan) * n_samples + 2 * rows + steps.read_bytes,
+            read_bytes: scored_bytes(&plan.models, plan.embed.embedding_dtype) * n_samples
+                + 2 * rows
+                + steps.read_bytes,
             // scores, who passed the filters, what was drawn; then the verdicts
             written_bytes: 2 * rows + steps.written_bytes,
             // scores, filters together and verdicts

@@ -20,7 +20,8 @@ pub(super) fn fit_to_memory(
     select: &mut SelectSettings,
 ) -> Result<(), Error> {
     if let Some(divide) = divide {
-        let sample_bytes = (scored_bytes(models) + row_bytes(models, divide.model)).max(1);
+        let sample_bytes =
+            (scored_bytes(models, EmbeddingDtype::F32) + row_bytes(models, divide.model)).max(1);
         let banks_bytes_max = settings.memory_limit_bytes / 4;
         let size_max = banks_bytes_max / (sample_bytes * (divide.n_clusters as u64 + 1));
         if size_max == 0 {
@@ -47,7 +48,7 @@ pub(super) fn fit_select(
 ) -> Result<(), Error> {
     check_filters(memory_limit_bytes, models, select)?;
     let Some(deal) = select.draw.deal() else { return Ok(()) };
-    let super_batch_bytes = deal.super_batch_size as u64 * scored_bytes(models).max(1);
+    let super_batch_bytes = deal.super_batch_size as u64 * scored_bytes(models, EmbeddingDtype::F32).max(1);
     let needed_bytes = 6 * super_batch_bytes;
     if memory_limit_bytes < needed_bytes {
         let what = "one super-batch";
@@ -59,11 +60,17 @@ pub(super) fn fit_select(
     Ok(())
 }
 
-/// Bytes of a sample in a group, which holds the learner's embeddings and one reference's. An audit takes part in no draw,
-/// and must change none.
-pub fn scored_bytes(models: &Models<PlannedModel>) -> u64 {
-    let references = std::iter::once(ModelRole::Reference).chain(models.experts().map(ModelRole::Expert));
-    row_bytes(models, ModelRole::Learner) + references.map(|role| row_bytes(models, role)).max().unwrap_or(0)
+/// The models that a draw scores a sample with: the learner, and the reference, with experts the widest of them. An audit
+/// takes part in no draw, and must change none.
+pub fn scored(models: &Models<PlannedModel>) -> impl Iterator<Item = &PlannedModel> {
+    let is_reference = |role: &ModelRole| matches!(role, ModelRole::Reference | ModelRole::Expert(_));
+    let references = models.iter().filter(|(role, _)| is_reference(role)).map(|(_, model)| model);
+    models.get(ModelRole::Learner).into_iter().chain(references.max_by_key(|model| model.embedding_dim))
+}
+
+/// Bytes of a sample's embeddings under them.
+pub fn scored_bytes(models: &Models<PlannedModel>, dtype: EmbeddingDtype) -> u64 {
+    scored(models).map(|model| model.row_bytes(dtype)).sum()
 }
 
 /// Bytes of a sample's embeddings in memory; 0 without the model.

@@ -34,7 +34,7 @@ use crate::settings::{
 
 pub use digests::Digests;
 use memory::{fit_select, fit_to_memory};
-pub use memory::{row_bytes, scored_bytes};
+pub use memory::{row_bytes, scored, scored_bytes};
 pub use model::PlannedModel;
 use model::Wants;
 pub use planted::PlantedSamples;

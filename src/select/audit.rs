@@ -11,7 +11,7 @@ use crate::plan::{Plan, row_bytes, scored_bytes};
 use crate::rank::{Overlap, spearman};
 use crate::run_folder::RunFolder;
 use crate::sample::SampleRef;
-use crate::settings::{Deal, Draw, ModelRole, SuperBatchDraw};
+use crate::settings::{Deal, Draw, EmbeddingDtype, ModelRole, SuperBatchDraw};
 
 use super::counts::{kept_in, super_batch_sizes};
 use super::draw::Passes;
@@ -63,7 +63,7 @@ pub fn audit(run: &RunFolder) -> Result<Option<Audit>, Error> {
 
 /// Samples whose embeddings under the cheaper and under the full models take as much as those of a dealing group.
 fn audited_size_max(plan: &Plan, deal: &Deal) -> usize {
-    let cheap_bytes = scored_bytes(&plan.models);
+    let cheap_bytes = scored_bytes(&plan.models, EmbeddingDtype::F32);
     let full = [ModelRole::FullLearner, ModelRole::FullReference];
     let full_bytes: u64 = full.into_iter().map(|role| row_bytes(&plan.models, role)).sum();
     // a model that is not audited stands beside the full ones once more

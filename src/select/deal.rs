@@ -15,7 +15,7 @@ use crate::executor::Executor;
 use crate::noise::{Purpose, keyed_hash};
 use crate::plan::scored_bytes;
 use crate::run_folder::{Done, RunFolder};
-use crate::settings::Deal;
+use crate::settings::{Deal, EmbeddingDtype};
 
 use super::draw_plan::{Dealt, group_size_max};
 use super::group::read_task;
@@ -35,7 +35,7 @@ pub struct Partitions {
 pub fn run(run: &RunFolder, executor: &Executor, tasks: &[usize], deal: &Deal) -> Result<Dealt, Error> {
     let partitions = plan_partitions(run, tasks, deal)?;
     let stage = run.select("select.deal");
-    let n_at_once = tasks_at_once(run, executor, scored_bytes(&run.plan().models))?;
+    let n_at_once = tasks_at_once(run, executor, scored_bytes(&run.plan().models, EmbeddingDtype::F32))?;
     executor.run(run, &stage, tasks, n_at_once, |task| commit(run, &partitions, task))?;
     let index = |index: Index| index;
     let sources = exchange::sources(run, executor, &stage, tasks, index, exchange::FILES_PER_LEVEL_MAX)?;

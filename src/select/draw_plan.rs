@@ -88,9 +88,14 @@ pub fn plan_draws(
 }
 
 /// Samples of the largest dealing group, up to which tasks or the parts of a cluster come together: those of
-/// `super_batches_per_group` super-batches, and half a super-batch more, so that sizes are rounded and not cut off.
+/// `super_batches_per_group` super-batches, rounded.
 pub fn group_size_max(plan: &Plan, deal: &Deal) -> usize {
-    plan.select.super_batches_per_group * deal.super_batch_size + deal.super_batch_size / 2
+    rounded_size_max(plan.select.super_batches_per_group, deal.super_batch_size)
+}
+
+/// Samples of n batches and half a batch more, so that sizes are rounded and not cut off.
+pub fn rounded_size_max(n_batches: usize, batch_size: usize) -> usize {
+    n_batches * batch_size + batch_size / 2
 }
 
 /// Tasks that are dealt together.

@@ -68,7 +68,7 @@ pub use audit::{Audit, audit};
 pub use deal::joined_clusters;
 pub use draw::{DrawCounts, SuperBatchCounts, WeightCounts};
 pub use draw_plan::{DrawPlans, SuperBatch, group_size_max};
-pub use filter::{BATCHES_HELD, BATCHES_PER_GROUP};
+pub use filter::{BATCHES_HELD, batches_size_max};
 pub use hard_negatives::needs_bank;
 pub use losses::{CalibratedLogits, OwnLoss, calibrated_models, has_experts, pair_score};
 pub use pool_draw::PoolCuts;

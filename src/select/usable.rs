@@ -206,7 +206,7 @@ fn read_embedded(
 ) -> Result<(BTreeMap<ModelRole, EmbeddedRows>, Vec<FileRecord>), Error> {
     let mut read = Vec::new();
     let mut embedded: BTreeMap<ModelRole, EmbeddedRows> = BTreeMap::new();
-    for (role, _) in run.plan().models.iter() {
+    for (role, model) in run.plan().models.iter() {
         let reference_of = match role {
             ModelRole::Expert(cluster) => Some(cluster),
             _ => None,
@@ -222,7 +222,8 @@ fn read_embedded(
             Some(cluster) => {
                 let divided = divided.expect("experts come with clusters");
                 let of_cluster = |sample: &SampleRef| divided.cluster_of(*sample) == Some(cluster);
-                let reference = embedded.entry(as_role).or_insert_with(|| rows.blank());
+                let blank = || EmbeddedRows::blank(rows.samples.clone(), model);
+                let reference = embedded.entry(as_role).or_insert_with(blank);
                 reference.take(&rows, of_cluster);
             }
             None => {

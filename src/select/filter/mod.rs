@@ -22,7 +22,7 @@ use crate::run_folder::RunFolder;
 use crate::settings::Filter;
 
 pub use measure::{Measurement, measured_scores, measurement};
-pub use neg_clip_loss::{BATCHES_HELD, BATCHES_PER_GROUP};
+pub use neg_clip_loss::{BATCHES_HELD, batches_size_max};
 
 use measure::{Measurer, plan_cutoff};
 

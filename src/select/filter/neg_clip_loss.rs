@@ -8,7 +8,7 @@ use crate::noise::Purpose;
 use crate::run_folder::{Done, RunFolder};
 use crate::sample::SampleRef;
 use crate::select::counts::super_batch_sizes;
-use crate::select::draw_plan::{group_tasks, ordered};
+use crate::select::draw_plan::{group_tasks, ordered, rounded_size_max};
 use crate::select::neg_clip::neg_clip_scores;
 use crate::select::usable::read_pairs;
 use crate::settings::NegClipLossFilter;
@@ -17,11 +17,16 @@ use super::measure::{Found, reaching};
 use super::semdedup::push_found;
 
 /// Batches in one group of tasks, and half a batch more, as of dealing groups.
-pub const BATCHES_PER_GROUP: usize = 4;
+const BATCHES_PER_GROUP: usize = 4;
 
 /// Samples of a batch that a group with its copies holds as many of as this times at most: `BATCHES_PER_GROUP`, half a
 /// batch more, what would be less than one, and the batch that is measured, which may be half as large again.
 pub const BATCHES_HELD: usize = BATCHES_PER_GROUP + 3;
+
+/// Samples up to which tasks come together.
+pub fn batches_size_max(filter: &NegClipLossFilter) -> usize {
+    rounded_size_max(BATCHES_PER_GROUP, filter.batch_size)
+}
 
 /// Measures every group, and says where the scores are.
 pub fn run(
@@ -34,8 +39,7 @@ pub fn run(
     let stage = run.filter(position, ".group");
     let groups: Vec<Vec<usize>> = run.stage_plan(&stage, || {
         let count = |task| Ok(reaching(run, position, task)?.0.len());
-        let size_max = BATCHES_PER_GROUP * filter.batch_size + filter.batch_size / 2;
-        let groups = group_tasks(run, tasks, count, size_max, filter.batch_size)?;
+        let groups = group_tasks(run, tasks, count, batches_size_max(filter), filter.batch_size)?;
         Ok(groups.into_iter().map(|group| group.tasks).collect())
     })?;
     let all: Vec<usize> = (0..groups.len()).collect();
